@@ -1,0 +1,91 @@
+"""What can go wrong for a person, one class per kind, each with its exit code.
+
+Every error says what is wrong (`what`: place, key, value) and, when there is one, the single
+thing to do about it (`hint`). The command line prints both and exits with `exit_code`; a
+traceback shown to a user is a bug. Nothing here imports anything else of the project.
+"""
+
+from __future__ import annotations
+
+import re
+
+EXIT_PREEMPTED = 75
+EXIT_WATCHDOG = 86
+# What a shell makes of SIGABRT: `jax.distributed` aborts when it misses another process.
+EXIT_PEER_GONE = 134
+
+
+# Up to the last `@` before a slash; a query of a web address, and any that has a `key=value`.
+_USER = re.compile(r"(://)[^/\s`'\"]+@")
+_QUERY = re.compile(
+    r"(https?://[^\s`'\"?]*\?)[^\s`'\")]+|(://[^\s`'\"?]*\?)[^\s`'\")=]*=[^\s`'\")]*"
+)
+
+
+def redacted(text: str) -> str:
+    """The text without the credentials in its URLs: names, passwords, signatures and tokens."""
+    text = _USER.sub(r"\1***@", text)
+    return _QUERY.sub(lambda found: (found[1] or found[2]) + "***", text)
+
+
+def printable(text: str) -> str:
+    """The text with everything a terminal would act on escaped, line ends apart."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+class GlamError(Exception):
+    """A mistake a person can act on; no credentials of URLs get into its words."""
+
+    exit_code = 1
+    is_told = False
+    """whether it was shown already, when that could not wait."""
+
+    def __init__(self, what: str, hint: str | None = None):
+        self.what = redacted(what)
+        self.hint = None if hint is None else redacted(hint)
+        super().__init__(self.what)
+
+
+class RecipeError(GlamError):
+    """A recipe, mixture or suite file, or a command line, that does not make sense."""
+
+    exit_code = 2
+
+
+class DataError(GlamError):
+    """A source, tokenizer or prepared dataset that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class CheckpointError(GlamError):
+    """A checkpoint that is missing, unreadable, or of another run."""
+
+    exit_code = 4
+
+
+class PlanError(GlamError):
+    """A step that does not fit the devices asked for."""
+
+    exit_code = 5
+
+
+class TrainError(GlamError):
+    """A run that gave up: its numbers are no longer usable."""
+
+    exit_code = 6
+
+
+class HostError(GlamError):
+    """Another process of the run did not come, or is gone."""
+
+    exit_code = EXIT_PEER_GONE
+
+
+class Preempted(GlamError):
+    """The run was asked to stop, saved its state and can be resumed."""
+
+    exit_code = EXIT_PREEMPTED

@@ -1,0 +1,63 @@
+"""What a program tells the person who waits for it; who shows it is decided elsewhere.
+
+Programs (train, prepare, evaluate) receive a `Progress` and never print. `glamcli.cli.render`
+implements it three times: a live terminal, plain lines, and one JSON object per line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Phase(Protocol):
+    """One bar: `advance` as units get done, `note` to change the text behind it."""
+
+    def advance(self, units: int = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Progress(Protocol):
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
+        """Context manager yielding a `Phase`; `total` is None when it cannot be known."""
+        ...
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """The numbers of one training step (the same mapping goes to `metrics.jsonl`)."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line worth keeping."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """One line worth acting on."""
+        ...
+
+
+class _SilentPhase:
+    def advance(self, units: int = 1) -> None:
+        del units
+
+    def note(self, text: str) -> None:
+        del text
+
+
+class Silent:
+    """Says nothing: for tests and for use as a library."""
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Phase]:
+        del name, total, unit
+        yield _SilentPhase()
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        del values
+
+    def say(self, text: str) -> None:
+        del text
+
+    def warn(self, text: str) -> None:
+        del text

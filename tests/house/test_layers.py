@@ -1,0 +1,105 @@
+"""The layers of the code base, and one door per heavy library, read from the syntax tree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "glamcli"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import from lower rows and from its own package. The first matching prefix counts.
+ROWS = (
+    ("glamcli.errors", 0),
+    ("glamcli.progress", 0),
+    ("glamcli.hugepages", 0),
+    ("glamcli.config", 1),
+    ("glamcli.parallel", 2),
+    ("glamcli.data", 2),
+    ("glamcli.model", 3),
+    ("glamcli.train.loop", 5),
+    ("glamcli.train.saver", 5),
+    ("glamcli.train.folder", 5),
+    ("glamcli.train", 4),
+    ("glamcli.checkpoint", 4),
+    ("glamcli.beam", 3),
+    ("glamcli.generate", 4),
+    ("glamcli.evals", 5),
+    ("glamcli.plan", 5),
+    ("glamcli.cli", 6),
+    ("glamcli", 0),
+)
+
+# Which modules may import which heavy library.
+DOORS = {
+    "flax": ("glamcli.model",),
+    "optax": ("glamcli.train.optimizer",),
+    "orbax": ("glamcli.checkpoint",),
+    "grain": ("glamcli.data.stream",),
+    "tensorflow_datasets": ("glamcli.data",),
+    "array_record": ("glamcli.data",),
+    "sentencepiece": ("glamcli.data.tokenizer",),
+    "fsspec": ("glamcli.data",),
+    "tensorboardX": ("glamcli.train.metrics",),
+    "click": ("glamcli.cli",),
+    "rich": ("glamcli.cli.render",),
+    "pydantic": ("glamcli.config", "glamcli.evals.tasks"),
+    "ruamel": ("glamcli.config",),
+    "lm_eval": ("glamcli.evals.harness",),
+    "tensorflow": (),
+    "torch": (),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def under(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(prefix + ".")
+
+
+def row(module: str) -> int:
+    return next(number for prefix, number in ROWS if under(module, prefix))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, at any depth of the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_only_lower_rows_or_its_own_package(path):
+    here = module_name(path)
+    package = ".".join(here.split(".")[:2])
+    for name in imports(path):
+        if not under(name, "glamcli") or under(name, package):
+            continue
+        assert row(name) < row(here), f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_heavy_libraries_have_one_door(path):
+    here = module_name(path)
+    for name in imports(path):
+        library = name.split(".")[0]
+        if library in DOORS:
+            assert any(under(here, door) for door in DOORS[library]), f"{here} imports {library}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_programs_do_not_print_or_read_environment_settings(path):
+    here = module_name(path)
+    if under(here, "glamcli.cli"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{here}:{node.lineno} prints"

@@ -1,0 +1,157 @@
+"""Fixtures: whole runs in processes of their own, small enough to be interrupted many times."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 40
+RECIPE = f"""
+extends: test-tiny
+model: {{model_dim: 16, ffn_dim: 32, head_dim: 8, vocab_size: 260}}
+moe: {{group_tokens: 32, second_policy: random}}
+batch: {{row_tokens: 32}}
+train: {{steps: {STEPS}}}
+every: {{log_steps: 3, heldout_steps: 10, checkpoint_steps: 7}}
+data: {{mixture: ./mixture.yaml, cache_dir: ./cache}}
+"""
+MIXTURE = """
+sources:
+  numbers: {kind: text, path: numbers.txt, separator: line, weight: 0.7}
+  words: {kind: text, path: words.txt, separator: line, weight: 0.3}
+heldout_frac: 0.1
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "mixture.yaml").write_text(MIXTURE)
+    numbers = "\n".join(f"{i} and {i + 1} make {2 * i + 1}" for i in range(400))
+    words = "\n".join(f"the {a} {b} sees a {b} {a}" for a in COLOURS for b in ANIMALS)
+    (folder / "numbers.txt").write_text(numbers)
+    (folder / "words.txt").write_text(words)
+    return folder / "tiny.yaml"
+
+
+COLOURS = ("red", "green", "blue", "grey", "yellow", "white", "black", "brown")
+ANIMALS = ("fox", "hen", "cat", "dog", "horse", "mouse", "goat", "duck")
+
+
+class Run:
+    """`glam train` in its own process, its events read as they come."""
+
+    def __init__(
+        self,
+        recipe: Path,
+        folder: Path,
+        *arguments: str,
+        num_devices: int = 1,
+        first: str = "",
+        **environment: str,
+    ):
+        """`first` is Python to run before the command."""
+        variables = {
+            **os.environ,
+            **environment,
+            "JAX_PLATFORMS": "cpu",
+            # Nothing here runs long enough to repay optimisation.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            f"--xla_force_host_platform_device_count={num_devices}",
+        }
+        start = [sys.executable, "-c", f"{first}\nfrom glamcli.cli.main import run; run()"]
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [*start, "train", str(recipe), "--run", str(folder), "--json", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            yield json.loads(line)
+
+    def until_step(self, step: int) -> None:
+        """Returns once a step this late was told."""
+        for event in self.events():
+            if event["event"] == "step" and event["step"] >= step:
+                return
+        pytest.fail(f"ended before step {step}: {self.finish()}")
+
+    def until(self, event: str, **values: Any) -> None:
+        for each in self.events():
+            if each["event"] == event and values.items() <= each.items():
+                return
+        pytest.fail(f"ended before {event} {values}: {self.finish()}")
+
+    def finish(self) -> tuple[int, str]:
+        """Exit code and everything on stderr; what was left of stdout is in `rest`."""
+        self.rest, err = self.process.communicate(timeout=300)
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def train(recipe):
+    """Starts runs, and ends those that a failed test left behind."""
+    started = []
+
+    def start(folder: Path, *arguments: str, recipe: Path = recipe, **options: Any) -> Run:
+        started.append(Run(recipe, folder, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.process.kill()
+        run.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(recipe, tmp_path_factory) -> Path:
+    """The folder of a run that nothing happened to; what it told is beside it."""
+    run = Run(recipe, tmp_path_factory.mktemp("runs") / "uninterrupted")
+    told = [json.dumps(event) + "\n" for event in run.events()]
+    (run.folder.parent / "events.jsonl").write_text("".join(told))
+    code, err = run.finish()
+    assert code == 0, err
+    return run.folder
+
+
+def weights(folder: Path, step: int) -> dict[str, Any]:
+    """Every array of a checkpoint by name: weights, optimizer state, counters."""
+    import jax
+    import numpy as np
+
+    from glamcli.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {
+        name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
+        for name, (dtype, shape) in checkpoints.meta(step)["tree"].items()
+    }
+    return {name: np.asarray(x) for name, x in checkpoints.restore(step, target).items()}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl` without what depends on the clock."""
+    from glamcli.train.meter import WALL_CLOCK
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+
+
+def assert_same_run(left: Path, right: Path, step: int = STEPS) -> None:
+    before, after = weights(left, step), weights(right, step)
+    assert before.keys() == after.keys()
+    different = [name for name in before if before[name].tobytes() != after[name].tobytes()]
+    assert not different
+    assert metrics(left) == metrics(right)
