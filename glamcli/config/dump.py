@@ -1,0 +1,100 @@
+"""Settings back as YAML: every value written out, deterministic, read back to the same settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from glamcli.config import tree
+from glamcli.config.schema import Recipe
+
+# Text that needs no quotes: starts with a letter, has no mark that YAML knows.
+_SAFE = re.compile(r"[A-Za-z][A-Za-z0-9_./+-]*( [A-Za-z0-9_./+(-][A-Za-z0-9_./+,;()-]*)*")
+
+# JSON Schema of what `tree.resolve` reads as a number and editors read as text.
+_UNDERSCORES = r"^[-+]?[0-9]+(_[0-9]+)+(\.[0-9]*)?$"
+
+
+def dump(settings: BaseModel) -> str:
+    """The settings as YAML, defaults included; loads back equal, without a parent."""
+    return "".join(line + "\n" for line, _ in dump_lines(settings))
+
+
+def dump_lines(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """Lines of `dump`, each with the dotted key whose value it holds or starts."""
+    indent = "  " * prefix.count(".")
+    for name in type(settings).model_fields:
+        value, key = getattr(settings, name), prefix + name
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:", None
+            yield from dump_lines(value, key + ".")
+        elif isinstance(value, tuple) and any(isinstance(i, str) and " " in i for i in value):
+            yield f"{indent}{name}:", key
+            for item in value:
+                yield f"{indent}  - {as_yaml(item)}", None
+        else:
+            yield f"{indent}{name}: {as_yaml(value)}", key
+
+
+def as_yaml(value: Any) -> str:
+    """One value as it is written in a recipe."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(as_yaml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_yaml(k)}: {as_yaml(v)}" for k, v in value.items()) + "}"
+    assert isinstance(value, str), value
+    if _SAFE.fullmatch(value) and isinstance(tree.resolve(value), str):
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else _escape(char) for char in quoted)
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+
+
+def _is_noise(key: str, value: Any) -> bool:
+    """What pydantic says and a partial file does not need; keys of recipes hold dicts."""
+    return (key == "required" and isinstance(value, list)) or (
+        key == "title" and isinstance(value, str)
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file for editors: nothing is required, for a file may extend."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    extends = {
+        "type": "string",
+        "description": "the one recipe this one is based on: a shipped name, or a path relative "
+        "to this file",
+    }
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    mesh = schema["properties"]["mesh"]
+    schema["properties"]["mesh"] = {
+        "anyOf": [{"const": "auto"}, {"$ref": mesh.pop("$ref")}],
+        **mesh,
+    }
+    return _loosen(schema)
+
+
+def _loosen(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_loosen(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    out = {key: _loosen(value) for key, value in node.items() if not _is_noise(key, value)}
+    # Editors count 1_000 as text.
+    if out.get("type") in ("integer", "number"):
+        out |= {"type": [out["type"], "string"], "pattern": _UNDERSCORES}
+    return out

@@ -1,0 +1,259 @@
+"""Problems of settings as sentences: place, key, what was expected, what was given.
+
+`validate` turns a tree into frozen settings or into every problem at once; `check.py` adds the
+problems between fields. Nobody else words recipe errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from glamcli.config import tree
+from glamcli.config.schema import Recipe
+from glamcli.config.tree import shown
+from glamcli.errors import RecipeError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with settings. `place` is `file:line`, `--set`, or a file."""
+
+    place: str
+    what: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+
+
+class Refused(RecipeError):
+    """Settings with problems; the message holds all of them, one per line."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        if len(problems) == 1:
+            super().__init__(f"{problems[0].place}: {problems[0].what}", hint=problems[0].hint)
+        else:
+            lines = "".join(f"\n  {problem}" for problem in problems)
+            super().__init__(f"{len(problems)} problems:{lines}")
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise `Refused` with all problems; nothing when there are none."""
+    if problems:
+        raise Refused(problems)
+
+
+def validate(root: tree.Mapping, kind: type[T]) -> T:
+    """The tree as settings of this kind.
+
+    Types are strict: text is never read as a number, a number never as text or as a switch.
+    Raises: RecipeError with all problems of the tree.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(tree.plain(root)), strict=True)
+    except ValidationError as error:
+        raise Refused(_problems(error, root, kind)) from error
+
+
+def _problems(error: ValidationError, root: tree.Mapping, kind: type[BaseModel]) -> list[Problem]:
+    unknown: dict[tuple[str, ...], Problem] = {}
+    suggested: set[tuple[str, ...]] = set()
+    wrong: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
+    for item in error.errors(include_url=False, include_context=True):
+        loc = item["loc"]
+        if item["type"] == "extra_forbidden":
+            key = tuple(str(part) for part in loc)
+            near = nearest_key(key, kind)
+            suggested.update({near} if near else set())
+            hint = f"did you mean `{_dotted(near)}`?" if near else None
+            place = _find(root, loc)[1]
+            unknown[key] = Problem(str(place), f"unknown key `{_dotted(key)}`", hint)
+        else:
+            # pydantic reports every member of a union below the value it is about.
+            wrong.setdefault(_within(root, loc, item["type"] == "missing"), []).append(dict(item))
+    problems = list(unknown.values())
+    for loc, items in wrong.items():
+        if items[0]["type"] == "missing" and suggested & {loc, ("extends",)}:
+            continue  # the misspelled key above is this one, or would bring it
+        problems.append(_wrong(root, loc, items, kind))
+    return problems
+
+
+def _wrong(
+    root: tree.Mapping,
+    loc: tuple[str | int, ...],
+    items: list[dict[str, Any]],
+    kind: type[BaseModel],
+) -> Problem:
+    node, place = _find(root, loc)
+    name = f"`{_dotted(loc)}`"
+    if items[0]["type"] == "missing":
+        what = f"{name} is missing"
+        hint = None
+        if len(loc) == 1 and kind is Recipe:
+            hint = "start from a shipped recipe with `extends: quickstart`"
+        return Problem(str(place), what, hint)
+    expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
+    given = tree.plain(node) if node is not None else items[0]["input"]
+    if isinstance(given, dict | list):
+        text = "a section" if isinstance(given, dict) else "a list"
+    elif isinstance(given, str):
+        text = f"the text `{shown(given)}`" if "text" not in expected else f"`{shown(given)}`"
+    else:
+        text = f"`{shown(given)}`"
+    return Problem(str(place), f"{name} must be {expected}, not {text}", _rewrite(given, items))
+
+
+def _expected(item: dict[str, Any]) -> str:
+    ctx = item.get("ctx", {})
+    match item["type"]:
+        case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":
+            return "a whole number"
+        case "float_type" | "float_parsing":
+            return "a number"
+        case "finite_number":
+            return "a finite number"
+        case "bool_type" | "bool_parsing":
+            return "`true` or `false`"
+        case "string_type":
+            return "text"
+        case "literal_error":
+            return str(ctx["expected"]).replace("'", "`")
+        case "greater_than_equal":
+            return f"at least {_number(ctx['ge'])}"
+        case "greater_than":
+            return f"above {_number(ctx['gt'])}"
+        case "less_than_equal":
+            return f"at most {_number(ctx['le'])}"
+        case "less_than":
+            return f"below {_number(ctx['lt'])}"
+        case "tuple_type" | "list_type":
+            return "a list such as `[1, 2]`"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "a section of `key: value` lines"
+        case "too_short":
+            return "not empty"
+    return str(item["msg"]).lower()
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
+    """What to write instead, when a value of the right kind is recognisable."""
+    kinds = {item["type"] for item in items}
+    if "bool_type" in kinds and isinstance(given, str):
+        if given.lower() in ("yes", "on", "y", "1"):
+            return "write `true`"
+        if given.lower() in ("no", "off", "n", "0"):
+            return "write `false`"
+    if kinds & {"int_type", "float_type"} and isinstance(given, str):
+        text = given.strip().replace(",", "").replace(" ", "")
+        sign = text[:1] if text[:1] in ("-", "+") else ""
+        text = sign + (text.removeprefix(sign).lstrip("0") or "0")
+        if isinstance(tree.resolve(text), int | float) and not isinstance(tree.resolve(text), bool):
+            return f"write `{text}`, without quotes"
+    if kinds & {"int_type", "int_from_float"} and isinstance(given, float) and given.is_integer():
+        return f"write `{int(given)}`"
+    if "tuple_type" in kinds and isinstance(given, str | int | float):
+        return f"write `[{shown(given)}]`"
+    if "string_type" in kinds and isinstance(given, int | float):
+        return f'write `"{shown(given)}"`, with quotes'
+    if "literal_error" in kinds and isinstance(given, str):
+        options = [part.strip("'") for part in str(items[-1]["ctx"]["expected"]).split(" or ")]
+        options = [part.strip("' ") for option in options for part in option.split(",")]
+        near = difflib.get_close_matches(given, options, n=1, cutoff=0.5)
+        return f"did you mean `{near[0]}`?" if near else None
+    return None
+
+
+def nearest_key(key: Sequence[str], kind: type[BaseModel]) -> tuple[str, ...] | None:
+    """The known key an unknown one probably stands for: same section first, then any section."""
+    known = [*keys_of(kind), ("extends",)] if kind is Recipe else keys_of(kind)
+    section, last = tuple(key[:-1]), key[-1]
+    here = {path[len(section)]: path[: len(section) + 1] for path in known if _below(path, section)}
+    near = difflib.get_close_matches(last, list(here), n=1, cutoff=0.6)
+    if near:
+        return here[near[0]]
+    elsewhere: dict[str, tuple[str, ...]] = {}
+    for path in known:
+        elsewhere.setdefault(path[-1], path)
+    near = difflib.get_close_matches(last, list(elsewhere), n=1, cutoff=0.75)
+    return elsewhere[near[0]] if near else None
+
+
+def _below(path: tuple[str, ...], section: tuple[str, ...]) -> bool:
+    return len(path) > len(section) and all(
+        a in (b, "*") for a, b in zip(path, section, strict=False)
+    )
+
+
+def keys_of(kind: type[BaseModel]) -> list[tuple[str, ...]]:
+    """Every key of these settings as a path, sections included; `*` stands for chosen names."""
+    found: list[tuple[str, ...]] = []
+    for name, field in kind.model_fields.items():
+        found.append((name,))
+        for step, inner in _sections(field.annotation):
+            found.extend((name, *step, *path) for path in keys_of(inner))
+    return found
+
+
+def _sections(annotation: Any) -> Iterable[tuple[tuple[str, ...], type[BaseModel]]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield (), annotation
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _sections(member)
+    elif get_origin(annotation) in (dict, tuple, list):
+        for member in get_args(annotation):
+            for step, inner in _sections(member):
+                yield ("*", *step), inner
+
+
+def _within(root: tree.Mapping, loc: tuple[Any, ...], missing: bool) -> tuple[str | int, ...]:
+    """The part of a pydantic location that exists in the tree (and one key more when missing)."""
+    node: tree.Node = root
+    for depth, part in enumerate(loc):
+        if isinstance(node, tree.Mapping) and part in node.entries:
+            node = node.entries[part]
+        elif isinstance(node, tree.Sequence) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+        else:
+            return loc[: depth + 1] if missing else loc[:depth]
+    return loc
+
+
+def place_of(root: tree.Mapping, *loc: str | int) -> str:
+    """`file:line` of the key at a path of keys, or of the nearest section above an absent one."""
+    return str(_find(root, loc)[1])
+
+
+def _find(root: tree.Mapping, loc: Sequence[str | int]) -> tuple[tree.Node | None, tree.Place]:
+    """The node at a location and its place; for an absent one, None and its parent's place."""
+    node: tree.Node = root
+    place = root.place
+    for part in loc:
+        if isinstance(node, tree.Mapping) and part in node.entries:
+            place = node.keys[str(part)]
+            node = node.entries[str(part)]
+        elif isinstance(node, tree.Sequence) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+            place = node.place
+        else:
+            return None, place
+    return node, place
+
+
+def _dotted(loc: Iterable[str | int]) -> str:
+    return shown(".".join(str(part) for part in loc))

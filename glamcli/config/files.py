@@ -1,0 +1,92 @@
+"""Which file a name or a path means: shipped recipes and mixtures, and files of the user.
+
+A name without a slash or suffix is a shipped file; everything else is a path, relative to the file
+that names it. `~/` is the home folder; environment variables are not expanded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+import glamcli
+from glamcli.config.tree import shown
+from glamcli.errors import RecipeError
+
+_NOUN = {"recipes": "recipe", "data_mixtures": "mixture"}
+
+
+def shipped(kind: Literal["recipes", "data_mixtures"]) -> dict[str, Path]:
+    """Files that come with the program, by name, in alphabetical order.
+
+    An installed package carries them inside; a checkout has them beside the package.
+    """
+    package = Path(glamcli.__file__).resolve().parent
+    folders = (package / kind, package.parent / kind)
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def suite_names() -> list[str]:
+    """Names of the evaluation suites and tasks that come with the program (`evals/tasks.py`)."""
+    folder = Path(glamcli.__file__).resolve().parent / "evals" / "suites"
+    return [path.stem for part in ("", "tasks") for path in sorted((folder / part).glob("*.yaml"))]
+
+
+def find(
+    kind: Literal["recipes", "data_mixtures"], name_or_path: str, beside: Path | None = None
+) -> Path:
+    """The file meant by a shipped name or a path. Raises: RecipeError with near names."""
+    names = shipped(kind)
+    if "\0" in name_or_path or "\n" in name_or_path:
+        raise RecipeError(f"not a {_NOUN[kind]} name or path: `{shown(name_or_path)}`")
+    if not is_path(name_or_path):
+        if name_or_path in names:
+            return names[name_or_path]
+        local = (beside or Path()) / f"{name_or_path}.yaml"
+        if name_or_path and local.is_file():
+            hint = f"for the file beside you write `./{shown(local.name)}`"
+        else:
+            hint = _near(name_or_path, names)
+        raise RecipeError(f"no shipped {_NOUN[kind]} is called `{shown(name_or_path)}`", hint)
+    path = Path(absolute(name_or_path, beside or Path.cwd()))
+    try:
+        if kind == "recipes" and (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"  # a run folder
+        exists = path.exists()
+    except OSError:  # a name too long, a folder that may not be entered
+        exists = False
+    if not exists:
+        what = f"no such {_NOUN[kind]} file: `{shown(name_or_path)}`"
+        raise RecipeError(what, _near(path.stem, names))
+    return path
+
+
+def _near(name: str, names: dict[str, Path]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    if near:
+        return "shipped and near: " + ", ".join(f"`{each}`" for each in near)
+    return "shipped: " + ", ".join(f"`{each}`" for each in names)
+
+
+def is_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.endswith((".yaml", ".yml", ".json")) or text == "~"
+
+
+def absolute(text: str, folder: Path) -> str:
+    """A local path made absolute against a folder; a URL as it is."""
+    if "://" in text:
+        return text
+    path = Path(text)
+    if path.parts[:1] == ("~",):
+        path = Path.home().joinpath(*path.parts[1:])
+    return str(Path(folder.absolute(), path))
+
+
+def display(path: Path) -> str:
+    """The path as a person would write it here: relative when it is below the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)

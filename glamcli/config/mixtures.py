@@ -1,0 +1,94 @@
+"""Mixture files: reading them, the rules between their fields, and what a run sees of them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from glamcli.config import tree
+from glamcli.config.explain import Problem, place_of, refuse, validate
+from glamcli.config.files import absolute, display, find
+from glamcli.config.schema import Mixture
+
+
+def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixture:
+    """A mixture of a shipped name or a path, relative to the folder `beside`.
+
+    Local source paths become absolute: they are relative to the mixture file.
+    Raises: RecipeError with every problem.
+    """
+    path = find("data_mixtures", str(name_or_path), beside)
+    root = tree.read_tree(path, display(path))
+    mixture = validate(root, Mixture)
+    refuse(check_mixture(mixture, partial(place_of, root)))
+    sources = {}
+    for name, source in mixture.sources.items():
+        if source.path is not None and source.kind != "embedded":
+            folder = path.parent.absolute()
+            # Only what is written in the file is a pattern, not the folder it lies in.
+            if any(mark in source.path for mark in "*?["):
+                folder = Path(glob.escape(str(folder)))
+            source = source.model_copy(update={"path": absolute(source.path, folder)})
+        sources[name] = source
+    return mixture.model_copy(update={"sources": sources})
+
+
+def check_mixture(mixture: Mixture, place: Callable[..., str]) -> list[Problem]:
+    """Every contradiction of a mixture; `place` finds `file:line` of a path of keys."""
+    problems = []
+    for name, source in mixture.sources.items():
+        if source.path is None:
+            what = f"source `{name}` is {source.kind}, which needs a `path`"
+            problems.append(Problem(place("sources", name), what))
+        if source.split is not None and source.kind != "tfds":
+            what = f"source `{name}` has a `split`, which only tfds has"
+            problems.append(Problem(place("sources", name, "split"), what))
+        if source.where and source.kind in ("embedded", "text"):
+            what = f"source `{name}` has `where`, but {source.kind} has no fields"
+            problems.append(Problem(place("sources", name, "where"), what))
+    if not any(source.weight for source in mixture.sources.values()):
+        problems.append(Problem(place("sources"), "the weights of all sources are 0"))
+    before = 0
+    for number, stage in enumerate(mixture.stages):
+        if stage.from_step <= before:
+            what = (
+                f"stages come in order and the sources' own weights are the first, so this "
+                f"`from_step` must be above {before}, not {stage.from_step}"
+            )
+            problems.append(Problem(place("stages", number, "from_step"), what))
+        before = max(before, stage.from_step)
+        for name in stage.weights:
+            if name not in mixture.sources:
+                what = f"no source is called `{name}`"
+                hint = "sources: " + ", ".join(f"`{each}`" for each in mixture.sources)
+                problems.append(Problem(place("stages", number, "weights", name), what, hint))
+        if not any(stage.weights.values()):
+            problems.append(
+                Problem(place("stages", number, "weights"), "the weights of this stage are all 0")
+            )
+    return problems
+
+
+def source_weights(mixture: Mixture) -> dict[str, float]:
+    """Share of every source at the start of a run: sums to 1."""
+    return _shares({name: source.weight for name, source in mixture.sources.items()})
+
+
+def tokens_by_source(mixture: Mixture, steps: int, tokens_per_step: int) -> dict[str, float]:
+    """Expected tokens of every source over a run, stages included (GLaM Table 3)."""
+    stages = [(0, source_weights(mixture))]
+    stages += [(stage.from_step, _shares(stage.weights)) for stage in mixture.stages]
+    seen = dict.fromkeys(mixture.sources, 0.0)
+    for number, (start, shares) in enumerate(stages):
+        end = stages[number + 1][0] if number + 1 < len(stages) else steps
+        num_steps = max(0, min(end, steps) - start)
+        for name, share in shares.items():
+            seen[name] += share * num_steps * tokens_per_step
+    return seen
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}

@@ -1,0 +1,20 @@
+"""Advice: the values nearest to one that was refused."""
+
+from __future__ import annotations
+
+import math
+
+
+def use(*values: int) -> str:
+    return "use " + " or ".join(str(value) for value in dict.fromkeys(values))
+
+
+def multiples(value: int, of: int) -> str:
+    below = value // of * of
+    return use(*([below] if below else []), below + of)
+
+
+def divisors(value: int) -> list[int]:
+    """Divisors in order; for huge values only the small ones and their counterparts."""
+    small = [n for n in range(1, min(math.isqrt(value), 10**5) + 1) if value % n == 0]
+    return sorted({*small, *(value // n for n in small)})

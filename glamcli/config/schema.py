@@ -1,0 +1,384 @@
+"""Every setting of a run, typed, frozen and documented: the schema of a recipe.
+
+The descriptions below are the reference documentation: they become the JSON Schema that
+editors complete from. Rules that involve more than one field live in `check.py`; reading files
+lives in `load.py`. Letters in brackets are the tensor letters of the whole code base.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, le=10**15)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**15)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Model(Settings):
+    num_layers: Count
+    """[L] Transformer layers; with experts they come in pairs (expert layer, dense layer)."""
+    model_dim: Count
+    """[M] width of the residual stream."""
+    ffn_dim: Count
+    """[H] width of every feed-forward layer, dense or expert."""
+    num_heads: Count
+    """[N] attention heads."""
+    head_dim: Count
+    """[D] width of a head; N x D need not equal M (64B/64E has 2M)."""
+    vocab_size: Count
+    """[V] rows of the embedding table; the tokenizer may use fewer."""
+    activation_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """dtype of activations and matrix products; weights are always kept in float32."""
+    attention_scale: Literal["folded", "sqrt"] = "folded"
+    """`folded`: 1/sqrt(D) is part of the query initialisation (the reference code); `sqrt`:
+    queries are divided by sqrt(D) at run time. Never both."""
+    zero_logit: bool = True
+    """add one logit of 0.0 to every attention softmax, so a head may attend to nothing."""
+    position_buckets: Count = 32
+    """[R] buckets of the relative position bias (T5 style, one-directional, per layer)."""
+    position_max_distance: Count = 128
+    """distances from here on share the last bucket."""
+    norm_epsilon: Positive = 1e-6
+    """added to the mean square in RMS normalisation."""
+
+
+class Moe(Settings):
+    num_experts: Count
+    """[E] experts in every second layer."""
+    experts_per_token: Literal[1, 2] = 2
+    """[K] 2 as in GLaM; 1 is Switch."""
+    capacity_factor: Positive = 2.0
+    """slots per expert and group: int(S x factor / E), up to a multiple of 4 (GShard counts both
+    choices in the factor). The paper does not state it; the reference code uses 2.0."""
+    group_tokens: Count = 1024
+    """[S] tokens routed together. Capacity and order are per group, so results depend on it, and
+    it never depends on the number of devices."""
+    expert_activation: Literal["relu", "gelu"] = "relu"
+    """the paper does not say; the reference code uses relu, Expert Choice gelu."""
+    second_policy: Literal["all", "random", "sampling"] = "all"
+    """which second choices are kept: all; at random with probability
+    min(1, weight / second_threshold); or `sampling`: the second expert itself is drawn (Gumbel)."""
+    second_threshold: Positive = 0.5
+    """for `random`: second choices with at least this (normalised) weight are always kept."""
+    normalize: Literal["before_capacity", "after_drop"] = "before_capacity"
+    """when the two gate weights are scaled to sum to one: before slots are given out, never again
+    (the reference default), or after, over the surviving choices."""
+    balance_padding: Literal["legacy", "corrected"] = "corrected"
+    """`legacy` leaves padded tokens in the denominator of the balance loss, so padding lowers it;
+    `corrected` divides by the real tokens."""
+    balance_coef: NotNegative = 0.01
+    """weight of the load balance loss (GLaM section 5)."""
+    balance_over_layers: Literal["sum", "mean"] = "sum"
+    """how the balance losses of the expert layers are combined (reference code: sum)."""
+    router_z_coef: NotNegative = 0.0
+    """weight of mean(logsumexp(router logits)^2)."""
+    dispatch: Literal["auto", "einsum", "gather", "dropless"] = "auto"
+    """how tokens reach experts in training: `einsum` (one-hot GSEC products), `gather` (indices,
+    same capacity and same results), `dropless` (no capacity). `auto`: gather on CPU and GPU,
+    einsum on TPU."""
+    eval_dispatch: Literal["einsum", "gather", "dropless"] = "dropless"
+    """the same for scoring and generation; with dropping, a likelihood is not causal."""
+    eval_capacity_factor: Positive | None = None
+    """capacity factor of scoring and generation where `eval_dispatch` drops; None: as training."""
+
+
+class Batch(Settings):
+    rows: Count
+    """[B] rows per optimizer step, over all devices and accumulated parts."""
+    row_tokens: Count
+    """tokens per row."""
+    accumulate: Count = 1
+    """parts a step is split into to save memory; gradients are summed exactly."""
+
+
+class Optimizer(Settings):
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: Positive = 0.01
+    """constant for `hold_steps`, then learning_rate x sqrt(hold_steps / step) (GLaM section 5)."""
+    hold_steps: Count = 10_000
+    """steps at the full rate before the inverse square root decay."""
+    warmup_steps: CountOrZero = 0
+    """linear rise from zero; the paper uses none."""
+    clip_update_rms: Positive | None = 1.0
+    """adafactor: a parameter's update is scaled down to this root mean square."""
+    clip_grad_norm: Positive | None = None
+    """scale the whole gradient down to this norm; the paper uses none."""
+    decay_exponent: Positive = 0.8
+    """adafactor: second-moment decay is 1 - step^-exponent."""
+    scale_by_parameter: bool = True
+    """adafactor: multiply updates by the parameter's root mean square (floor 1e-3)."""
+    factored_min_dim: Count = 128
+    """adafactor: factor the second moment when the second largest dimension has this size."""
+    beta1: Fraction = 0.0
+    """momentum; 0 keeps none (GLaM). adamw users want 0.9."""
+    beta2: Fraction = 0.99
+    """adamw: second-moment decay."""
+    weight_decay: NotNegative = 0.0
+    """adamw: decoupled weight decay."""
+
+
+class Loss(Settings):
+    z_coef: NotNegative = 1e-4
+    """weight of logsumexp(logits)^2 per target."""
+    denominator: Literal["targets", "positions"] = "targets"
+    """divide the summed loss by real targets, or by every position of the batch, padding
+    included (the reference code's default)."""
+
+
+class Train(Settings):
+    steps: Count
+    """optimizer steps of the whole run."""
+    remat: Literal["none", "attention", "dots", "full"] = "full"
+    """what the backward pass recomputes in each layer pair: nothing; attention only (selective);
+    everything but matrix products; everything."""
+    max_bad_steps: Count = 10
+    """stop after this many steps in a row whose gradient or update is not finite."""
+
+
+class Every(Settings):
+    """How often things happen, in steps; None means never."""
+
+    log_steps: Count = 10
+    heldout_steps: Count | None = 1000
+    eval_steps: Count | None = None
+    """the tasks of `eval` are scored; a failure is told and training goes on."""
+    checkpoint_steps: Count | None = 1000
+
+
+class Heldout(Settings):
+    rows: Count = 64
+    """held-out rows scored per source, at most."""
+
+
+class Checkpoints(Settings):
+    keep: Count = 3
+    """newest checkpoints kept."""
+
+
+class Tokenizer(Settings):
+    kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    path: str | None = None
+    """a SentencePiece model file; None trains one on the mixture (`glam tokenizer train`)."""
+    train_vocab_size: Count | None = None
+    """pieces when it is trained here; None means model.vocab_size."""
+
+
+class Data(Settings):
+    mixture: str
+    """a mixture by name, or a path relative to the recipe."""
+    tokenizer: Tokenizer = Tokenizer()
+    packing: Literal["fill", "whole"] = "fill"
+    """`fill`: rows are filled to the last token and long documents continue in the next row;
+    `whole`: a document that fits into a row is never split, the rest of the row is padding."""
+    cache_dir: str | None = None
+    """where tokenizers and prepared rows are kept; None is the user's cache folder."""
+    prepare_processes: CountOrZero = 0
+    """processes that tokenise and pack; 0 is one per core."""
+
+
+MeshAxis = Literal["slice", "stage", "data", "expert", "model"]
+Split = tuple[MeshAxis, ...]
+
+
+class Rules(Settings):
+    """Which mesh axes each logical axis of an array is split over: the one sharding table.
+
+    The defaults are the two-dimensional layout of GSPMD and GLaM. Every name is a dimension of
+    weights or of activations (`act_`, `batch`, `seq`, `group`); [] keeps it whole.
+    """
+
+    layers: Split = ("stage",)
+    """[L] layers, stacked."""
+    vocab: Split = ("model",)
+    """[V] rows of the embedding table."""
+    embed: Split = ("data", "expert")
+    """[M] of the embedding and of all weights outside experts."""
+    heads: Split = ("model",)
+    """[N] of attention weights and position biases."""
+    head_dim: Split = ()
+    """[D] of attention weights."""
+    mlp: Split = ("model",)
+    """[H] of dense feed-forward weights."""
+    buckets: Split = ()
+    """[R] of position biases."""
+    expert: Split = ("expert",)
+    """[E] of expert weights."""
+    expert_embed: Split = ("data",)
+    """[M] of expert weights."""
+    expert_mlp: Split = ("model",)
+    """[H] of expert weights: more than one device per expert."""
+    batch: Split = ("slice", "data", "expert")
+    """[B] rows."""
+    seq: Split | None = None
+    """[S] tokens of a row, in the residual stream and its norms; None: see `mesh.residual`."""
+    act_embed: Split | None = None
+    """[M] of the residual stream; None: see `mesh.residual`."""
+    act_heads: Split = ("model",)
+    """[N] of queries, keys and values."""
+    act_mlp: Split = ("model",)
+    """[H] inside dense feed-forward layers."""
+    act_vocab: Split = ("model",)
+    """[V] of logits."""
+    outer_batch: Split | None = None
+    """[B] rows outside the layers, at the embedding and the softmax, where the stages of a pipeline
+    share the work; None: those of `batch`, then `stage`."""
+    group: Split = ("slice", "data", "expert")
+    """[G] groups of tokens, before they move to their experts and after."""
+    expert_group: Split = ("slice", "data")
+    """[G] while tokens are with their experts."""
+    act_expert: Split = ("expert",)
+    """[E] of tokens at their experts."""
+    act_expert_embed: Split = ("model",)
+    """[M] of tokens on their way to experts and back."""
+    act_expert_mlp: Split = ("model",)
+    """[H] inside experts."""
+
+
+class Mesh(Settings):
+    """Devices as a grid of named axes, and which dimensions are split over which of them.
+
+    `mesh: auto` in the place of a section chooses `data`, `expert` and `model` for the devices that
+    are there."""
+
+    auto: bool = False
+    """what `mesh: auto` stands for: choose `data`, `expert` and `model` at start, by what fits."""
+    slice: Count = 1
+    stage: Count = 1
+    data: Count | Literal["auto"] = "auto"
+    """`auto`: all devices that the other axes leave."""
+    expert: Count = 1
+    model: Count = 1
+    residual: Literal["embed", "sequence", "whole"] = "embed"
+    """what the residual stream and its norms are split over `model` by: the width (GSPMD, GLaM);
+    tokens (Megatron's sequence parallelism); or nothing (Megatron's tensor parallelism, with
+    all-reduces in the place of all-gathers and reduce-scatters)."""
+    rules: Rules = Rules()
+
+
+class Pipeline(Settings):
+    """How rows pass through stages of layers; only with `mesh.stage` above 1."""
+
+    microbatches: Count | None = None
+    """parts that the rows of a step (or accumulated part) go through the stages in, a multiple of
+    `mesh.stage`: the more, the less of the time is unused (`glam recipe show` says how much)."""
+    repeats: Count = 1
+    """times that a part passes through every stage (circular, interleaved); 1 is GPipe. Divides the
+    unused time, and multiplies the moves. With `train.remat` `none` or `attention` the backward
+    pass then keeps a copy of a stage's weights per part and repeat."""
+
+
+class Runtime(Settings):
+    huge_pages: Literal["auto", "off"] = "auto"
+    """Linux on CPU: ask the C library for huge pages (the process restarts itself once)."""
+    compile_cache: bool = True
+    """keep compiled programs in the cache folder, so a second start is fast."""
+    join_seconds: Positive = 300.0
+    """on several hosts: how long to wait for all processes to come."""
+    heartbeat_seconds: Count = 100
+    """on several hosts: how long a process may be silent before the others end."""
+    step_timeout_seconds: Positive | None = 600.0
+    """on several hosts: a process that gets no further for so long prints where it is and exits
+    with 86; compiling, restoring and saving may take ten times as long. null waits for ever."""
+
+
+class Plan(Settings):
+    target: str | None = None
+    """devices that the recipe's mesh is meant for, as `glam plan --target` names them."""
+
+
+class Eval(Settings):
+    """What `every.eval_steps` scores."""
+
+    suite: str = "quick"
+    """evaluation suite or task, by name or path."""
+    shots: tuple[CountOrZero, ...] = (0,)
+    limit: Count = 50
+    """the first items of each task."""
+
+
+class Finish(Settings):
+    """What `glam train` does with a finished model."""
+
+    suite: str | None = None
+    """evaluation suite, by name or path."""
+    shots: tuple[CountOrZero, ...] = (0, 1, 5)
+    prompt: str | None = None
+    """text to continue."""
+    sample_tokens: Count = 96
+
+
+class Recipe(Settings):
+    """A whole run. A file holds what differs from its parent (`extends`)."""
+
+    about: str = ""
+    """one line for `glam recipe list`."""
+    notes: tuple[str, ...] = ()
+    """what a reader of `glam recipe show` should know."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """of everything random: weights, order of rows, drawn second experts."""
+    model: Model
+    moe: Moe | None = None
+    """None is a dense model: every feed-forward layer is gated."""
+    batch: Batch
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    train: Train
+    every: Every = Every()
+    heldout: Heldout = Heldout()
+    eval: Eval = Eval()
+    checkpoints: Checkpoints = Checkpoints()
+    data: Data
+    mesh: Mesh = Mesh()
+    pipeline: Pipeline = Pipeline()
+    plan: Plan = Plan()
+    runtime: Runtime = Runtime()
+    finish: Finish = Finish()
+
+
+class Source(Settings):
+    """One weighted source of documents in a mixture file."""
+
+    kind: Literal["embedded", "jsonl", "text", "array_record", "tfds"]
+    path: str | None = None
+    """file, glob or folder; local, or remote by URL (gs://, s3://, https://)."""
+    weight: NotNegative
+    """share of training rows (rows, hence tokens); weights are relative."""
+    about: str = ""
+    field: str = "text"
+    """the field that holds a document, for jsonl, array_record and tfds."""
+    split: str | None = None
+    """tfds: the split, for example `train` or `train[:10%]`."""
+    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """keep only documents whose fields equal these values; one without the field is left out, and
+    a field that no document has is an error."""
+    min_chars: CountOrZero = 0
+    """drop shorter documents."""
+    separator: Literal["file", "blank_line", "line"] = "file"
+    """text: what ends a document."""
+    tokens: Count | None = None
+    """published size in tokens, for planning; preparation counts the real ones."""
+    max_documents: Count | None = None
+
+
+class Stage(Settings):
+    from_step: CountOrZero
+    weights: dict[str, NotNegative]
+
+
+class Mixture(Settings):
+    """Weighted sources. Row k of a run is a pure function of (seed, stages, k)."""
+
+    about: str = ""
+    sources: dict[str, Source] = Field(min_length=1)
+    heldout_frac: Fraction = 0.01
+    """documents of every source kept out of training, chosen by a hash of their text."""
+    stages: tuple[Stage, ...] = ()
+    """changes of weights at later steps; a source left out gets weight 0 from there on."""

@@ -1,0 +1,172 @@
+"""Parameters and FLOPs of a recipe, by arithmetic alone (GLaM section 4 and Table 4).
+
+With letters as everywhere (L layers, M width, H feed-forward width, N heads of width D, V
+vocabulary, E experts, K per token, R position buckets), and P = L/2 expert layers (0 when dense):
+
+    embedding       V M               tied with the softmax, counted once
+    attention       4 M N D per layer
+    dense ffn       3 M H per layer   gated: three matrices, L - P of them
+    experts         2 M H each        not gated: two matrices, E in each of P layers
+    router          M E               per expert layer
+    norms           (2 L + 1) M       scale only
+    position bias   N R per layer
+
+There are no biases. A token uses K of E experts; everything else counts fully as active.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glamcli.config.schema import Moe, Recipe
+
+MIN_CAPACITY = 4  # slots; also the multiple that capacities are rounded up to
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters by kind. `experts` are all of them, `active_experts` those of one token."""
+
+    embedding: int
+    attention: int
+    dense_ffn: int
+    experts: int
+    active_experts: int
+    router: int
+    norms: int
+    position_bias: int
+
+    @property
+    def total(self) -> int:
+        return self.active - self.active_experts + self.experts
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses (n_act-params of GLaM Table 4)."""
+        return (
+            self.embedding
+            + self.attention
+            + self.dense_ffn
+            + self.active_experts
+            + self.router
+            + self.norms
+            + self.position_bias
+        )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations per token; a multiplication and an addition are two.
+
+    `weights` is 2 x the matrices a token passes in the layers, `scores` the attention scores and
+    sums, `logits` the product with the embedding. `experts` is the part of `weights` that experts
+    have, `experts_padded` what their capacity slots cost, filled or not.
+    """
+
+    weights: int
+    scores: int
+    logits: int
+    experts: int
+    experts_padded: int
+
+    @property
+    def forward(self) -> int:
+        """Useful operations of one pass."""
+        return self.weights + self.scores + self.logits
+
+    @property
+    def training(self) -> int:
+        """Useful operations of a step: the backward pass takes two for every one."""
+        return 3 * self.forward
+
+    @property
+    def forward_padded(self) -> int:
+        """One pass with every capacity slot computed."""
+        return self.forward - self.experts + self.experts_padded
+
+    @property
+    def training_padded(self) -> int:
+        return 3 * self.forward_padded
+
+
+def num_blocks(recipe: Recipe) -> int:
+    """What stages are made of: layers, or pairs of layers when there are experts."""
+    return recipe.model.num_layers // (1 if recipe.moe is None else 2)
+
+
+def num_moe_layers(recipe: Recipe) -> int:
+    """Expert layers: every second one, or none (GLaM section 4)."""
+    return 0 if recipe.moe is None else recipe.model.num_layers // 2
+
+
+def count(recipe: Recipe) -> Sizes:
+    """Parameters of the recipe's model (formulas above); equal to the built model's."""
+    model, moe = recipe.model, recipe.moe
+    M, H, L = model.model_dim, model.ffn_dim, model.num_layers
+    N, D = model.num_heads, model.head_dim
+    P = num_moe_layers(recipe)
+    E, K = (moe.num_experts, moe.experts_per_token) if moe else (0, 0)
+    return Sizes(
+        embedding=model.vocab_size * M,
+        attention=L * 4 * M * N * D,
+        dense_ffn=(L - P) * 3 * M * H,
+        experts=P * E * 2 * M * H,
+        active_experts=P * K * 2 * M * H,
+        router=P * M * E,
+        norms=(2 * L + 1) * M,
+        position_bias=L * N * model.position_buckets,
+    )
+
+
+def flops_per_token(recipe: Recipe) -> Flops:
+    """Operations per token of a full row of one document.
+
+    weights = 2 x (attention + dense ffn + K experts + router); logits = 2 M V; scores = 4 N D per
+    layer and attended position, (row_tokens + 1) / 2 of them on average under the causal mask. A
+    padded expert layer computes E x C slots for every S tokens instead of K for each. Norms, the
+    softmax and moving tokens to experts are not counted.
+    """
+    model, moe, sizes = recipe.model, recipe.moe, count(recipe)
+    per_expert = 4 * model.model_dim * model.ffn_dim
+    padded = 0
+    if moe is not None:
+        slots = moe.num_experts * capacity(moe)
+        padded = num_moe_layers(recipe) * per_expert * slots // moe.group_tokens
+    matrices = sizes.attention + sizes.dense_ffn + sizes.active_experts + sizes.router
+    attended = recipe.batch.row_tokens + 1
+    return Flops(
+        weights=2 * matrices,
+        scores=2 * model.num_layers * model.num_heads * model.head_dim * attended,
+        logits=2 * model.model_dim * model.vocab_size,
+        experts=2 * sizes.active_experts,
+        experts_padded=padded,
+    )
+
+
+def capacity(moe: Moe) -> int:
+    """[C] slots per expert in each of the recipe's groups."""
+    return slots_per_expert(moe.group_tokens, moe.num_experts, moe.capacity_factor)
+
+
+def slots_per_expert(group_tokens: int, num_experts: int, factor: float) -> int:
+    """[C] slots per expert and group: int(S x factor / E), up to a multiple of 4, at least 4."""
+    slots = int(group_tokens * factor / num_experts)
+    return max(MIN_CAPACITY, -(-slots // MIN_CAPACITY) * MIN_CAPACITY)
+
+
+def tokens_total(recipe: Recipe) -> int:
+    """Tokens of the whole run, padding included."""
+    return recipe.train.steps * tokens_per_step(recipe)
+
+
+def tokens_per_step(recipe: Recipe) -> int:
+    return recipe.batch.rows * recipe.batch.row_tokens
+
+
+def short(number: float) -> str:
+    """A number with three digits and a letter: 1.16T, 96.6B, 47.5K."""
+    for letter, size in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        # 999.9K rounds to 1,000K, so the next letter begins a little earlier.
+        if abs(number) >= size * 0.9995:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

@@ -1,0 +1,283 @@
+"""A YAML file as a tree of nodes that know their place; nothing about recipes is known here.
+
+Read from parser events, so nothing is built before it was looked at: tags, anchors, aliases,
+directives and second documents are refused, as are duplicate keys, more than 32 levels and files
+above 1 MB. Scalars follow a subset of the YAML 1.2 core schema (`resolve`) that has one reading
+only. `load.py` merges trees and turns them into settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from glamcli.errors import RecipeError, printable, redacted
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+
+# Control characters, line breaks that editors do not show, and marks that reorder text.
+_HOSTILE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff"
+    "\ud800-\udfff]"
+)
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
+_DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written: a line of a file, or `--set`."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Scalar:
+    value: str | int | float | bool | None
+    place: Place
+
+
+@dataclass(frozen=True)
+class Sequence:
+    items: tuple[Node, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Keys in file order; `keys` holds the places of the keys themselves."""
+
+    entries: dict[str, Node]
+    keys: dict[str, Place]
+    place: Place
+
+
+Node = Scalar | Sequence | Mapping
+
+
+def read_tree(path: Path, shown_as: str) -> Mapping:
+    """The tree of one file; an empty file is an empty mapping."""
+    text = read_text(path, shown_as)
+    node = parse(text, shown_as)
+    if isinstance(node, Scalar) and node.value is None:
+        return Mapping({}, {}, Place(shown_as, 1))
+    if not isinstance(node, Mapping):
+        raise RecipeError(f"{node.place}: expected `key: value` lines at the top of the file")
+    return node
+
+
+def read_text(path: Path, shown_as: str) -> str:
+    """The text of a small UTF-8 file with plain line ends; a byte order mark is dropped."""
+    name = printable(shown_as)
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise RecipeError(f"{name}: {what}")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError(f"{name}: cannot be read: {printable(str(reason)).lower()}") from error
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{name}: larger than {MAX_BYTES:,} bytes, which no recipe needs")
+    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        text = data[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = start + error.start
+        raise RecipeError(
+            f"{name}: not UTF-8: byte 0x{data[offset]:02x} at offset {offset}",
+            hint="save the file as UTF-8",
+        ) from error
+    hostile = _HOSTILE.search(text)
+    if hostile:
+        offset = start + len(text[: hostile.start()].encode())
+        line = text.count("\n", 0, hostile.start()) + 1
+        raise RecipeError(
+            f"{name}:{line}: character U+{ord(hostile[0]):04X} at byte offset {offset} "
+            "is not allowed"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse(text: str, shown_as: str, line: int | None = None) -> Node:
+    """The tree of a text; places count its lines, or say `line` when it has no lines of its own.
+
+    Raises: RecipeError naming the line for everything that is not plain data.
+    """
+    try:
+        return _Builder(shown_as, line).build(YAML(typ="safe", pure=True).parse(text))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not readable as YAML"
+        place = _place(shown_as, mark, line)
+        # The usual slip: `about: GLaM: a model`.
+        hint = 'text that has ": " in it needs quotes' if "mapping values" in problem else None
+        raise RecipeError(f"{place}: {printable(str(problem))}", hint) from error
+    except (ValueError, OverflowError, IndexError) as error:
+        # ruamel.yaml lets `chr()` of an impossible "\U" escape through as it comes.
+        raise RecipeError(f"{printable(shown_as)}: not readable as YAML") from error
+
+
+def _place(shown_as: str, mark: Any, line: int | None) -> Place:
+    if line is not None or mark is None or shown_as == "--set":
+        return Place(shown_as, line)
+    return Place(shown_as, mark.line + 1)
+
+
+class _Builder:
+    """Builds the tree from events with an explicit stack: depth costs no recursion."""
+
+    def __init__(self, shown_as: str, line: int | None):
+        self.shown_as = shown_as
+        self.line = line
+        self.stack: list[_Open] = []
+        self.root: Node | None = None
+
+    def build(self, events: Iterable[Any]) -> Node:
+        num_documents = 0
+        for event in events:
+            place = _place(self.shown_as, event.start_mark, self.line)
+            self._refuse_machinery(event, place)
+            if isinstance(event, DocumentStartEvent):
+                num_documents += 1
+                if num_documents > 1:
+                    raise RecipeError(f"{place}: a second document starts here; one is allowed")
+            elif isinstance(event, MappingStartEvent | SequenceStartEvent):
+                if len(self.stack) >= MAX_DEPTH:
+                    raise RecipeError(f"{place}: nested more than {MAX_DEPTH} levels deep")
+                self._not_a_key(place)
+                self.stack.append(_Open(isinstance(event, MappingStartEvent), place))
+            elif isinstance(event, MappingEndEvent | SequenceEndEvent):
+                self._add(self.stack.pop().close())
+            elif isinstance(event, ScalarEvent):
+                self._scalar(event, place)
+        return self.root or Scalar(None, Place(self.shown_as, self.line))
+
+    def _refuse_machinery(self, event: Any, place: Place) -> None:
+        if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+            raise RecipeError(
+                f"{place}: anchors and aliases are not allowed", hint="write the value out"
+            )
+        if getattr(event, "ctag", None) is not None:
+            raise RecipeError(f"{place}: tags are not allowed: `{shown(str(event.tag))}`")
+        if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
+            raise RecipeError(f"{place}: directives are not allowed")
+
+    def _not_a_key(self, place: Place) -> None:
+        if self.stack and self.stack[-1].is_mapping and self.stack[-1].key is None:
+            raise RecipeError(f"{place}: a key must be text")
+
+    def _scalar(self, event: ScalarEvent, place: Place) -> None:
+        text = event.value
+        hostile = _HOSTILE.search(text)
+        if hostile:  # written as an escape such as "\e"
+            raise RecipeError(f"{place}: character U+{ord(hostile[0]):04X} is not allowed")
+        top = self.stack[-1] if self.stack else None
+        if top and top.is_mapping and top.key is None:
+            if text in top.keys:
+                raise RecipeError(
+                    f"{place}: `{shown(text)}` is given twice, first at {top.keys[text]}"
+                )
+            top.key = text
+            top.keys[text] = place
+        else:
+            plain = event.style is None or event.style == ""
+            self._add(Scalar(resolve(text) if plain else text, place))
+
+    def _add(self, node: Node) -> None:
+        if self.stack:
+            self.stack[-1].add(node)
+        else:
+            self.root = node
+
+
+class _Open:
+    """A mapping or sequence whose end was not seen yet."""
+
+    def __init__(self, is_mapping: bool, place: Place):
+        self.is_mapping = is_mapping
+        self.place = place
+        self.key: str | None = None
+        self.keys: dict[str, Place] = {}
+        self.entries: dict[str, Node] = {}
+        self.items: list[Node] = []
+
+    def add(self, node: Node) -> None:
+        if self.is_mapping:
+            assert self.key is not None
+            self.entries[self.key] = node
+            self.key = None
+        else:
+            self.items.append(node)
+
+    def close(self) -> Node:
+        if self.is_mapping:
+            return Mapping(self.entries, self.keys, self.place)
+        return Sequence(tuple(self.items), self.place)
+
+
+def resolve(text: str) -> str | int | float | bool | None:
+    """What an unquoted scalar means.
+
+    Only `true`, `false`, `null`, `~`, nothing, and decimal numbers are not text. A number may have
+    underscores between digits and an exponent; one with an exponent and a whole value is an
+    integer, so `steps: 3e4` counts steps. Everything with two readings stays text and is refused
+    where a number or a switch is due: yes, off, 010, 0x1f, 12:30, .nan, .inf.
+    """
+    lowered = text.lower()
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return lowered == "true"
+    if len(text) > 60:
+        return text
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if _DECIMAL.fullmatch(text):
+        value = float(text)
+        if "e" in lowered and value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        # Too large for a float is not a number anybody meant.
+        return text if value in (float("inf"), float("-inf")) else value
+    return text
+
+
+def plain(node: Node) -> Any:
+    """The tree as dicts, lists and Python scalars."""
+    if isinstance(node, Mapping):
+        return {key: plain(value) for key, value in node.entries.items()}
+    if isinstance(node, Sequence):
+        return [plain(item) for item in node.items]
+    return node.value
+
+
+def shown(value: Any) -> str:
+    """A value for a message: one line, no control characters, no credentials, not too long."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = value if isinstance(value, str) else str(value)
+    text = redacted(text)[:400]
+    text = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return text if len(text) <= 80 else text[:77] + "..."
