@@ -1,0 +1,159 @@
+"""Which documents never reach training: decided by a hash of their text, for all sources alike.
+
+White space does not count, so copies that differ in nothing else fall on the same side in whatever
+sources they stand, and the choice depends neither on order, nor on the seed, nor on the tokenizer.
+A source so small that all its documents would fall on one side makes an exception: one of them
+changes sides, in every source. So the exceptions of all sources are collected before any is read
+for good. What a source was found to begin with is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glamcli.config.schema import Mixture
+from glamcli.data.cache import writing_cache
+from glamcli.data.sources import documents, source_inputs
+from glamcli.progress import Progress
+
+# Part of every key: raise it when the same inputs would give another division.
+FORMAT = 1
+# When one side has got no document by chance after this much text, it is given one.
+WINDOW_DOCUMENTS = 2000
+WINDOW_CHARS = 4 << 20
+
+Window = dict[bytes, int]
+"""Digest and length of the different documents a source begins with."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The side of every text, in any source of a mixture."""
+
+    heldout_frac: float
+    exceptions: Mapping[bytes, bool]
+    """by digest: whether it is held out, against its hash"""
+
+    def divide(self, texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+        """The documents in their order, each with whether it is held out."""
+        for text in texts:
+            found = digest(text)
+            yield text, self.exceptions.get(found, is_heldout(found, self.heldout_frac))
+
+    def inputs(self) -> dict[str, Any]:
+        """Everything the division depends on, for a fingerprint."""
+        exceptions = {found.hex(): side for found, side in sorted(self.exceptions.items())}
+        return {"heldout_format": FORMAT, "heldout_frac": self.heldout_frac, "moved": exceptions}
+
+
+def decide(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
+    """How the documents of a mixture are divided; reads the sources not met before.
+
+    Raises: DataError for a source that cannot be read and a cache that cannot be written.
+    """
+    frac = mixture.heldout_frac
+    if frac == 0:
+        return Sides(0.0, {})
+    paths = {name: _path(mixture, name, cache) for name in mixture.sources}
+    missing = {name: path for name, path in paths.items() if _read(path) is None}
+    if missing:
+        with (
+            writing_cache(cache),
+            progress.phase("choosing held-out documents", len(missing), "sources") as phase,
+        ):
+            for name, path in missing.items():
+                _write(path, first_documents(documents(mixture.sources[name], name), frac))
+                phase.advance()
+    windows = {name: _read(path) for name, path in paths.items()}
+    whole = {name: window for name, window in windows.items() if window is not None}
+    assert len(whole) == len(windows)
+    return Sides(frac, exceptions(whole, frac))
+
+
+def first_documents(texts: Iterable[str], heldout_frac: float) -> Window:
+    """A source's first documents: until both sides have one, or until a window is full."""
+    window: Window = {}
+    sides: set[bool] = set()
+    num_chars = 0
+    for num_read, text in enumerate(texts, 1):
+        found = digest(text)
+        window[found] = len(text)
+        sides.add(is_heldout(found, heldout_frac))
+        num_chars += len(text)
+        full = num_read >= WINDOW_DOCUMENTS or num_chars >= WINDOW_CHARS
+        if len(window) > 1 and (full or len(sides) == 2):
+            break
+    return window
+
+
+def exceptions(windows: Mapping[str, Window], heldout_frac: float) -> dict[bytes, bool]:
+    """The digests that change sides, so that every source trains on a document, and holds one out
+    if it has two and can spare one.
+
+    To be trained on, a source's longest document; to be held out, one with a low hash, if it can
+    be among the shorter half, so that training loses little. No source is left without any to
+    train on, whatever is taken from it for another's sake.
+    """
+    ordered = [windows[name] for name in sorted(windows)]
+    held = {found: is_heldout(found, heldout_frac) for window in ordered for found in window}
+    moved: dict[bytes, bool] = {}
+    for window in ordered:
+        if window and all(held[found] for found in window):
+            moved[_by_length(window)[-1]] = held[_by_length(window)[-1]] = False
+    for window in ordered:
+        if any(held[found] for found in window):
+            continue
+        by_length = _by_length(window)
+        half = len(window) // 2
+        for found in sorted(by_length[:half]) + sorted(by_length[half:]):
+            left = (sum(not held[each] for each in other) for other in ordered if found in other)
+            if min(left) > 1:
+                moved[found] = held[found] = True
+                break
+    return moved
+
+
+def _by_length(window: Window) -> list[bytes]:
+    return sorted(window, key=lambda found: (window[found], found))
+
+
+def digest(text: str) -> bytes:
+    """SHA-256 of the text with every run of white space as one space."""
+    return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()
+
+
+def is_heldout(found: bytes, heldout_frac: float) -> bool:
+    """Whether a digest, read as a number in [0, 1), lies below `heldout_frac`."""
+    return int.from_bytes(found[:8], "big") < int(heldout_frac * 2**64)
+
+
+def _path(mixture: Mixture, name: str, cache: Path) -> Path:
+    inputs = {
+        "format": FORMAT,
+        "window": [WINDOW_DOCUMENTS, WINDOW_CHARS],
+        "heldout_frac": mixture.heldout_frac,
+        **source_inputs(mixture.sources[name], name),
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return cache / "heldout" / f"{key[:16]}.json"
+
+
+def _read(path: Path) -> Window | None:
+    """What was written; None when there is nothing whole."""
+    try:
+        return {bytes.fromhex(found): int(size) for found, size in json.loads(path.read_text())}
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(path: Path, window: Window) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps([[found.hex(), size] for found, size in window.items()]))
+    unfinished.replace(path)

@@ -1,0 +1,321 @@
+"""Prepared rows on disk: a folder of array_record shards that TFDS opens as well.
+
+A row is a dict of int32 arrays `tokens`, `targets`, `segments`, each `row_tokens` long. A record
+is a `tf.train.Example` with one bytes feature per array, so every record of a folder has the same
+layout and decoding is three views into it. `rows.json` holds what the folder was made from, counts,
+and of every shard its size, its SHA-256 and that of the rows in it. Writing a folder is
+`prepare.py`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from glamcli.errors import DataError
+from glamcli.progress import Progress
+
+Row = dict[str, np.ndarray]
+FEATURES = ("tokens", "targets", "segments")
+META_FILE = "rows.json"
+# One record per chunk: a random read decompresses one row and nothing else.
+WRITER_OPTIONS = "group_size:1"
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+    rows_sha256: str
+    """of the rows themselves, which does not depend on how array_record packs them"""
+
+
+@dataclass(frozen=True)
+class RowsMeta:
+    """What one split of a prepared source holds."""
+
+    row_tokens: int
+    num_rows: int
+    num_documents: int
+    num_tokens: int
+    """inputs that count, BOS included (as many as targets, EOS included)"""
+    max_id: int
+
+    @property
+    def utilisation(self) -> float:
+        """Share of row positions that hold tokens, between 0 and 1."""
+        return self.num_tokens / max(self.num_rows * self.row_tokens, 1)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """One length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+class RowCodec:
+    """Rows to `tf.train.Example` records and back, for one row length."""
+
+    def __init__(self, row_tokens: int):
+        self.row_tokens = row_tokens
+        # All arrays are equally long, so the bytes around them never change: encode a template
+        # with recognisable contents once and remember what stands between the arrays.
+        marks = [bytes([0xF0 + i]) * (4 * row_tokens) for i in range(len(FEATURES))]
+        features = b"".join(
+            _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, mark))))
+            for name, mark in zip(FEATURES, marks, strict=True)
+        )
+        template = _field(1, features)
+        self._parts: list[bytes] = []
+        self._offsets: list[int] = []
+        end = 0
+        for mark in marks:
+            start = template.index(mark, end)
+            self._parts.append(template[end:start])
+            self._offsets.append(start)
+            end = start + len(mark)
+        self._num_bytes = len(template)
+
+    def encode(self, tokens: np.ndarray, targets: np.ndarray, segments: np.ndarray) -> bytes:
+        arrays = (tokens, targets, segments)
+        return b"".join(
+            part + array.astype("<i4", copy=False).tobytes()
+            for part, array in zip(self._parts, arrays, strict=True)
+        )
+
+    def decode(self, record: bytes) -> Row | None:
+        """The row as read-only views into `record`; None when it is not a row of this length."""
+        if len(record) != self._num_bytes or not record.startswith(self._parts[0]):
+            return None
+        return {
+            name: np.frombuffer(record, "<i4", self.row_tokens, offset)
+            for name, offset in zip(FEATURES, self._offsets, strict=True)
+        }
+
+
+def write_shard(
+    path: Path, codec: RowCodec, rows: Iterable[tuple[np.ndarray, ...]]
+) -> tuple[int, str]:
+    """Writes one shard; returns its number of rows and their SHA-256."""
+    writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
+    num_rows = 0
+    digest = hashlib.sha256()
+    for tokens, targets, segments in rows:
+        record = codec.encode(tokens, targets, segments)
+        writer.write(record)
+        digest.update(record)
+        num_rows += 1
+    writer.close()
+    return num_rows, digest.hexdigest()
+
+
+def num_records(path: Path) -> int:
+    """Rows in a shard; 0 when it is damaged."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
+        return int(reader.num_records())
+    except (RuntimeError, ValueError):
+        return 0
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Rows:
+    """Random access to the rows of one split; safe to pickle and to share between threads."""
+
+    def __init__(self, folder: Path, split: str):
+        """Opens `folder`; shard files are checked for their size now, for their sums in `verify`.
+
+        Raises: DataError when the folder is not whole.
+        """
+        self.folder = folder
+        self.split = split
+        content = read_meta(folder)
+        part = content["splits"][split]
+        self.shards = [Shard(**shard) for shard in part["shards"]]
+        self.meta = RowsMeta(row_tokens=content["row_tokens"], **part["counts"])
+        self._codec = RowCodec(self.meta.row_tokens)
+        self._ends = np.cumsum([shard.num_rows for shard in self.shards], dtype=np.int64)
+        self._readers: dict[int, Any] = {}
+        for shard in self.shards:
+            self._check_size(shard)
+
+    def __len__(self) -> int:
+        return self.meta.num_rows
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of the rows, shard by shard."""
+        return [shard.rows_sha256 for shard in self.shards]
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        local = int(index) - (int(self._ends[number - 1]) if number else 0)
+        try:
+            record = self._reader(number).read([local])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged(number, local, str(error)) from error
+        row = self._codec.decode(record)
+        if row is None:
+            raise self._damaged(number, local, "the record is not a row")
+        return row
+
+    def __repr__(self) -> str:
+        return f"Rows({str(self.folder)!r}, {self.split!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def verify(self, progress: Progress) -> None:
+        """Reads every shard again and compares its SHA-256.
+
+        Raises: DataError naming the first damaged file.
+        """
+        with progress.phase(f"verifying {self.folder.name}", len(self.shards), "files") as phase:
+            for shard in self.shards:
+                self._check_size(shard)
+                if file_sha256(self.folder / shard.file) != shard.sha256:
+                    raise DataError(
+                        f"{self.folder / shard.file}: checksum differs from the one recorded "
+                        "when it was prepared",
+                        hint=_prepare_again(self.folder),
+                    )
+                phase.advance()
+
+    def _reader(self, number: int) -> Any:
+        reader = self._readers.get(number)
+        if reader is None:
+            path = str(self.folder / self.shards[number].file)
+            reader = array_record_module.ArrayRecordReader(path, READER_OPTIONS)
+            self._readers[number] = reader
+        return reader
+
+    def _check_size(self, shard: Shard) -> None:
+        path = self.folder / shard.file
+        num_bytes = path.stat().st_size if path.exists() else None
+        if num_bytes != shard.num_bytes:
+            found = "is missing" if num_bytes is None else f"has {num_bytes} bytes"
+            raise DataError(
+                f"{path}: {found}, expected {shard.num_bytes} bytes",
+                hint=_prepare_again(self.folder),
+            )
+
+    def _damaged(self, number: int, local: int, why: str) -> DataError:
+        path = self.folder / self.shards[number].file
+        reason = why.splitlines()[0] if why else "unreadable"
+        return DataError(
+            f"{path}: record {local} is damaged ({reason})", _prepare_again(self.folder)
+        )
+
+
+def _prepare_again(folder: Path) -> str:
+    return f"delete {folder}; the next run prepares it again"
+
+
+def write_meta(folder: Path, content: dict[str, Any]) -> None:
+    """Writes `rows.json` with a checksum of itself, and the two files TFDS reads."""
+    text = json.dumps(content, indent=1, sort_keys=True)
+    signed = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / META_FILE).write_text(json.dumps(signed, indent=1, sort_keys=True) + "\n")
+    for name, value in tfds_metadata(content).items():
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of `rows.json`.
+
+    Raises: DataError when it is missing or was changed since it was written.
+    """
+    path = folder / META_FILE
+    try:
+        signed = json.loads(path.read_text())
+        content, digest = signed["content"], signed["sha256"]
+        text = json.dumps(content, indent=1, sort_keys=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: not a folder of prepared rows (no `{META_FILE}`)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", _prepare_again(folder)) from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise DataError(f"{path}: changed since it was written", _prepare_again(folder))
+    return content
+
+
+def shard_name(split: str, number: int, total: int) -> str:
+    """The file name TFDS expects."""
+    return f"rows-{split}.array_record-{number:05d}-of-{total:05d}"
+
+
+def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """`dataset_info.json` and `features.json` as `tfds.folder_dataset.write_metadata` writes them
+    (importing TFDS just for this would cost more than preparing a small source)."""
+    splits = [
+        {
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "name": name,
+            "numBytes": str(sum(shard["num_bytes"] for shard in part["shards"])),
+            "shardLengths": [str(shard["num_rows"]) for shard in part["shards"]],
+        }
+        for name, part in content["splits"].items()
+        if part["shards"]
+    ]
+    tensor = {
+        "pythonClassName": "tensorflow_datasets.core.features.tensor_feature.Tensor",
+        "tensor": {
+            "dtype": "int32",
+            "encoding": "bytes",
+            "shape": {"dimensions": [str(content["row_tokens"])]},
+        },
+    }
+    return {
+        "dataset_info.json": {
+            "fileFormat": "array_record",
+            "name": "rows",
+            "splits": splits,
+            "version": "1.0.0",
+        },
+        "features.json": {
+            "featuresDict": {"features": dict.fromkeys(sorted(FEATURES), tensor)},
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        },
+    }
+
+
+@dataclass
+class Counts:
+    """Running totals of one split; `as_dict` is what `RowsMeta` reads back."""
+
+    num_rows: int = 0
+    num_documents: int = 0
+    num_tokens: int = 0
+    max_id: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.num_rows += other.num_rows
+        self.num_documents += other.num_documents
+        self.num_tokens += other.num_tokens
+        self.max_id = max(self.max_id, other.max_id)
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)

@@ -1,0 +1,156 @@
+"""Batches of a run, read ahead of the device: the only place that knows grain.
+
+A batch is random access (schedule -> rows -> one array per field), so grain only has to run it
+in threads, in order, a few batches ahead. There is no iterator state: starting at step N is
+reading batch N. What row k is, is decided in `mixture.py`; what a row holds, in `rows.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from glamcli.data.mixture import Schedule
+from glamcli.errors import DataError, GlamError
+
+Batch = dict[str, np.ndarray]
+FIELDS = ("tokens", "targets", "segments")
+
+# Two threads hide the latency of one read behind another; more would fight over the interpreter
+# lock with the training loop.
+READ_THREADS = 2
+BATCHES_AHEAD = 4
+
+
+class RowsLike(Protocol):
+    """Prepared rows of one source: random access to dicts of int32 arrays of one length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
+
+
+class BatchReader(Sequence[Batch]):
+    """The batches of steps start_step.., this process's rows of each, by random access."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        rows: Mapping[str, RowsLike],
+        batch_rows: int,
+        start_step: int,
+        steps: int | None,
+        here: Sequence[range] | None,
+        vocab_size: int,
+    ):
+        self.schedule = schedule
+        self.rows = rows
+        self.batch_rows = batch_rows
+        self.start_step = start_step
+        self.steps = sys.maxsize // batch_rows - start_step if steps is None else steps
+        self.here = (range(batch_rows),) if here is None else tuple(here)
+        self.vocab_size = vocab_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: Any) -> Batch:
+        """This process's rows of step start_step + index."""
+        first = (self.start_step + index) * self.batch_rows
+        blocks = [
+            self.schedule.locate_range(first + block.start, first + block.stop)
+            for block in self.here
+        ]
+        source_B = np.concatenate([block.source for block in blocks])
+        sources = source_B.tolist()
+        at_rows = [row for block in blocks for row in block.row.tolist()]
+        read = [self._read(source, row) for source, row in zip(sources, at_rows, strict=True)]
+        batch: Batch = {
+            name: np.stack([row[name] for row in read]).astype(np.int32, copy=False)
+            for name in FIELDS
+        }
+        for name in ("tokens", "targets"):
+            # As unsigned numbers, negative ids are too large as well.
+            if batch[name].view(np.uint32).max() >= self.vocab_size:
+                self._refuse_ids(batch[name], sources, at_rows)
+        batch["source"] = source_B
+        return batch
+
+    def _read(self, source: int, row: int) -> Mapping[str, np.ndarray]:
+        name = self.schedule.names[source]
+        try:
+            return self.rows[name][row]
+        except GlamError as error:
+            raise DataError(f"row {row} of source `{name}`: {error.what}", error.hint) from error
+        except Exception as error:
+            raise DataError(
+                f"row {row} of source `{name}` cannot be read: {error}",
+                hint="run `glam data verify` on this recipe",
+            ) from error
+
+    def _refuse_ids(self, ids_BS: np.ndarray, sources: list[int], at_rows: list[int]) -> None:
+        bad = int(np.argmax(ids_BS.view(np.uint32).max(axis=1) >= self.vocab_size))
+        worst = max(ids_BS[bad].tolist(), key=lambda token: token % 2**32)
+        raise DataError(
+            f"row {at_rows[bad]} of source `{self.schedule.names[sources[bad]]}`: token id {worst} "
+            f"is outside the vocabulary of {self.vocab_size}",
+            hint="run `glam data verify` on this recipe",
+        )
+
+
+class Stream(Iterator[Batch]):
+    """An iterator of batches with threads behind it: close it, or use it as a context."""
+
+    def __init__(self, reader: BatchReader):
+        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=BATCHES_AHEAD)
+        self._batches = iter(grain.MapDataset.source(reader).to_iter_dataset(options))
+        # Reading starts now, so that it overlaps compilation.
+        self._batches.start_prefetch()
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Stops reading ahead; a batch being read is finished and dropped."""
+        self._batches.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del kind, error, traceback
+        self.close()
+
+
+def batches(
+    schedule: Schedule,
+    rows: Mapping[str, RowsLike],
+    batch_rows: int,
+    start_step: int,
+    steps: int | None = None,
+    here: Sequence[range] | None = None,
+    *,
+    vocab_size: int,
+) -> Stream:
+    """Batches of steps start_step.. (for ever, or `steps` of them), read in the background.
+
+    A process of several reads only the rows that its devices hold: `here` says which rows of
+    every batch those are (by default all). They are the same rows in the same places as if one
+    process read the batch alone.
+
+    Shapes: tokens, targets, segments [rows here, row_tokens]; source [rows here],
+        an index into `schedule.names`; all int32.
+    Raises: DataError from `next`, naming source and row, for a row that cannot be read or holds
+        ids outside the vocabulary.
+    """
+    return Stream(BatchReader(schedule, rows, batch_rows, start_step, steps, here, vocab_size))

@@ -1,0 +1,230 @@
+"""Text to token ids and back: plain bytes, or a SentencePiece model (the only door to it).
+
+Ids 0, 1, 2 are padding, end and begin of a document in both. Neither knows documents: `encode`
+adds no special ids. Which text a model is trained on is decided in `vocabulary.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+
+from glamcli.errors import DataError
+
+PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
+NUM_SPECIAL = 3
+# A run folder's own copy of a SentencePiece model.
+TOKENIZER_FILE = "tokenizer.model"
+# Longer texts are encoded in slices, so memory does not grow with a document.
+SLICE_CHARS = 1 << 16
+# Stands for a space in SentencePiece's pieces.
+MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+class Tokenizer(Protocol):
+    """What the programs know of a tokenizer."""
+
+    kind: str
+    vocab_size: int
+    fingerprint: str
+    pad_id: int
+    eos_id: int
+    bos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS and EOS."""
+        ...
+
+    def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
+        """The same ids as int32 arrays, for texts of any length."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; special ids add nothing, bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """How one id is shown to a person."""
+        ...
+
+
+class Bytes:
+    """UTF-8 bytes: id 3 + byte, 259 ids."""
+
+    kind = "bytes"
+    vocab_size = NUM_SPECIAL + 256
+    fingerprint = hashlib.sha256(b"glam bytes tokenizer 1").hexdigest()
+    pad_id, eos_id, bos_id = PAD_ID, EOS_ID, BOS_ID
+
+    def encode(self, text: str) -> list[int]:
+        return [NUM_SPECIAL + byte for byte in utf8(text)]
+
+    def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
+        for part in slices(text):
+            yield np.frombuffer(utf8(part), np.uint8).astype(np.int32) + NUM_SPECIAL
+
+    def decode(self, ids: list[int]) -> str:
+        data = bytes(i - NUM_SPECIAL for i in ids if NUM_SPECIAL <= i < self.vocab_size)
+        return data.decode("utf-8", "replace")
+
+    def piece(self, token_id: int) -> str:
+        if token_id < NUM_SPECIAL:
+            return ("<pad>", "</s>", "<s>")[token_id]
+        if token_id >= self.vocab_size:
+            return f"<{token_id}>"
+        byte = token_id - NUM_SPECIAL
+        return chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>"
+
+
+class SentencePiece:
+    """A SentencePiece model (Kudo and Richardson, arXiv:1808.06226) with our special ids."""
+
+    kind = "sentencepiece"
+    pad_id, eos_id, bos_id = PAD_ID, EOS_ID, BOS_ID
+
+    def __init__(self, model: bytes, name: str):
+        """Raises: DataError when `model` is not one, or its special ids are others."""
+        self._model = model
+        self.name = name
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise DataError(f"{name}: not a SentencePiece model") from error
+        found = [getattr(self._processor, f"{special}_id")() for special in ("pad", "eos", "bos")]
+        if found != [PAD_ID, EOS_ID, BOS_ID]:
+            raise DataError(
+                f"{name}: its ids of padding, end and begin are {found}, expected [0, 1, 2]",
+                hint="train one with `glam tokenizer train`",
+            )
+        self.vocab_size: int = self._processor.vocab_size()
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        # The character that stands for a space inside pieces has to be spelled in bytes.
+        self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in utf8(MARK)]
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token_id) for chunk in self.encode_chunks(text) for token_id in chunk]
+
+    def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
+        clean = text if text.isascii() else utf8(text).decode()
+        for part in slices(clean):
+            yield np.array(self._encode_slice(part), np.int32)
+
+    def _encode_slice(self, text: str) -> list[int]:
+        if MARK not in text:
+            return self._processor.encode(text)
+        first, *others = text.split(MARK)
+        ids = self._processor.encode(first)
+        for part in others:
+            ids += self._mark_ids + self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode([i for i in ids if 0 <= i < self.vocab_size])
+
+    def piece(self, token_id: int) -> str:
+        if token_id >= self.vocab_size:
+            return f"<{token_id}>"
+        return self._processor.id_to_piece(token_id)
+
+    def write(self, path: Path) -> None:
+        """Writes the model file whole or not at all. Raises: DataError when that fails."""
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(self._model)
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model, "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], state["name"])
+
+
+def load_sentencepiece(path: Path) -> SentencePiece:
+    """The tokenizer in a model file. Raises: DataError when there is none."""
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+    return SentencePiece(model, str(path))
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -> SentencePiece:
+    """Trains a model on the texts, writes it whole or not at all, and returns it.
+
+    Byte pairs rather than the unigram model: the same bytes per token on documentation text at a
+    tenth of the training time. Text is kept as it is (no Unicode normalisation, no added prefix
+    space, no collapsed spaces), so `decode(encode(text))` is the text. The same texts give the
+    same file.
+
+    Raises: DataError when the texts do not have so many pieces, or need more.
+    """
+    out = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(part for text in texts for part in slices(text)),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            bos_id=BOS_ID,
+            unk_id=NUM_SPECIAL,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=4 * SLICE_CHARS,
+            num_threads=1,  # written into the model file
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _training_failed(str(error), vocab_size) from error
+    trained = SentencePiece(out.getvalue(), str(out_path))
+    trained.write(out_path)
+    return trained
+
+
+def _training_failed(message: str, vocab_size: int) -> DataError:
+    what = f"cannot train a tokenizer of {vocab_size} pieces"
+    if most := re.search(r"value <= (\d+)", message):
+        return DataError(f"{what}: the text has only {most[1]}", f"use {most[1]} or fewer")
+    if least := re.search(r"\d+ vs (\d+)", message):
+        return DataError(f"{what}: the text needs at least {least[1]}", f"use {least[1]} or more")
+    if "sentences_.empty()" in message:
+        return DataError(f"{what}: there is no text to train on")
+    return DataError(f"{what}: {message}")
+
+
+def slices(text: str, num_chars: int = SLICE_CHARS) -> Iterator[str]:
+    """The text in pieces of at most `num_chars`, cut after a line or before a space if it can."""
+    start = 0
+    while len(text) - start > num_chars:
+        middle, limit = start + num_chars // 2, start + num_chars
+        line_end = text.rfind("\n", middle, limit) + 1
+        end = line_end or max(text.rfind(" ", middle, limit), 0) or limit
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of any string; lone surrogates, which have none, become question marks."""
+    return text.encode("utf-8", "replace")

@@ -1,0 +1,162 @@
+"""The tokenizer of a recipe: given by a file, plain bytes, or trained on the mixture's documents.
+
+Which text a tokenizer sees is decided here: training documents only, from every source by its
+weight. How one is trained and used is `tokenizer.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glamcli.config.schema import Mixture, Recipe, Source
+from glamcli.data.cache import writing_cache
+from glamcli.data.heldout import Sides, decide
+from glamcli.data.sources import documents, source_inputs
+from glamcli.data.tokenizer import (
+    Bytes,
+    SentencePiece,
+    Tokenizer,
+    load_sentencepiece,
+    slices,
+    train_sentencepiece,
+)
+from glamcli.errors import DataError
+from glamcli.progress import Phase, Progress
+
+# Part of every key: raise it when the same inputs would give another tokenizer.
+FORMAT = 3
+# Text to train on: enough for the counts of a small vocabulary, and growing with it.
+SAMPLE_CHARS = 4 << 20
+SAMPLE_CHARS_PER_PIECE = 1024
+# A document is sampled in passages, so that a few long ones do not stand for a whole source.
+PASSAGE_CHARS = 1 << 14
+# Of a source, this many times its share is read at most.
+READ_SHARES = 64
+
+
+def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Progress) -> Tokenizer:
+    """The recipe's tokenizer, trained now when it has to be and is not in the cache.
+
+    Raises: DataError for a file that is no tokenizer or was damaged, for too little text, and
+        for a cache folder that cannot be written.
+    """
+    spec = recipe.data.tokenizer
+    if spec.kind == "bytes":
+        return Bytes()
+    if spec.path is not None:
+        return load_sentencepiece(Path(spec.path))
+    vocab_size = spec.train_vocab_size or recipe.model.vocab_size
+    with writing_cache(cache):
+        return trained_tokenizer(mixture, vocab_size, cache, progress)
+
+
+def trained_tokenizer(
+    mixture: Mixture, vocab_size: int, cache: Path, progress: Progress
+) -> SentencePiece:
+    """The tokenizer of `vocab_size` pieces trained on a mixture, from the cache if it is there."""
+    sides = decide(mixture, cache, progress)
+    inputs = _inputs(mixture, vocab_size, sides)
+    path = _path(inputs, cache)
+    record = path.with_suffix(".json")
+    recorded = _recorded(record)
+    if recorded is not None and path.exists():
+        tokenizer = load_sentencepiece(path)
+        if tokenizer.fingerprint != recorded:
+            raise DataError(
+                f"{path}: checksum differs from the one recorded when it was trained",
+                hint=f"delete {record}; the next run trains it again",
+            )
+        return tokenizer
+    _refuse_unwritable(path.parent)
+    with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
+        tokenizer = train_on(mixture, vocab_size, sides, path, phase)
+    content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
+    unfinished = record.with_name(f".{record.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    unfinished.replace(record)
+    return tokenizer
+
+
+def _path(inputs: dict[str, Any], cache: Path) -> Path:
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return cache / "tokenizers" / f"{key[:16]}.model"
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Makes the folder. Raises: OSError, before minutes of training rather than after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _recorded(record: Path) -> str | None:
+    """The fingerprint in a tokenizer's record; None when there is no whole record."""
+    try:
+        return json.loads(record.read_text())["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def train_on(
+    mixture: Mixture, vocab_size: int, sides: Sides, path: Path, phase: Phase
+) -> SentencePiece:
+    """Trains a tokenizer on a sample of the mixture's documents and writes it to `path`."""
+    total = max(SAMPLE_CHARS, vocab_size * SAMPLE_CHARS_PER_PIECE)
+    all_weights = sum(source.weight for source in mixture.sources.values())
+    sample: list[str] = []
+    for name, source in mixture.sources.items():
+        num_chars = round(total * source.weight / all_weights) if all_weights else 0
+        sample += _passages(source, name, sides, num_chars)
+        phase.advance()
+    return train_sentencepiece(sample, vocab_size, path)
+
+
+def _inputs(mixture: Mixture, vocab_size: int, sides: Sides) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "vocab_size": vocab_size,
+        **sides.inputs(),
+        "sources": {
+            name: {"weight": source.weight, **source_inputs(source, name)}
+            for name, source in mixture.sources.items()
+        },
+    }
+
+
+def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[str]:
+    """About `num_chars` of a source's training text: the passages with the lowest hashes."""
+    kept: list[tuple[bytes, str]] = []
+    num_kept = num_read = 0
+    for passage in _training_passages(source, name, sides):
+        if num_read >= READ_SHARES * num_chars:
+            break
+        num_read += len(passage)
+        num_kept += len(passage)
+        kept.append((hashlib.sha256(passage.encode()).digest(), passage))
+        if num_kept > 4 * num_chars:
+            kept, num_kept = _lowest(kept, num_chars)
+    return [passage for _, passage in _lowest(kept, num_chars)[0]]
+
+
+def _training_passages(source: Source, name: str, sides: Sides) -> Iterator[str]:
+    for text, heldout in sides.divide(documents(source, name)):
+        if not heldout:
+            yield from slices(text, PASSAGE_CHARS)
+
+
+def _lowest(kept: list[tuple[bytes, str]], num_chars: int) -> tuple[list[tuple[bytes, str]], int]:
+    """The entries with the lowest hashes that together have `num_chars`, and how many they have."""
+    out: list[tuple[bytes, str]] = []
+    total = 0
+    for entry in sorted(kept):
+        if total >= num_chars:
+            break
+        out.append(entry)
+        total += len(entry[1])
+    return out, total
