@@ -1,0 +1,293 @@
+"""The GLaM decoder: shapes, initial values, and the forward pass as functions of plain dicts.
+
+Layers come in blocks that a scan repeats: (expert layer, dense layer) with the experts first, or
+one dense layer. What a layer measures is returned and stacked by the scan, never written aside.
+Who calls it: training, scoring, generation and the planner, all through `Decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from glamcli.config import schema
+from glamcli.config.pipeline import Schedule
+from glamcli.model import cache, softmax
+from glamcli.model.block import Block, Remat, Routing, Stats
+from glamcli.model.experts import Dispatch
+from glamcli.model.layers import Embedding, RmsNorm
+from glamcli.model.linear import platform
+from glamcli.model.params import Blueprint, apart, blueprint, stack, stacked, unstack
+from glamcli.model.routing import summary
+from glamcli.parallel import pipeline
+from glamcli.parallel.axes import GLAM, Layout
+
+Params = dict[str, Any]
+
+UNROLLED_LAYERS = 4
+"""Models up to this deep run without a loop: a loop copies every block's weights and gradients
+out of and into the stack, a tenth of a step with many experts (docs/decisions/0005)."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model's description and its forward pass. Cheap to make: nothing is allocated."""
+
+    model: schema.Model
+    moe: schema.Moe | None = None
+    remat: Remat = "none"
+    layout: Layout = GLAM
+    apart: bool = False
+    """Whether `params["blocks"]` is a list, with arrays of its own for every block, and not stacks
+    of arrays over all blocks: what few layers on one device train and generate with
+    (docs/decisions/0005)."""
+
+    @cached_property
+    def _embedding(self) -> Blueprint[Embedding]:
+        return blueprint(lambda rngs: Embedding(rngs, self.model, self.layout))
+
+    @cached_property
+    def _blocks(self) -> Blueprint[Block]:
+        one = blueprint(lambda rngs: Block(rngs, self.model, self.moe, self.remat, self.layout))
+        return (apart if self.apart else stacked)(one, self.num_blocks)
+
+    @cached_property
+    def _final_norm(self) -> Blueprint[RmsNorm]:
+        return blueprint(lambda rngs: RmsNorm(rngs, self.model))
+
+    @property
+    def _parts(self) -> dict[str, Blueprint[Any]]:
+        return {
+            "embedding": self._embedding,
+            "blocks": self._blocks,
+            "final_norm": self._final_norm,
+        }
+
+    @property
+    def num_blocks(self) -> int:
+        """Repetitions of the scan: layers, or pairs of layers when there are experts."""
+        if self.moe is None:
+            return self.model.num_layers
+        if self.model.num_layers % 2:
+            raise ValueError("layers with experts come in pairs")
+        return self.model.num_layers // 2
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of activations."""
+        return jnp.dtype(self.model.activation_dtype)
+
+    @property
+    def shapes(self) -> Params:
+        """Shapes of the parameters, all float32."""
+        return {name: part.shapes for name, part in self._parts.items()}
+
+    @property
+    def axes(self) -> Params:
+        """Logical axes of the parameters; layers are stacked over the first, `layers`."""
+        return {name: part.axes for name, part in self._parts.items()}
+
+    def init(self, key: Array) -> Params:
+        """New parameters; under `jit` with output shardings never whole on one device."""
+        keys = jax.random.split(key, len(self._parts))
+        return {name: part.init(keys[i]) for i, (name, part) in enumerate(self._parts.items())}
+
+    def taken_apart(self, params: Params) -> Params:
+        """Stacked parameters as those of the same decoder with `apart`: a copy of the blocks."""
+        return {**params, "blocks": unstack(params["blocks"], self.num_blocks)}
+
+    def hidden(
+        self,
+        params: Params,
+        tokens_BS: Array,
+        segments_BS: Array,
+        *,
+        dispatch: Dispatch | None = None,
+        key: Array | None = None,
+        schedule: Schedule | None = None,
+    ) -> tuple[Array, Stats]:
+        """Hidden states ready for the softmax, and what routing measured, by expert layer.
+
+        Without `dispatch` tokens are routed as for training; scoring passes `moe.eval_dispatch`,
+        and gets the capacity of evaluation. Padding (segment 0) takes no part in routing; what
+        comes out at padding means nothing.
+
+        With a `schedule` the blocks are stages of a pipeline, which is the same but for drawn
+        second experts: those are drawn per microbatch.
+
+        Shapes: [B, S, M] in the activation dtype; stats [expert layers, ...].
+        """
+        routing = self._routing(dispatch, training=dispatch is None)
+
+        keys = None if key is None else jax.random.split(key, self.num_blocks)
+        x_BSM = self._embed(params, tokens_BS)
+        if schedule is not None:
+            x_BSM, sums = self._pipelined(schedule, routing, params, keys, x_BSM, segments_BS)
+            return self._finish(params, x_BSM), summary(sums) if sums else {}
+
+        def block(x_BSM: Array, part: tuple[Params, Array | None]) -> tuple[Array, Stats]:
+            params, key = part
+            bound = self._blocks.bind(params)
+            return bound(x_BSM, segments_BS, replace(routing, key=key))
+
+        x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
+        x_BSM, sums = self._over_blocks(self._rematerialised(block), x_BSM, params["blocks"], keys)
+        return self._finish(params, x_BSM), summary(sums) if sums else {}
+
+    def logits(self, params: Params, x_BSM: Array) -> Array:
+        """Float32 logits [B, S, V] of hidden states."""
+        return softmax.logits(x_BSM, params["embedding"]["table"], self.layout)
+
+    def losses(self, params: Params, x_BSM: Array, targets_BS: Array) -> tuple[Array, Array]:
+        """-log p of every target and logsumexp of its logits, float32 [B, S] each."""
+        return softmax.losses(x_BSM, params["embedding"]["table"], targets_BS, self.layout)
+
+    def init_cache(self, batch: int, length: int) -> cache.Cache:
+        """An empty cache for `batch` rows of up to `length` tokens."""
+        shape = (batch, length, self.model.num_heads, self.model.head_dim)
+        axes = ("batch", None, "act_heads", None)
+        if not self.apart:
+            shape, axes = (self.num_blocks, *shape), ("layers", *axes)
+
+        def empty(block: Params) -> Params:
+            return {
+                name: {
+                    part: self.layout.constrain(jnp.zeros(shape, self.dtype), *axes)
+                    for part in ("key", "value")
+                }
+                for name in block
+            }
+
+        blocks = self._blocks.shapes
+        return {
+            "layers": [empty(block) for block in blocks] if self.apart else empty(blocks),
+            "segments": jnp.zeros((batch, length), jnp.int32),
+            "length": jnp.zeros((batch,), jnp.int32),
+        }
+
+    def step(
+        self,
+        params: Params,
+        state: cache.Cache,
+        tokens_BT: Array,
+        segments_BT: Array | None = None,
+        *,
+        dispatch: Dispatch | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, cache.Cache]:
+        """Hidden states of T more tokens per row, and the cache after them.
+
+        A prompt is one big step. Tokens of segment 0 are padding, on either side; without
+        `segments_BT` every token is real and of segment 1. The caller keeps rows within the
+        cache's length. Dropless unless the recipe's `moe.eval_dispatch` or `dispatch` says
+        otherwise, and then equal to `hidden` over the same tokens.
+
+        Shapes: [B, T, M] in the activation dtype.
+        """
+        routing = self._routing(dispatch, training=False, key=key)
+        if segments_BT is None:
+            segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+        start_B = state["length"]
+        segments_BC = cache.write(state["segments"], segments_BT, start_B)
+
+        def block(x_BTM: Array, part: tuple[Params, Any]) -> tuple[Array, Any]:
+            params, kept = part
+            bound = self._blocks.bind(params)
+            return bound.extend(x_BTM, kept, segments_BT, segments_BC, start_B, routing)
+
+        x_BTM = self._embed(params, tokens_BT)
+        x_BTM = self.layout.constrain(x_BTM, "batch", "seq", "act_embed")
+        x_BTM, new = self._over_blocks(block, x_BTM, params["blocks"], state["layers"])
+        write = cache.write
+        if self.apart:  # the block has written the same into the same: one write, in place
+            new = unstack(new, self.num_blocks)
+        else:
+            write = jax.vmap(cache.write, in_axes=(0, 0, None))
+        state = {
+            "layers": jax.tree.map(lambda old, new: write(old, new, start_B), state["layers"], new),
+            "segments": segments_BC,
+            "length": start_B + cache.advance(segments_BT),
+        }
+        return self._finish(params, x_BTM), state
+
+    def _pipelined(
+        self,
+        schedule: Schedule,
+        routing: Routing,
+        params: Params,
+        keys: Array | None,
+        x_BSM: Array,
+        segments_BS: Array,
+    ) -> tuple[Array, Stats]:
+        """All blocks over embedded rows, as stages of a pipeline."""
+
+        def block(x_BSM, segments_BS, params, number, microbatch):
+            key = None if keys is None else jax.random.fold_in(keys[number], microbatch)
+            return self._blocks.bind(params)(x_BSM, segments_BS, replace(routing, key=key))
+
+        group_tokens = 1 if self.moe is None else self.moe.group_tokens
+        return pipeline.run(
+            schedule,
+            self.layout,
+            block,
+            params["blocks"],
+            self._blocks.axes,
+            x_BSM,
+            segments_BS,
+            group_rows=max(1, group_tokens // x_BSM.shape[1]),
+            remat=self._rematerialised,
+            unroll=self._unrolled,
+        )
+
+    def _over_blocks(
+        self, block: Callable, x_BSM: Array, blocks: Any, others: Any
+    ) -> tuple[Array, Any]:
+        """What `jax.lax.scan` returns: the last x of block(x, (parameters, part of `others`)) run
+        one after the other, and the rest of what they return, stacked. `others` may be a list."""
+        if not self.apart:
+            return jax.lax.scan(block, x_BSM, (blocks, others), unroll=self._unrolled)
+        returned = []
+        others = others if isinstance(others, list) else unstack(others, self.num_blocks)
+        for part in zip(blocks, others, strict=True):
+            x_BSM, rest = block(x_BSM, part)
+            returned.append(rest)
+        return x_BSM, stack(returned)
+
+    @property
+    def _unrolled(self) -> bool:
+        return self.model.num_layers <= UNROLLED_LAYERS
+
+    def _embed(self, params: Params, tokens_BS: Array) -> Array:
+        x_BSM = self._embedding.bind(params["embedding"])(tokens_BS)
+        return self.layout.constrain(x_BSM, "outer_batch", "seq", "act_embed")
+
+    def _finish(self, params: Params, x_BSM: Array) -> Array:
+        """Final norm and the output scale M^-1/2 of the tied embedding."""
+        normed_BSM = self._final_norm.bind(params["final_norm"])(x_BSM)
+        return normed_BSM * self.model.model_dim**-0.5
+
+    def _routing(
+        self, dispatch: Dispatch | None, *, training: bool, key: Array | None = None
+    ) -> Routing:
+        moe = self.moe
+        if moe is None:
+            return Routing("dropless", key)  # nobody asks
+        asked = dispatch or (moe.dispatch if training else moe.eval_dispatch)
+        if asked == "auto":
+            asked = "einsum" if platform() == "tpu" else "gather"
+        return Routing(asked, key, None if training else moe.eval_capacity_factor)
+
+    def _rematerialised(self, block: Callable) -> Callable:
+        """The scan's body with what the backward pass computes again (`train.remat`)."""
+        if self.remat == "full":
+            return jax.checkpoint(block, prevent_cse=self._unrolled)
+        if self.remat == "dots":
+            policy = jax.checkpoint_policies.dots_saveable
+            return jax.checkpoint(block, prevent_cse=self._unrolled, policy=policy)
+        return block

@@ -1,0 +1,95 @@
+"""The mixture-of-experts layer: router weights, expert weights, and one call from x to y.
+
+`routing.py` decides and `dispatch.py` moves; this file holds the parameters, forms the groups
+and returns what it measured. `decoder.py` calls it in the place of a feed-forward layer.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from glamcli.config.schema import Model, Moe
+from glamcli.config.sizes import slots_per_expert
+from glamcli.model import dispatch as moves
+from glamcli.model import routing
+from glamcli.model.linear import platform
+from glamcli.model.params import param
+from glamcli.parallel.axes import GLAM, Layout
+
+Dispatch = Literal["einsum", "gather", "dropless"]
+
+
+class MoeLayer(nnx.Module):
+    """Ungated experts behind a top-K router (GLaM section 4)."""
+
+    def __init__(self, rngs: nnx.Rngs, model: Model, moe: Moe, layout: Layout = GLAM):
+        M, H, E = model.model_dim, model.ffn_dim, moe.num_experts
+        self.moe = moe
+        self.layout = layout
+        self.router = param(rngs, (M, E), (None, None))  # whole on every device
+        self.w_in = param(rngs, (E, M, H), ("expert", "expert_embed", "expert_mlp"))
+        self.w_out = param(rngs, (E, H, M), ("expert", "expert_mlp", "expert_embed"))
+
+    def __call__(
+        self,
+        x_BSM: Array,
+        mask_BS: Array,
+        *,
+        dispatch: Dispatch,
+        capacity_factor: float | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the experts' outputs, 0 for padding and dropped tokens, and `routing.tally`.
+
+        Args:
+            x_BSM: activations; products run in their dtype, the router in float32.
+            mask_BS: bool, True for real tokens.
+            capacity_factor: None is that of training, `moe.capacity_factor`.
+            key: randomness for the second-expert policies; None (scoring, generation) decides
+                like policy `all`.
+
+        Note: tokens are routed in groups of `moe.group_tokens`, in order. A call whose tokens do
+        not divide into such groups (decoding) is one group of all its tokens, which changes
+        results unless it is dropless; then its rows are the groups, and stay on their devices.
+        """
+        B, S, M = x_BSM.shape
+        group_tokens = self.moe.group_tokens
+        if (B * S) % group_tokens:
+            group_tokens = S if dispatch == "dropless" else B * S
+        x_BSM = self.layout.constrain(x_BSM, "batch", None, "act_expert_embed")
+        x_GSM = x_BSM.reshape(-1, group_tokens, M)
+        x_GSM = self.layout.constrain(x_GSM, "group", None, "act_expert_embed")
+        real_GS = mask_BS.reshape(-1, group_tokens)
+        slots = None
+        if dispatch != "dropless":
+            factor = capacity_factor or self.moe.capacity_factor
+            slots = slots_per_expert(group_tokens, self.moe.num_experts, factor)
+        with jax.named_scope("router"):
+            # By default a TPU or GPU would round the factors to bfloat16 or TF32.
+            logits_GSE = jnp.einsum(
+                "GSM,ME->GSE",
+                x_GSM.astype(jnp.float32),
+                self.router[...].astype(jnp.float32),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, key)
+            sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, self.moe.balance_padding)
+        with jax.named_scope(f"experts_{dispatch}"):
+            y_GSM = self._run(x_GSM, route, dispatch, slots)
+        return y_GSM.reshape(B, S, M), sums
+
+    def _run(
+        self, x_GSM: Array, route: routing.Route, dispatch: Dispatch, slots: int | None
+    ) -> Array:
+        w_in_EMH, w_out_EHM = self.w_in[...], self.w_out[...]
+        act = self.moe.expert_activation
+        if slots is None:
+            by_blocks = platform() == "cpu"
+            return moves.dropless(
+                x_GSM, route, w_in_EMH, w_out_EHM, act, self.layout, by_blocks=by_blocks
+            )
+        move = moves.einsum if dispatch == "einsum" else moves.gather
+        return move(x_GSM, route, slots, w_in_EMH, w_out_EHM, act, self.layout)

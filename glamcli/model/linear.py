@@ -1,0 +1,97 @@
+"""Activations times a weight, forward and backward: every dense product of the model.
+
+Weights come in as the float32 masters; products run in the dtype of the activations, and the
+weight's gradient is accumulated and stays in float32 (JAX's own rule would round it to bfloat16
+first).
+
+On one CPU every product is one of two matrices. XLA's choice for operands of three dimensions is
+to copy them, transposed, inside the elementwise work before the product, element by element
+across memory: twice the time of a whole gated feed-forward layer, forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from glamcli.parallel.axes import num_devices
+
+
+def platform() -> str:
+    """Where the traced program will run: the mesh knows, also when it is only described."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def on_one_cpu() -> bool:
+    """Whether the traced program runs on a single CPU device, where layouts are free to choose."""
+    return num_devices() == 1 and platform() == "cpu"
+
+
+def linear(spec: str, x: Array, w: Array) -> Array:
+    """The einsum `spec` of activations and a weight, in the dtype of x.
+
+    In `spec` ("BSM,MND->BSND") the letters of x are batch letters, then those it shares with w;
+    w has them together, at its start or at its end; the result is batch letters, then the rest.
+    """
+    return _linear(spec, x, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(spec: str, x: Array, w: Array) -> Array:
+    return _product(spec, x, w.astype(x.dtype)).astype(x.dtype)
+
+
+def _forward(spec: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _linear(spec, x, w), (x, w)
+
+
+def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = kept
+    x_letters, w_letters, y_letters = _letters(spec)
+    dx = _product(f"{y_letters},{w_letters}->{x_letters}", dy, w.astype(dy.dtype))
+    if on_one_cpu():
+        num_batch = len(set(x_letters) & set(y_letters))
+        rows = math.prod(x.shape[:num_batch])
+        x_rK, dy_rN = x.reshape(rows, -1), dy.reshape(rows, -1)
+        pair = (x_rK, dy_rN) if w_letters[0] in x_letters else (dy_rN, x_rK)
+        dw = _dot(*pair, 0, 0).reshape(w.shape)
+    else:
+        sum_over_batch = f"{x_letters},{y_letters}->{w_letters}"
+        dw = jnp.einsum(sum_over_batch, x, dy, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_linear.defvjp(_forward, _backward)
+
+
+def _product(spec: str, x: Array, w: Array) -> Array:
+    """The einsum; in float32 on one CPU (where a bfloat16 result would have both operands
+    converted first), elsewhere in the dtype of x."""
+    if not on_one_cpu():
+        return jnp.einsum(spec, x, w)
+    x_letters, w_letters, y_letters = _letters(spec)
+    num_batch = len(set(x_letters) & set(y_letters))
+    sizes = dict(zip(x_letters, x.shape, strict=True)) | dict(zip(w_letters, w.shape, strict=True))
+    contracted = math.prod(x.shape[num_batch:])
+    if w_letters[0] in x_letters:
+        w_2D, dim = w.reshape(contracted, -1), 0
+    else:
+        w_2D, dim = w.reshape(-1, contracted), 1
+    y = _dot(x.reshape(-1, contracted), w_2D, 1, dim)
+    return y.reshape([sizes[letter] for letter in y_letters])
+
+
+def _dot(a: Array, b: Array, a_dim: int, b_dim: int) -> Array:
+    dims = (((a_dim,), (b_dim,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _letters(spec: str) -> tuple[str, str, str]:
+    operands, y_letters = spec.split("->")
+    x_letters, w_letters = operands.split(",")
+    return x_letters, w_letters, y_letters

@@ -1,0 +1,144 @@
+"""How parameters are described and how modules become plain functions of plain dicts.
+
+Modules (`nnx.Module`) are builders: they say which parameters exist, with which axes and initial
+values, and how they are applied. Everything that runs is plain JAX on nested dicts of arrays: a
+`Blueprint` turns a module into the shapes, the axes, the initialiser and the bound module that
+belong to one nested dict. Nothing else touches flax, apart from modules subclassing `nnx.Module`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from glamcli.model import draws
+
+Init = Callable[[Array, tuple[int, ...]], Array]
+Axes = tuple[str | None, ...]
+M = TypeVar("M", bound=nnx.Module)
+
+
+def uniform_fan_in(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform in +-sqrt(3 / fan_in), variance 1 / fan_in (feed-forward, expert and gate weights).
+
+    The second last dimension is the one contracted with the input.
+    """
+    bound = math.sqrt(3.0 / shape[-2])
+    return draws.uniform(key, shape, -bound, bound)
+
+
+def gaussian(std: float) -> Init:
+    """Gaussian values of mean zero and standard deviation `std`."""
+
+    def init(key: Array, shape: tuple[int, ...]) -> Array:
+        return draws.normal(key, shape, std)
+
+    return init
+
+
+def ones(key: Array, shape: tuple[int, ...]) -> Array:
+    """All ones (norm scales)."""
+    del key
+    return jnp.ones(shape, jnp.float32)
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Init = uniform_fan_in
+) -> nnx.Param:
+    """A float32 parameter that knows its logical axes.
+
+    The axes feed sharding, optimizer factoring, counting and checkpoint metadata, so they are
+    given once, here, next to the shape.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in length")
+    return nnx.Param(init(rngs.params(), shape), axes=axes, init=init)
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint(Generic[M]):
+    """What a module is made of, with nothing allocated.
+
+    `shapes` and `axes` are nested dicts of the same form as the parameters that `init` makes
+    and `bind` takes.
+    """
+
+    shapes: Any
+    axes: Any
+    init: Callable[[Array], Any]
+    bind: Callable[[dict[str, Any]], M]
+
+
+def blueprint(make: Callable[[nnx.Rngs], M]) -> Blueprint[M]:
+    """The blueprint of the module that `make` builds from random streams."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    shapes = nnx.to_pure_dict(state)
+
+    def metadata(name: str) -> dict[str, Any]:
+        return nnx.to_pure_dict(
+            jax.tree.map(
+                lambda variable: variable.get_metadata(name),
+                state,
+                is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+            )
+        )
+
+    inits = metadata("init")
+
+    def init(key: Array) -> dict[str, Any]:
+        # All keys from one split: a random operation per parameter is slow to compile.
+        keys = jax.random.split(key, len(jax.tree.leaves(shapes)))
+        keys = jax.tree.unflatten(jax.tree.structure(shapes), list(keys))
+        return jax.tree.map(lambda start, key, s: start(key, s.shape), inits, keys, shapes)
+
+    def bind(params: dict[str, Any]) -> M:
+        return nnx.merge(graph, params)
+
+    return Blueprint(shapes, metadata("axes"), init, bind)
+
+
+def stacked(layer: Blueprint[M], num: int, axis: str = "layers") -> Blueprint[M]:
+    """The blueprint of `num` copies of `layer`, stacked along a new first axis.
+
+    Each copy is initialised from its own key. `bind` still takes the parameters of one copy:
+    the slice that a scan over the first axis hands out.
+    """
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct((num, *s.shape), s.dtype), layer.shapes)
+    axes = jax.tree.map(
+        lambda names: (axis, *names), layer.axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+    def init(key: Array) -> dict[str, Any]:
+        return jax.vmap(layer.init)(jax.random.split(key, num))
+
+    return Blueprint(shapes, axes, init, layer.bind)
+
+
+def apart(layer: Blueprint[M], num: int) -> Blueprint[M]:
+    """The blueprint of `num` copies of `layer`, each with arrays of its own, in a list.
+
+    Initial values are those of `stacked`, bit for bit.
+    """
+
+    def init(key: Array) -> list[Any]:
+        return unstack(stacked(layer, num).init(key), num)
+
+    return Blueprint([layer.shapes] * num, [layer.axes] * num, init, layer.bind)
+
+
+def stack(trees: list[Any]) -> Any:
+    """Trees of arrays as one tree of arrays with a new first axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+
+
+def unstack(tree: Any, num: int) -> list[Any]:
+    """The inverse of `stack` for `num` trees."""
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(num)]
