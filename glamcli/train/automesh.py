@@ -1,0 +1,125 @@
+"""`mesh: auto`: the layout for the devices that are there.
+
+Of all ways to divide the devices into `data` x `expert` x `model` that divide the recipe's rows and
+widths, the one with
+
+1. the smallest `model` with which weights, gradients, optimizer state and the weights of one layer
+   pair, gathered to be used, take at most `ROOM` of a device: splitting matrices costs collectives
+   of activations in every layer, so it is done only to fit, or where rows are too few;
+2. then the largest `expert`: experts that stay on their devices exchange tokens, where `data` would
+   gather their weights;
+3. and the rest as `data`.
+
+Where none leaves that much room, it is the one that takes least; where that is more than a device
+has, the run is refused. `slice` and `stage` stay as the recipe says. Activations are not counted:
+`glam plan` compiles the step and knows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+
+from glamcli.config import layout as rules
+from glamcli.config import schema
+from glamcli.config.nearest import divisors
+from glamcli.config.schema import Recipe
+from glamcli.errors import PlanError
+from glamcli.model.decoder import Decoder
+from glamcli.parallel.axes import MESH_AXES, Layout
+from glamcli.parallel.mesh import mesh_shape
+from glamcli.train.state import abstract_state, state_axes
+
+ROOM = 0.6
+"""Share of a device that the state may take; the rest is for activations and what XLA adds."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout, and what it asks of every device."""
+
+    mesh: schema.Mesh
+    num_bytes: int
+    """weights, gradients, optimizer state, and one layer pair's weights gathered."""
+    device_bytes: int
+
+    def __str__(self) -> str:
+        sizes = {axis: getattr(self.mesh, axis) for axis in MESH_AXES}
+        used = [f"{axis} {size}" for axis, size in sizes.items() if size != 1]
+        mib = 2**20
+        return (
+            f"mesh: {' x '.join(used) or 'one device'}; weights, gradients and optimizer state "
+            f"take {self.num_bytes / mib:,.1f} of {self.device_bytes / mib:,.0f} MiB per device"
+        )
+
+
+def choose(recipe: Recipe, num_devices: int, device_bytes: int) -> Choice:
+    """The layout of the recipe on so many devices with so much memory each (rule above).
+
+    Raises:
+        PlanError: nothing divides, or nothing fits.
+    """
+    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, Layout.of(recipe.mesh))
+    state = abstract_state(decoder, recipe.optimizer)
+    axes = state_axes(decoder, recipe.optimizer)
+
+    blocks = (decoder.shapes["blocks"], decoder.axes["blocks"])
+    gathered = recipe.mesh.rules.model_copy(update={"embed": (), "expert_embed": ()})
+    whole = Layout.of(recipe.mesh.model_copy(update={"rules": gathered}))
+
+    def num_bytes(mesh: schema.Mesh) -> int:
+        sizes, own = mesh_shape(mesh, num_devices), decoder.layout.bytes_per_device
+        held = own(sizes, state, axes) + own(sizes, state.params, axes.params)  # and gradients
+        more = whole.bytes_per_device(sizes, *blocks) - own(sizes, *blocks)
+        return held + more * mesh.stage // decoder.num_blocks
+
+    found = [
+        Choice(mesh, num_bytes(mesh), device_bytes) for mesh in _candidates(recipe, num_devices)
+    ]
+    if not found:
+        raise PlanError(
+            f"no layout over {num_devices} devices divides the recipe's rows ({recipe.batch.rows}) "
+            "and widths",
+            hint=f"raise `batch.rows` to a multiple of {num_devices}, or set the mesh by hand",
+        )
+    fit = [each for each in found if each.num_bytes <= ROOM * device_bytes]
+    if fit:
+        return min(fit, key=lambda each: (each.mesh.model, -each.mesh.expert))
+    least = min(found, key=lambda each: each.num_bytes)
+    if least.num_bytes > device_bytes:
+        need = num_devices * least.num_bytes / device_bytes / ROOM
+        raise PlanError(
+            f"too large for {num_devices} devices: {least}", f"about {need:,.0f} fit it"
+        )
+    return least
+
+
+def device_bytes() -> int:
+    """Memory of one device of this process; simulated devices share the machine's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine // jax.local_device_count()
+
+
+def _candidates(recipe: Recipe, num_devices: int) -> Iterator[schema.Mesh]:
+    """Every mesh over so many devices that the recipe's rows and widths divide over."""
+    batch = recipe.batch
+    left, rest = divmod(num_devices, recipe.mesh.slice * recipe.mesh.stage)
+    if rest:
+        mesh_shape(recipe.mesh, num_devices)  # says so
+    for model in divisors(left):
+        for expert in divisors(left // model) if recipe.moe else (1,):
+            sizes = {"data": left // model // expert, "expert": expert, "model": model}
+            mesh = recipe.mesh.model_copy(update={"auto": False, **sizes})
+            laid_out = recipe.model_copy(update={"mesh": mesh})
+            parts = batch.accumulate * (recipe.pipeline.microbatches or 1)
+            if batch.rows % (rules.shards(laid_out)[0] * parts) == 0 and not list(
+                rules.indivisible(laid_out, mesh_shape(mesh, num_devices))
+            ):
+                yield mesh

@@ -1,0 +1,98 @@
+"""A run's folder: who holds it, what it holds already, and the files beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from glamcli.checkpoint import Checkpoints
+from glamcli.config.dump import dump
+from glamcli.config.schema import Recipe
+from glamcli.data.tokenizer import TOKENIZER_FILE, SentencePiece, Tokenizer
+from glamcli.errors import CheckpointError
+from glamcli.parallel.hosts import Host
+from glamcli.progress import Progress
+from glamcli.train import identity
+from glamcli.train.lock import locked
+
+SHOWN_DIFFERENCES = 6
+
+
+def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
+    """The first process holds the run folder, and all of them see that it is the same one."""
+    if host.is_first:
+        host.on_end.append(stack.enter_context(locked(run_dir)))
+    apart = [host.name(index) for index, sees in enumerate(host.shares(run_dir)) if not sees]
+    if apart:
+        raise CheckpointError(
+            f"{', '.join(apart)} does not see the run folder {run_dir} of {host.name(0)}",
+            hint="several machines need a run folder on a file system that they share",
+        )
+
+
+def newest(
+    checkpoints: Checkpoints, host: Host, progress: Progress
+) -> tuple[int, dict[str, Any] | None]:
+    """The newest complete step, as the first process sees it, and what it says about its run;
+    0 and None for a new run."""
+    damaged = checkpoints.damaged() if host.is_first else {}
+    for name, reason in damaged.items():
+        progress.warn(f"checkpoint {checkpoints.folder / name} is not used: {reason}")
+    step = host.gather("newest step", checkpoints.latest() if host.is_first else None)[0]
+    if step is not None:
+        return step, checkpoints.meta(step)
+    if damaged:
+        raise CheckpointError(
+            f"{checkpoints.folder} holds checkpoints, but none is complete",
+            hint="start again in another folder with `--run`, or with `--fresh`",
+        )
+    return 0, None
+
+
+def refuse(run_dir: Path, step: int, differences: list[str]) -> None:
+    """Raises: CheckpointError when the run in the folder differs from this one."""
+    if differences:
+        shown = differences[:SHOWN_DIFFERENCES]
+        more = len(differences) - len(shown)
+        raise CheckpointError(
+            f"{run_dir} (step {step}) is another run: "
+            + "; ".join(shown + [f"and {more} more"] * bool(more)),
+            hint=f"continue with {run_dir / 'recipe.yaml'}, or train elsewhere with `--run`",
+        )
+
+
+def tell_other_bits(saved: Mapping[str, Any], now: Mapping[str, Any], progress: Progress) -> None:
+    """Warns of what makes the run go on with other bits than without the interruption."""
+    reasons = identity.other_bits(saved, now)
+    if reasons:
+        progress.warn(
+            "the run goes on, but not bit for bit as without the interruption: "
+            + "; ".join(reasons)
+        )
+
+
+def write_run_files(
+    run_dir: Path, recipe: Recipe, who: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Keeps the recipe, the run's identity and its tokenizer beside the checkpoints.
+
+    Raises: CheckpointError when the folder cannot be written.
+    """
+    if isinstance(tokenizer, SentencePiece):  # so that the run outlives its corpora
+        tokenizer.write(run_dir / TOKENIZER_FILE)
+    _replace(run_dir / "recipe.yaml", dump(recipe))
+    _replace(run_dir / "run.json", json.dumps(who, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file holds the old text or the new one at any moment."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error

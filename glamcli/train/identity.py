@@ -1,0 +1,238 @@
+"""What a run is: the JSON written beside its weights, and what may differ when it goes on.
+
+A checkpoint remembers the resolved recipe, the data it has seen, the software and the devices.
+Going on with another recipe or other data would silently be another run, so it is refused; going
+on with other software or devices is allowed, but the bits will differ from an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import glamcli
+from glamcli.config.schema import Recipe
+from glamcli.data.open import Dataset
+from glamcli.errors import RecipeError
+from glamcli.parallel.hosts import Host
+
+# Keys that change neither the arithmetic of a step nor its rows. The mixture and the tokenizer
+# are compared by content, not by where their files lie.
+MAY_CHANGE = (
+    "about",
+    "notes",
+    "train.steps",
+    "train.max_bad_steps",
+    "every",
+    "checkpoints",
+    "heldout",
+    "eval",
+    "finish",
+    "runtime",
+    "mesh",
+    "pipeline",
+    "data.mixture",
+    "data.cache_dir",
+    "data.prepare_processes",
+    "data.tokenizer.path",
+)
+# What processes of one run may have each to itself: the data is compared by content.
+MAY_DIFFER = (
+    "about",
+    "notes",
+    "data.mixture",
+    "data.cache_dir",
+    "data.prepare_processes",
+    "data.tokenizer.path",
+)
+SHOWN_PROCESSES = 4
+SHOWN_SETTINGS = 4
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+
+
+def identity(recipe: Recipe, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
+    """Everything about a run except its step, for JSON."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": recipe_hash(recipe),
+        "data": dataset.fingerprint,
+        "versions": versions(),
+        "topology": topology(mesh),
+    }
+
+
+def at_step(identity: Mapping[str, Any], dataset: Dataset, step: int) -> dict[str, Any]:
+    """The identity a checkpoint of `step` carries: with the history of rows up to there."""
+    history = dataset.schedule.history(step * dataset.batch_rows)
+    return {**identity, "data": {**identity["data"], "history": history}}
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 over every resolved value."""
+    return digest(recipe.model_dump(mode="json"))
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 over values for JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"glamcli": glamcli.__version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def topology(mesh: Mesh) -> dict[str, Any]:
+    """The devices; and the threads, because on a CPU the order of a sum depends on them."""
+    device = mesh.devices.flat[0]
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "threads": threads if device.platform == "cpu" else None,
+    }
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Why a run with identity `now` may not continue a checkpoint; empty when it may.
+
+    Both carry the history of rows up to the checkpoint's step (`at_step`).
+    """
+    return _settings(saved["recipe"], now["recipe"]) + _data(saved["data"], now["data"])
+
+
+def recipe_differences(saved: dict[str, Any], recipe: Recipe) -> list[str]:
+    """The same as far as it can be told before the data is opened."""
+    return _settings(saved, recipe.model_dump(mode="json"))
+
+
+def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs so that a resumed run no longer equals an uninterrupted one bit for bit."""
+    return [
+        f"{part} {key}: {_short(before)} then, {_short(after)} now"
+        for part in ("versions", "topology")
+        for key, before, after in _unequal(saved.get(part, {}), now.get(part, {}))
+    ]
+
+
+def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:
+    """What must be the same in all processes of a run before they compute anything together."""
+    if host.count == 1:
+        return {}
+    settings = {
+        key: value
+        for key, value in _flat(recipe.model_dump(mode="json")).items()
+        if not any(key == may or key.startswith(may + ".") for may in MAY_DIFFER)
+    }
+    return {"recipe": settings, "versions": versions(), "code of glamcli": _code()}
+
+
+def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
+    """Refuses to go on unless `mine` is the same in all processes.
+
+    Raises: RecipeError naming the processes that differ from the others, and in what.
+    """
+    digests = host.gather("digests", digest(mine))
+    # With as many on one side as on the other, process 0 is right.
+    common = max(digests, key=digests.count)
+    odd = [index for index, each in enumerate(digests) if each != common]
+    if not odd:
+        return
+    # Only those whose words are needed send them.
+    speaks = host.index in (*odd[:SHOWN_PROCESSES], digests.index(common))
+    told = host.gather("differences", mine if speaks else None)
+    right = _flat(told[digests.index(common)])
+    found = []
+    for index in odd[:SHOWN_PROCESSES]:
+        differing = [
+            f"{_setting(key)} is {_short(its)} there, {_short(others)} elsewhere"
+            for key, its, others in _unequal(_flat(told[index]), right)
+        ]
+        more = [f"and {len(differing) - SHOWN_SETTINGS} more"] * (len(differing) > SHOWN_SETTINGS)
+        found.append(f"{host.name(index)}: {', '.join(differing[:SHOWN_SETTINGS] + more)}")
+    rest = [f"and {len(odd) - SHOWN_PROCESSES} processes more"] * (len(odd) > SHOWN_PROCESSES)
+    raise RecipeError(
+        "the processes of this run differ: " + "; ".join(found + rest),
+        hint="start all of them with the same recipe, code and libraries, on the same data",
+    )
+
+
+def _setting(key: str) -> str:
+    return f"`{key.removeprefix('recipe.')}`"
+
+
+def _code() -> str:
+    """SHA-256 over the source files of this package."""
+    code = hashlib.sha256()
+    root = Path(glamcli.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return code.hexdigest()[:16]
+
+
+def _settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    # Settings that this version knows and that one did not get their defaults; a recipe of a
+    # version that had others is compared as it stands (pydantic raises a ValueError).
+    with contextlib.suppress(ValueError):
+        saved = Recipe.model_validate(saved).model_dump(mode="json")
+    return [
+        f"`{key}` was {_short(before)}, is {_short(after)}"
+        for key, before, after in _unequal(_flat(saved), _flat(now))
+        if not any(key == may or key.startswith(may + ".") for may in MAY_CHANGE)
+    ]
+
+
+def _data(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    found = []
+    if saved["tokenizer"] != now["tokenizer"]:
+        found.append("the tokenizer is another one")
+    before, after = saved["history"], now["history"]
+    for name, old, new in _unequal(before["num_rows"], after["num_rows"]):
+        had = "was not read" if old is None else f"had {old} rows"
+        has = "is not read" if new is None else f"has {new} rows"
+        found.append(f"source `{name}` {had}, {has}")
+    for name in before["num_rows"].keys() & after["num_rows"].keys():
+        same_rows = before["num_rows"][name] == after["num_rows"][name]
+        if same_rows and saved["sources"].get(name) != now["sources"].get(name):
+            found.append(f"source `{name}` holds other rows")
+    if before["stages"] != after["stages"]:
+        was, now_is = _short(before["stages"]), _short(after["stages"])
+        found.append(f"weights of the rows already seen were {was}, are {now_is}")
+    return found
+
+
+def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    keys = sorted({*before, *after})
+    return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,180 @@
+"""Reads the numbers of steps one step late, keeps time, and hands both to files and people.
+
+Reading a number waits for the step that makes it. So the numbers of a step are read when the next
+one is already dispatched. Time spent on held-out loss and on saving does not count as training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from glamcli.config.schema import Recipe
+from glamcli.progress import Progress
+from glamcli.train.guard import check_bad_steps
+from glamcli.train.metrics import MetricsFile, TensorBoard, alarms, summarise
+from glamcli.train.pace import PACE_KEYS, Pace
+
+FAILED_TASKS = "eval/failed_tasks"
+"""the number of tasks that could not be scored, beside the scores of the others"""
+# Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
+WALL_CLOCK = ("seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
+
+
+class Meter(AbstractContextManager["Meter"]):
+    """The numbers of a run, from `start` on: `metrics.jsonl`, `tensorboard/` and the progress.
+
+    Without a `run_dir` no file is written: of several processes only the first writes. With a
+    `pace`, the step times of the slowest and the fastest process are among the numbers.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source_names: tuple[str, ...],
+        run_dir: Path | None,
+        start: int,
+        progress: Progress,
+        pace: Pace | None = None,
+    ):
+        self.pace = pace
+        self.recipe = recipe
+        self.source_names = source_names
+        self.progress = progress
+        self.last_good: Callable[[], int | None] = lambda: start or None
+        """finds the newest complete checkpoint, for the message of a run that gives up."""
+        self._first = start + 1
+        self._pending: tuple[int, Any] | None = None
+        self._latest: dict[str, Any] = {}
+        self._path = None if run_dir is None else run_dir / "metrics.jsonl"
+        self._files: list[MetricsFile | TensorBoard] = []
+        if run_dir is not None and self._path is not None:
+            self._files = [
+                MetricsFile(self._path, start, progress),
+                TensorBoard(run_dir / "tensorboard", start, progress),
+            ]
+        self._clock = time.monotonic()
+        self._steps_timed = 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del kind, error, trace
+        for file in self._files:
+            file.close()
+
+    def add(self, step: int, sums: Any) -> None:
+        """Takes the sums of a step just dispatched, and reads those of the step before.
+
+        Raises: TrainError when the updates of too many steps in a row were not finite.
+        """
+        previous, self._pending = self._pending, (step, sums)
+        if previous is not None:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Reads what is pending and puts everything so far on disk."""
+        if self._pending is not None:
+            self._read(*self._pending)
+            self._pending = None
+        for file in self._files:
+            file.flush()
+
+    def restart_clock(self) -> None:
+        """Leaves out the time since the last read: it was not spent on training."""
+        self._restart()
+        if self.pace is not None:
+            self.pace.restart()
+
+    def _restart(self) -> None:
+        self._clock = time.monotonic()
+        self._steps_timed = 0
+
+    def heldout(
+        self, step: int, nats: Mapping[str, float], unigram_nats: Mapping[str, float]
+    ) -> None:
+        """Records held-out losses, nats per token, and what the routers look like by now."""
+        values = {f"heldout/{name}": _finite(value) for name, value in nats.items()}
+        values |= {f"unigram/{name}": _finite(unigram_nats[name]) for name in nats}
+        self._write({"step": step, **values})
+        losses = ", ".join(
+            f"{name} {value:.3f} ({unigram_nats[name]:.3f})" for name, value in nats.items()
+        )
+        self.progress.say(f"step {step}: held-out loss (unigram entropy) {losses}")
+        if self.recipe.moe is not None and "max_first_frac_by_layer" in self._latest:
+            for alarm in alarms(self._latest, self.recipe.moe):
+                self.progress.warn(f"step {step}: {alarm}")
+        self.restart_clock()
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Records scores of tasks by name, `eval/...`."""
+        self._write({"step": step, **{name: _finite(value) for name, value in values.items()}})
+        told = [
+            f"{name.removeprefix('eval/')} {value:.3f}"
+            for name, value in values.items()
+            if name != FAILED_TASKS or value
+        ]
+        self.progress.say(f"step {step}: {', '.join(told)}")
+        self.restart_clock()
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether numbers of `step` whose names begin so are on file; asked before a later step
+        is."""
+        try:
+            text = self._path.read_text() if self._path else ""
+            lines = [json.loads(line) for line in text.splitlines()[-3:]]
+        except (OSError, ValueError):
+            return False
+        return any(
+            line["step"] == step and any(name.startswith(prefix) for name in line) for line in lines
+        )
+
+    def _read(self, step: int, sums: Any) -> None:
+        with nullcontext() if self.pace is None else self.pace.waiting():
+            values = jax.device_get(sums)
+        self._latest = summarise(values, self.recipe, self.source_names)
+        self._steps_timed += 1
+        bad_steps = self._latest["bad_steps"]
+        if bad_steps:
+            what = "the update is" if self._latest["grad_norm"] is not None else "gradients are"
+            self.progress.warn(f"step {step}: {what} not finite, weights stay as they were")
+        every, last = self.recipe.every.log_steps, self.recipe.train.steps
+        if step % every == 0 or step in (1, last) or bad_steps:
+            self._write({**self._latest, **self._timing(step)})
+        elif step == self._first:
+            # Told at once, for whoever waits; not written, so that a resumed run's file is the
+            # same as an uninterrupted one's.
+            self.progress.step({**self._latest, "steps": last})
+        check_bad_steps(bad_steps, self.recipe.train.max_bad_steps, step, self.last_good)
+
+    def _timing(self, step: int) -> dict[str, Any]:
+        """Mean speed since the last line."""
+        seconds = (time.monotonic() - self._clock) / self._steps_timed
+        self._restart()
+        return {
+            **({} if self.pace is None else self.pace.summary()),
+            "seconds_per_step": round(seconds, 6),
+            "tokens_per_second": round(self._latest["num_targets"] / max(seconds, 1e-9), 1),
+            "seconds_left": round((self.recipe.train.steps - step) * seconds, 1),
+        }
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        for file in self._files:
+            file.write(values)
+        if "loss" in values:
+            self.progress.step({**values, "steps": self.recipe.train.steps})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,296 @@
+"""From the sums of a step to numbers a person reads, and the files they are kept in.
+
+`summarise` takes the means, once, last. `MetricsFile` is `metrics.jsonl` and `TensorBoard` the
+event files; neither may stop a run: a full disk costs a warning and some lines. `alarms` reads a
+summary and says which expert layer is in trouble.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glamcli.config.schema import Moe, Recipe
+from glamcli.progress import Progress
+
+Summary = dict[str, Any]
+
+COLLAPSE_FRAC = 0.5
+"""First choices of one expert that mean its router has collapsed."""
+DROPPED_FRAC = 0.3
+DEAD_FRAC = 0.5
+
+# Name of a router statistic -> name in the summary; its layers are under `<name>_by_layer`.
+ROUTING = {
+    "balance_loss": "balance",
+    "dropped_frac": "dropped_frac",
+    "dropped_first_frac": "dropped_first_frac",
+    "dropped_second_frac": "dropped_second_frac",
+    "router_entropy_nats": "router_entropy_nats",
+    "router_z_loss": "router_z",
+}
+
+
+def summarise(sums: Mapping[str, Any], recipe: Recipe, source_names: Sequence[str]) -> Summary:
+    """One training step's numbers, flat, in the order they are written.
+
+    `loss` is the mean over real targets, `total_loss` what was differentiated, and `balance` the
+    balance loss, 1 when ideal. `softmax_z` and `router_z` are means of logsumexp^2, without
+    coefficients. Router numbers are means over expert layers; `_by_layer` lists start at the
+    lowest. Numbers that are not finite, and the loss of a source that this batch has nothing
+    of, are None.
+
+    Units: losses and entropies in nats (a uniform router has ln E).
+    """
+    num_targets = int(sums["num_targets"])
+    loss = _mean(sums["loss_nats"], num_targets)
+    by_source = zip(source_names, sums["source_nats"], sums["source_targets"], strict=True)
+    summary: Summary = {
+        "step": int(sums["step"]),
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
+        **{f"loss/{name}": _mean(nats, count) for name, nats, count in by_source},
+        "total_loss": _finite(sums["loss"]),
+        "softmax_z": _mean(sums["z_sum"], num_targets),
+        "learning_rate": _finite(sums["learning_rate"]),
+        "grad_norm": _finite(sums["grad_norm"]),
+        "param_norm": _finite(sums["param_norm"]),
+        "num_targets": num_targets,
+        "padding_frac": 1.0 - num_targets / (recipe.batch.rows * recipe.batch.row_tokens),
+        "bad_steps": int(sums["bad_steps"]),
+        "bad_steps_total": int(sums["bad_steps_total"]),
+    }
+    if sums["routing"]:
+        summary |= _routing(sums["routing"])
+    return summary
+
+
+def _routing(stats: Mapping[str, Any]) -> Summary:
+    """Router statistics [expert layers, ...] as means and lists."""
+    layers = {name: np.asarray(stats[key], np.float64) for key, name in ROUTING.items()}
+    served = ("unserved_frac", "served_one_frac", "served_two_frac")
+    layers |= dict(zip(served, np.asarray(stats["served_3"], np.float64).T, strict=True))
+    layers["max_first_frac"] = np.asarray(stats["first_E"], np.float64).max(axis=1)
+    load = np.asarray(stats["load_E"], np.float64)
+    dead = np.sum(load == 0, axis=1)
+    return {
+        **{name: _finite(values.mean()) for name, values in layers.items()},
+        "dead_experts": int(dead.sum()),
+        **{f"{name}_by_layer": [_finite(v) for v in vs] for name, vs in layers.items()},
+        "dead_experts_by_layer": [int(count) for count in dead],
+        "load_by_layer": [[_finite(share) for share in layer] for layer in load],
+    }
+
+
+def alarms(summary: Summary, moe: Moe) -> list[str]:
+    """What is wrong with the routers at this step: a line per expert layer and trouble, naming
+    the layer and the knob. Empty when all is well."""
+    balance = f"`moe.balance_coef` (now {moe.balance_coef:g})"
+    capacity = f"`moe.capacity_factor` (now {moe.capacity_factor:g})"
+    E = moe.num_experts
+    found = []
+    for index, first in enumerate(summary["max_first_frac_by_layer"]):
+        layer = f"expert layer {index + 1}"
+        dropped = summary["dropped_frac_by_layer"][index]
+        dead = summary["dead_experts_by_layer"][index]
+        if E > 2 and first is not None and first > COLLAPSE_FRAC:
+            found.append(
+                f"{layer}: {first:.0%} of tokens choose the same expert of {E} first; "
+                f"raise {balance}"
+            )
+        if dropped is not None and dropped > DROPPED_FRAC:
+            found.append(
+                f"{layer}: {dropped:.0%} of choices are dropped; raise {capacity} or {balance}"
+            )
+        if dead > DEAD_FRAC * E:
+            found.append(f"{layer}: {dead} of {E} experts get no token; raise {balance}")
+    return found
+
+
+def _mean(total: Any, count: Any) -> float | None:
+    return _finite(float(total) / int(count)) if int(count) else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class _Tolerance:
+    """Lets file trouble pass with a warning, the first time."""
+
+    def __init__(self, path: Path, progress: Progress):
+        self.path, self.progress, self.warned = path, progress, False
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if not self.warned:
+            self.warned = True
+            self.progress.warn(
+                f"{self.path} cannot be written ({error.strerror or error}); training goes on"
+            )
+        return True
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per line, each with its `step`, in order of steps.
+
+    A line is written by one call and taken back if it did not fit, so that a reader, or a run
+    that was killed, never meets half of one. Opened at the step that a run resumes from, it drops
+    the lines of later steps: they will be written again, and no step is there twice.
+    """
+
+    def __init__(self, path: Path, step: int, progress: Progress):
+        self._tolerance = _Tolerance(path, progress)
+        self._file: int | None = None
+        with self._tolerance:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _keep_up_to(path, step)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._file = os.open(path, flags, 0o666)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one line, numbers that are not finite as null; a line that cannot be written
+        is left out."""
+        known = {name: _known(value) for name, value in values.items()}
+        line = (json.dumps(known, allow_nan=False) + "\n").encode()
+        if self._file is None:
+            return
+        with self._tolerance:
+            end = os.fstat(self._file).st_size
+            try:
+                if os.write(self._file, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(self._file, end)
+                raise
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk when this returns."""
+        if self._file is not None:
+            with self._tolerance:
+                os.fsync(self._file)
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_known(part) for part in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _keep_up_to(path: Path, step: int) -> None:
+    """Rewrites the file without lines of later steps and without the remains of a torn line."""
+    text = path.read_text()
+    kept = [line for line in text.splitlines(keepends=True) if _step_of(line) <= step]
+    if "".join(kept) != text:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+
+
+def _step_of(line: str) -> float:
+    """The step a line belongs to; infinity for a line that is not whole."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class TensorBoard:
+    """Event files of the numbers in a summary; lists become one curve per layer, except lists
+    of experts: a curve each would bury the others.
+
+    Events are written by the caller's thread: the writer of tensorboardX hands them to a thread
+    through a queue of ten, and a full disk ends that thread, after which the run would wait for
+    the queue for ever. Here the first failure ends the event files and nothing else.
+    """
+
+    def __init__(self, folder: Path, step: int, progress: Progress):
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        # Generated code: its classes exist at run time only, out of a type checker's sight.
+        proto: Any = event_pb2
+        values: Any = summary_pb2
+        self._event, self._values = proto.Event, values.Summary
+        self._tolerance = _Tolerance(folder, progress)
+        self._writer: Any = None
+        with self._tolerance:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self._writer = RecordWriter(str(folder / name))
+        self._add(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+        if step:
+            # Readers forget what an earlier process wrote after the step that is resumed from.
+            restart = proto.SessionLog(status=proto.SessionLog.START)
+            self._add(self._event(wall_time=time.time(), step=step + 1, session_log=restart))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Adds every number of a summary at its `step`."""
+        scalars = [
+            self._values.Value(tag=tag, simple_value=number)
+            for name, value in values.items()
+            for tag, number in _curves(name, value)
+        ]
+        self._add(
+            self._event(
+                wall_time=time.time(),
+                step=values["step"],
+                summary=self._values(value=scalars),
+            )
+        )
+
+    def flush(self) -> None:
+        self._try(lambda: self._writer.flush())
+
+    def close(self) -> None:
+        self._try(lambda: self._writer.close())
+        self._writer = None
+
+    def _add(self, event: Any) -> None:
+        self._try(lambda: self._writer.write(event.SerializeToString()))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._writer is None:
+            return
+        with self._tolerance:
+            action()
+            return
+        broken, self._writer = self._writer, None
+        with self._tolerance:
+            broken.close()
+
+
+def _curves(name: str, value: Any) -> list[tuple[str, float]]:
+    """The curves a value belongs to: itself, or one per layer; none for text, None and experts."""
+    if name == "step":
+        return []
+    layers = (
+        [(f"{name}/{i + 1}", part) for i, part in enumerate(value)]
+        if isinstance(value, list)
+        else [(name, value)]
+    )
+    return [
+        (curve, float(number))
+        for curve, number in layers
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    ]

@@ -1,0 +1,84 @@
+"""How fast each process of a run would be, if it did not have to wait for the others.
+
+All processes finish a step together, so their clocks agree and tell nothing. What differs is how
+long each waited for its devices: a process that is late with its part (slow to read its rows, or
+on a busy machine) finds the others' part done, and waits least. Its own work plus the shortest
+wait is what a step would take it alone. Devices that are slow themselves cannot be told apart:
+their process waits for them as the others do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+SLOW_RATIO = 1.5
+SLOW_STEPS = 20
+PACE_KEYS = ("slowest_process", "slowest_process_seconds", "fastest_process_seconds")
+
+
+class Pace:
+    """Step times of all processes, from what each tells of itself."""
+
+    def __init__(self, name: Callable[[int], str]):
+        self._name = name
+        self._since = time.monotonic()
+        self._waited = 0.0
+        self._slow: tuple[int, int] | None = None
+        """the process that was too slow at the last steps, and at how many."""
+        self._recent: deque[np.ndarray] = deque(maxlen=SLOW_STEPS)
+        self._unsummed: list[np.ndarray] = []
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done inside is waiting for the devices."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - started
+
+    def restart(self) -> None:
+        """Leaves out the time since the last step: it was not spent on training."""
+        self._since, self._waited = time.monotonic(), 0.0
+
+    def mine(self) -> tuple[float, float]:
+        """Seconds since this was asked last, and how many of them were spent waiting."""
+        mine = time.monotonic() - self._since, self._waited
+        self.restart()
+        return mine
+
+    def add(self, told: np.ndarray) -> str | None:
+        """Takes what all processes [processes, 2] told of a step; a warning when one of them has
+        been the slowest for long."""
+        seconds, waited = told.T
+        alone = seconds - waited + waited.min()
+        self._recent.append(alone)
+        self._unsummed.append(alone)
+        slowest = int(alone.argmax())
+        if alone[slowest] <= SLOW_RATIO * alone.min():
+            self._slow = None
+            return None
+        before = self._slow[1] if self._slow is not None and self._slow[0] == slowest else 0
+        self._slow = slowest, before + 1
+        if before + 1 != SLOW_STEPS:
+            return None
+        recent = np.mean(self._recent, axis=0)
+        return (
+            f"the others wait for {self._name(slowest)}: a step takes it {recent[slowest]:.3g} s, "
+            f"the fastest process {recent.min():.3g} s, for {SLOW_STEPS} steps"
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Mean step times since the last summary: of the slowest process, whose number is given,
+        and of the fastest."""
+        if not self._unsummed:
+            return {}
+        mean = np.mean(self._unsummed, axis=0)
+        self._unsummed = []
+        found = (int(mean.argmax()), round(float(mean.max()), 6), round(float(mean.min()), 6))
+        return dict(zip(PACE_KEYS, found, strict=True))

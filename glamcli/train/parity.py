@@ -1,0 +1,327 @@
+"""One training step on one device and on every kind of mesh: what differs, and by how much.
+
+A recipe is made small without changing its structure, run in float32 from the same state on the
+same batch, and compared: loss, balance loss, every gradient, every updated parameter. Called by
+`glam doctor parity` and by the tests, on simulated devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from glamcli.config import schema
+from glamcli.config.schema import Recipe
+from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.parallel.mesh import make_mesh
+from glamcli.train import programs
+from glamcli.train.state import State, init_state, state_shardings
+from glamcli.train.step import gradient, update
+
+LIMIT = 1e-5
+"""The largest relative error that float32 sums in another order may make."""
+
+NUM_DEVICES = 8
+NUM_SOURCES = 2
+DISPATCHES = ("einsum", "gather", "dropless")
+
+WHOLE_WEIGHTS = {"embed": (), "expert_embed": ()}
+FOLDED = {  # experts and their tokens over the model axis as well; an expert is on one device
+    "group": ("slice", "data", "expert", "model"),
+    "expert": ("expert", "model"),
+    "act_expert": ("expert", "model"),
+    "expert_mlp": (),
+    "act_expert_mlp": (),
+    "act_expert_embed": (),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to lay a model over eight devices."""
+
+    name: str
+    mesh: schema.Mesh
+    pipeline: schema.Pipeline = field(default_factory=schema.Pipeline)
+
+
+def _case(
+    name: str,
+    residual: str = "embed",
+    rules: Mapping[str, Any] = {},
+    microbatches: int | None = None,
+    repeats: int = 1,
+    **sizes: int,
+) -> Case:
+    mesh = {"data": 1, "residual": residual, "rules": rules, **sizes}
+    pipeline = schema.Pipeline(microbatches=microbatches, repeats=repeats)
+    return Case(name, schema.Mesh.model_validate(mesh), pipeline)
+
+
+CASES = (
+    _case("data parallel", data=8, rules=WHOLE_WEIGHTS),
+    _case("fully sharded", data=8),
+    _case("expert parallel", expert=8, rules=WHOLE_WEIGHTS),
+    _case("experts, weights sharded", expert=8),
+    _case("several experts per device", data=2, expert=4),
+    _case("tensor parallel", model=8, residual="whole"),
+    _case("tensor parallel, width split", model=8),
+    _case("sequence parallel", model=8, residual="sequence"),
+    _case("data x tensor", data=4, model=2, residual="whole", rules=WHOLE_WEIGHTS),
+    _case("sharded data x sequence", data=2, model=4, residual="sequence"),
+    _case("GLaM 2D", expert=4, model=2),
+    _case("several devices per expert", expert=2, model=4),
+    _case("experts x sequence", expert=4, model=2, residual="sequence"),
+    _case("data x expert x tensor", data=2, expert=2, model=2),
+    _case("data x expert x sequence", data=2, expert=2, model=2, residual="sequence"),
+    _case("experts folded over tensor", expert=2, model=4, rules=FOLDED),
+    _case("slices x data", slice=2, data=4),
+    _case("slices x expert x tensor", slice=2, expert=2, model=2),
+    _case("stages x data", stage=2, data=4, microbatches=4),
+    _case("stages x expert x tensor", stage=2, expert=2, model=2, microbatches=4),
+    _case("stages, circular", stage=2, data=2, expert=2, microbatches=4, repeats=2),
+    _case(
+        "stages x expert x sequence, circular",
+        "sequence",
+        stage=2,
+        expert=2,
+        model=2,
+        microbatches=4,
+        repeats=2,
+    ),
+    _case("four stages x tensor", stage=4, model=2, residual="whole", microbatches=8),
+    _case("slices x stages x data", slice=2, stage=2, data=2, microbatches=4),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step makes, on the host."""
+
+    loss: float
+    balance_loss: float
+    grads: dict[str, np.ndarray]
+    params: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest relative errors of one mesh against one device."""
+
+    name: str
+    mesh: dict[str, int]
+    dispatch: str
+    loss: float
+    balance_loss: float
+    gradient: float
+    worst_gradient: str
+    """the parameter whose gradient differs most."""
+    parameters: float
+    worst_parameter: str
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """The largest of all; NaN if any is."""
+        return float(np.max([self.loss, self.balance_loss, self.gradient, self.parameters]))
+
+    @property
+    def equal(self) -> bool:
+        return self.error <= LIMIT
+
+
+def small(recipe: Recipe) -> Recipe:
+    """The recipe with little of everything: same structure, same switches, float32."""
+    model, moe, batch = recipe.model, recipe.moe, recipe.batch
+    row_tokens = 16
+    if moe is not None:
+        rows_per_group = min(2, max(1, moe.group_tokens // batch.row_tokens))
+        groups_per_row = min(2, max(1, batch.row_tokens // moe.group_tokens))
+        moe = moe.model_copy(
+            update={
+                "num_experts": NUM_DEVICES,
+                "group_tokens": row_tokens * rows_per_group // groups_per_row,
+                "dispatch": "einsum" if moe.dispatch == "auto" else moe.dispatch,
+            }
+        )
+    accumulate = min(2, batch.accumulate)
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(
+                update={
+                    "num_layers": 2 if model.num_layers <= UNROLLED_LAYERS else 8,
+                    "model_dim": 32,
+                    "ffn_dim": 64,
+                    "num_heads": NUM_DEVICES,
+                    "head_dim": 8,
+                    "vocab_size": 128,
+                    "activation_dtype": "float32",
+                }
+            ),
+            "moe": moe,
+            "batch": schema.Batch(
+                rows=2 * NUM_DEVICES * accumulate, row_tokens=row_tokens, accumulate=accumulate
+            ),
+            # So small a width is factored where the recipe's own would be.
+            "optimizer": recipe.optimizer.model_copy(
+                update={"factored_min_dim": min(16, recipe.optimizer.factored_min_dim)}
+            ),
+        }
+    )
+
+
+def dispatches(recipe: Recipe) -> tuple[str, ...]:
+    """Every way to reach the experts; one without a name for a dense model."""
+    return ("",) if recipe.moe is None else DISPATCHES
+
+
+class Parity:
+    """Compares the small version of a recipe on meshes with itself on one device."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = small(recipe)
+        self._expected: dict[tuple[str, int], Measured] = {}
+        self._starts: dict[int, State] = {}
+
+    def differences(self, cases: tuple[Case, ...] = CASES) -> Iterator[Difference]:
+        """Every case with every dispatch, one after the other."""
+        for case in cases:
+            for dispatch in dispatches(self.recipe):
+                yield self.difference(case, dispatch)
+
+    def difference(self, case: Case, dispatch: str) -> Difference:
+        """One mesh against one device, with this way to reach the experts."""
+        start = time.monotonic()
+        mesh = make_mesh(case.mesh, jax.devices()[:NUM_DEVICES])
+        recipe = self._variant(dispatch, case)
+        found = self._measure(recipe, mesh)
+        expected = self._one_device(dispatch, recipe.model.num_layers)
+        worst_gradient, gradient_error = _worst(found.grads, expected.grads)
+        worst_parameter, parameter_error = _worst(found.params, expected.params)
+        return Difference(
+            case.name,
+            {axis: size for axis, size in mesh.shape.items() if size > 1},
+            dispatch,
+            _relative(found.loss, expected.loss),
+            _relative(found.balance_loss, expected.balance_loss),
+            gradient_error,
+            worst_gradient,
+            parameter_error,
+            worst_parameter,
+            time.monotonic() - start,
+        )
+
+    def _variant(self, dispatch: str, case: Case) -> Recipe:
+        """The recipe on this mesh; deeper where each stage must have a layer for every repeat."""
+        model = self.recipe.model
+        num_layers = 2 * case.mesh.stage * case.pipeline.repeats
+        return self.recipe.model_copy(
+            update={
+                "model": model.model_copy(update={"num_layers": max(model.num_layers, num_layers)}),
+                "moe": self.recipe.moe
+                and self.recipe.moe.model_copy(update={"dispatch": dispatch}),
+                "mesh": case.mesh,
+                "pipeline": case.pipeline,
+            }
+        )
+
+    def _one_device(self, dispatch: str, num_layers: int) -> Measured:
+        key = (dispatch, num_layers)
+        if key not in self._expected:
+            self._expected[key] = self._measure(self._plain(*key), self._alone)
+        return self._expected[key]
+
+    def _plain(self, dispatch: str, num_layers: int) -> Recipe:
+        """The recipe for one device."""
+        recipe = self._variant(dispatch, Case("one device", schema.Mesh(data=1)))
+        deep = recipe.model.model_copy(update={"num_layers": num_layers})
+        return recipe.model_copy(update={"model": deep})
+
+    @cached_property
+    def _alone(self) -> Mesh:
+        return make_mesh(schema.Mesh(data=1), jax.devices()[:1])
+
+    def _start(self, num_layers: int) -> State:
+        """A state after one step, where no second moment is zero any more."""
+        if num_layers not in self._starts:
+            recipe = self._plain(dispatches(self.recipe)[0], num_layers)
+            decoder = _decoder(recipe, self._alone)
+            state = init_state(decoder, recipe.optimizer, recipe.seed, self._alone)
+            with jax.set_mesh(self._alone):
+                run = jax.jit(lambda state, batch: _step(decoder, recipe, state, batch)[0])
+                self._starts[num_layers] = jax.device_get(run(state, _batch(recipe, 0)))
+        return self._starts[num_layers]
+
+    def _measure(self, recipe: Recipe, mesh: Mesh) -> Measured:
+        decoder = _decoder(recipe, mesh)
+        where = state_shardings(decoder, recipe.optimizer, mesh)
+        layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
+        start, batch = self._start(recipe.model.num_layers), _batch(recipe, 1)
+        with jax.set_mesh(mesh):
+            run = jax.jit(
+                lambda state, batch: _step(decoder, recipe, state, batch),
+                out_shardings=(where, where.params, None),
+            )
+            state = jax.device_put(start, where)
+            batch = {name: jax.device_put(x, layout[name].sharding) for name, x in batch.items()}
+            after, grads, sums = jax.device_get(run(state, batch))
+        routing = sums["routing"]
+        return Measured(
+            float(sums["loss"]),
+            float(np.sum(routing["balance_loss"])) if routing else 0.0,
+            _flat(grads),
+            _flat(after.params),
+        )
+
+
+def _decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
+    """Stacked on one device as well, so that parameters have the same names everywhere."""
+    return replace(programs.make_decoder(recipe, mesh), apart=False)
+
+
+def _step(decoder: Decoder, recipe: Recipe, state: State, batch: Any) -> tuple[State, Any, Any]:
+    grads, sums = gradient(decoder, recipe, NUM_SOURCES, state, batch)
+    return update(decoder, recipe, state, grads)[0], grads, sums
+
+
+def _batch(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
+    """Random rows of two documents each, some of them padded."""
+    rng = np.random.default_rng(seed)
+    B, S = recipe.batch.rows, recipe.batch.row_tokens
+    place_1S = np.arange(S)[None, :]
+    second_B1 = rng.integers(1, S, (B, 1))
+    end_B1 = np.where(rng.random((B, 1)) < 0.5, S, rng.integers(S // 2, S, (B, 1)))
+    segments_BS = np.where(place_1S < second_B1, 1, 2) * (place_1S < end_B1)
+    words = (B, S)
+    return {
+        "tokens": rng.integers(0, recipe.model.vocab_size, words, dtype=np.int32),
+        "targets": rng.integers(0, recipe.model.vocab_size, words, dtype=np.int32),
+        "segments": segments_BS.astype(np.int32),
+        "source": rng.integers(0, NUM_SOURCES, B, dtype=np.int32),
+    }
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(entry.key for entry in path): np.asarray(x) for path, x in leaves}
+
+
+def _worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[str, float]:
+    errors = {name: _relative(found[name], expected[name]) for name in expected}
+    name = max(errors, key=lambda each: (np.isnan(errors[each]), errors[each]))
+    return name, errors[name]
+
+
+def _relative(found: Any, expected: Any) -> float:
+    """|found - expected| / |expected|, as vectors; 0 where both vanish."""
+    distance = np.linalg.norm(np.ravel(np.asarray(found, np.float64) - expected))
+    return (
+        float(distance / norm) if (norm := np.linalg.norm(np.ravel(expected))) else float(distance)
+    )

@@ -1,0 +1,98 @@
+"""The compiled programs of a run: one training step, one held-out step, one before a save.
+
+They are lowered from shapes alone, so the same text compiles for devices that are here, devices
+that are only described, and a state that was restored. The executable refuses a wrong shape,
+dtype or sharding where `jit` would quietly compile once more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Lowered, Traced
+
+from glamcli.config.schema import Recipe
+from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.parallel.axes import Layout
+from glamcli.parallel.mesh import check_batch, local_rows
+from glamcli.train.state import abstract_state, state_shardings, together
+from glamcli.train.step import make_heldout_step, make_train_step
+
+FIELDS = ("tokens", "targets", "segments")
+
+
+def make_decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
+    """The recipe's model, proven to split over the mesh.
+
+    Raises: RecipeError when weights or rows do not divide over the mesh's axes.
+    """
+    return decoder_for(recipe, dict(mesh.shape))
+
+
+def decoder_for(recipe: Recipe, mesh_shape: dict[str, int]) -> Decoder:
+    """The same for a mesh that is known by its shape alone."""
+    layout = Layout.of(recipe.mesh)
+    one_device = math.prod(mesh_shape.values()) == 1
+    apart = one_device and recipe.model.num_layers <= UNROLLED_LAYERS
+    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, layout, apart)
+    check_batch(recipe.batch, layout, mesh_shape, recipe.pipeline.microbatches or 1)
+    layout.check_divides(mesh_shape, decoder.shapes, decoder.axes)
+    return decoder
+
+
+def lower_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:
+    """The training step (state, batch) -> (state, sums); the state is updated in place."""
+    return trace_train_step(decoder, recipe, num_sources, mesh).lower()
+
+
+def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Traced:
+    """The same before it is lowered, when its operations can still be counted."""
+    state = abstract_state(decoder, recipe.optimizer, mesh)
+    step = jax.jit(
+        make_train_step(decoder, recipe, num_sources),
+        donate_argnums=0,
+        out_shardings=(state_shardings(decoder, recipe.optimizer, mesh), _everywhere(mesh)),
+    )
+    with jax.set_mesh(mesh):
+        return step.trace(state, abstract_batch(recipe, mesh, recipe.batch.rows))
+
+
+def lower_together(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:
+    """The program state -> the form of checkpoints, for a decoder whose blocks are apart."""
+    return jax.jit(together).lower(abstract_state(decoder, recipe.optimizer, mesh))
+
+
+def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:
+    """The held-out step (params, batch of `heldout_rows` rows) -> sums."""
+    params = abstract_state(decoder, recipe.optimizer, mesh).params
+    step = jax.jit(make_heldout_step(decoder, recipe, num_sources), out_shardings=_everywhere(mesh))
+    with jax.set_mesh(mesh):
+        return step.lower(params, abstract_batch(recipe, mesh, heldout_rows(recipe)))
+
+
+def heldout_rows(recipe: Recipe) -> int:
+    """Rows of a held-out batch: as many as training puts through the model at once."""
+    return recipe.batch.rows // recipe.batch.accumulate
+
+
+def abstract_batch(recipe: Recipe, mesh: Mesh, num_rows: int) -> dict[str, ShapeDtypeStruct]:
+    """Shapes and layout of a batch; rows are split and their tokens stay together."""
+    shapes = dict.fromkeys(FIELDS, (num_rows, recipe.batch.row_tokens)) | {"source": (num_rows,)}
+    rows = Layout.of(recipe.mesh).sharding(mesh, ("batch",))
+    return {
+        name: ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()
+    }
+
+
+def rows_here(recipe: Recipe, mesh: Mesh) -> tuple[range, ...]:
+    """The rows of every training batch that the devices of this process hold."""
+    rows = abstract_batch(recipe, mesh, recipe.batch.rows)["source"]
+    return local_rows(rows.sharding, recipe.batch.rows)
+
+
+def _everywhere(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,116 @@
+"""What SIGINT and SIGTERM do to a run: the first asks it to stop, the second ends it at once.
+
+Python runs its own signal handlers between two instructions of the main thread, which may be
+minutes away while a program compiles. So the C-level handler writes to a pipe, and a thread
+reads it: it notes the first request and ends the process at the second, whatever the main thread
+does. Checkpoints on disk are complete at any moment, so leaving at once loses only what came
+after the last one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from glamcli.progress import Phase, Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+class Stop:
+    """Whether the run was asked to stop; read at every step boundary."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.at_once = True
+        """before training starts there is nothing to save, so the first signal interrupts."""
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def listening(progress: Progress) -> Iterator[Stop]:
+    """Turns SIGINT and SIGTERM into requests for as long as the context is open.
+
+    Until `at_once` is set to False, a request raises KeyboardInterrupt in the main thread.
+    """
+    stop = Stop()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def interrupt(signum: int, frame: object) -> None:
+        del frame
+        if stop.at_once:
+            stop.signal = signal.Signals(signum)
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(receiver, stop, progress), daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sender.close()
+        thread.join()
+        receiver.close()
+
+
+def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
+    asked = 0
+    while received := receiver.recv(16):
+        for number in received:
+            if number not in SIGNALS:
+                continue
+            asked += 1
+            if asked > 1:
+                if os.isatty(2):
+                    os.write(2, SHOW_CURSOR)  # live bars hide it
+                os._exit(128 + number)
+            stop.signal = signal.Signals(number)
+            if not stop.at_once:
+                progress.say(
+                    f"{stop.signal.name} received: saving after this step "
+                    "(a second one leaves at once)"
+                )
+
+
+class Left(Exception):
+    """What was going on was left, because the run was asked to stop."""
+
+
+class Leaving:
+    """The progress of something that ends, by `Left`, as soon as the run is asked to stop.
+
+    `is_leaving` is asked about it whenever something is done.
+    """
+
+    def __init__(self, progress: Progress, is_leaving: Callable[[], bool]):
+        self.step, self.say, self.warn = progress.step, progress.say, progress.warn
+        self._progress, self._is_leaving = progress, is_leaving
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
+        with self._progress.phase(name, total, unit) as phase:
+            yield _LeavingPhase(phase, self._is_leaving)
+
+
+class _LeavingPhase:
+    def __init__(self, phase: Phase, is_leaving: Callable[[], bool]):
+        self.note, self._phase, self._is_leaving = phase.note, phase, is_leaving
+
+    def advance(self, units: int = 1) -> None:
+        self._phase.advance(units)
+        if self._is_leaving():
+            raise Left

@@ -1,0 +1,94 @@
+"""What training carries from step to step: one pytree, and where every leaf of it lives.
+
+Everything is here or is a pure function of `step`: the rows of a batch, the randomness of the
+routers, the learning rate. The loop holds one `State`, checkpoints save it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from glamcli.config.schema import Optimizer
+from glamcli.model.decoder import Decoder
+from glamcli.model.params import stack, unstack
+from glamcli.train.optimizer import make_optimizer, optimizer_axes
+
+Tree = Any
+
+
+class State(NamedTuple):
+    """Weights, optimizer state and counters; int32 scalars count steps."""
+
+    step: Array
+    """batches consumed, skipped updates included: the next batch is batch `step` of the run."""
+    params: Tree
+    opt_state: Tree
+    """`count` in it counts applied updates only: rates and decays do not move on a bad step."""
+    bad_steps: Array
+    """steps in a row, up to the last one, whose update was not finite."""
+    bad_steps_total: Array
+
+
+def init_state(decoder: Decoder, settings: Optimizer, seed: int, mesh: Mesh | None = None) -> State:
+    """The state before the first step; on a mesh every leaf is made where it lives, in parts.
+
+    The values depend on the seed alone, not on the mesh.
+    """
+    where = None if mesh is None else state_shardings(decoder, settings, mesh)
+    return jax.jit(lambda: _new_state(decoder, settings, seed), out_shardings=where)()
+
+
+def abstract_state(decoder: Decoder, settings: Optimizer, mesh: Mesh | None = None) -> State:
+    """Shapes, dtypes and, on a mesh, shardings of a state, with nothing allocated."""
+    state = jax.eval_shape(lambda: _new_state(decoder, settings, 0))
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(decoder, settings, mesh),
+    )
+
+
+def state_axes(decoder: Decoder, settings: Optimizer) -> State:
+    """Logical axis names of every leaf."""
+    opt_state = optimizer_axes(settings, decoder.axes, decoder.shapes)
+    return State._make([(), decoder.axes, opt_state, (), ()])
+
+
+def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
+    """Where every leaf lives on `mesh`."""
+    place = decoder.layout.shardings
+    return State._make(place(mesh, part) for part in state_axes(decoder, settings))
+
+
+def together(state: State) -> State:
+    """A state whose blocks are apart (`Decoder.apart`) as one whose blocks are stacked: the form
+    of checkpoints, which depends on neither depth nor devices."""
+    return _with_blocks(state, stack)
+
+
+def apart(state: State, num_blocks: int) -> State:
+    """The inverse of `together`."""
+    return _with_blocks(state, lambda blocks: unstack(blocks, num_blocks))
+
+
+def _with_blocks(state: State, change: Callable[[Any], Any]) -> State:
+    def changed(tree: Tree) -> Tree:
+        return {**tree, "blocks": change(tree["blocks"])}
+
+    opt_state = {**state.opt_state, "slots": changed(state.opt_state["slots"])}
+    return state._replace(params=changed(state.params), opt_state=opt_state)
+
+
+def _new_state(decoder: Decoder, settings: Optimizer, seed: int) -> State:
+    params = decoder.init(jax.random.key(seed))
+    optimizer = make_optimizer(settings, decoder.axes)
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, params, optimizer.init(params), zero, zero)

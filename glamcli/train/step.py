@@ -1,0 +1,223 @@
+"""One optimizer step and one held-out step, as pure functions of their arguments.
+
+Nothing here is jitted or placed: the loop and the planner compile the same functions. What they
+return are sums over targets; means are taken last, by `metrics.py`.
+
+The loss of a batch, with the recipe's denominator (targets or positions), is
+
+    sum(nats + z_coef x logsumexp^2) / denominator
+    + balance_coef x balance loss + router_z_coef x router z-loss
+
+where each router loss is summed or averaged over expert layers (`moe.balance_over_layers`).
+
+A batch may be split into parts to save memory (`batch.accumulate`). Every share of a part in the
+whole (its targets, routing groups, tokens) is counted before the first part runs, so the parts'
+gradients simply add up to the gradient of the whole, padding or not. `random` and `sampling`
+second choices are drawn per part, so for those the split changes the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from glamcli.config.pipeline import schedule
+from glamcli.config.schema import Loss, Moe, Recipe
+from glamcli.model.decoder import Decoder
+from glamcli.parallel.axes import Layout
+from glamcli.train import guard
+from glamcli.train.optimizer import checked_update, global_norm, learning_rate, parameter_norm
+from glamcli.train.state import State
+
+Batch = Mapping[str, Array]
+Sums = dict[str, Any]
+Tree = Any
+
+ROUTER_STREAM = 1
+"""Keeps the routers' draws apart from the initial weights, which use the bare seed."""
+
+
+def make_train_step(
+    decoder: Decoder, recipe: Recipe, num_sources: int
+) -> Callable[[State, Batch], tuple[State, Sums]]:
+    """The function (state, batch) -> (next state, sums).
+
+    `batch` holds `tokens`, `targets`, `segments` [B, S] and `source` [B], all int32; padding has
+    segment 0. A NaN or Inf in gradient, update or optimizer state changes neither weights nor
+    state; a gradient norm that overflows float32 counts as one.
+    """
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
+        grads, sums = gradient(decoder, recipe, num_sources, state, batch)
+        after, told = update(decoder, recipe, state, grads)
+        return after, sums | told
+
+    return train_step
+
+
+def make_heldout_step(
+    decoder: Decoder, recipe: Recipe, num_sources: int
+) -> Callable[[Tree, Batch], Sums]:
+    """The function (params, batch) -> sums of the loss, routed as for evaluation."""
+    dispatch = None if recipe.moe is None else recipe.moe.eval_dispatch
+
+    def heldout_step(params: Tree, batch: Batch) -> Sums:
+        x_BSM, _ = decoder.hidden(
+            params,
+            batch["tokens"],
+            batch["segments"],
+            dispatch=dispatch,
+            schedule=schedule(recipe),
+        )
+        nats_BS, logz_BS = decoder.losses(params, x_BSM, batch["targets"])
+        return _loss_sums(nats_BS, logz_BS, batch, num_sources)
+
+    return heldout_step
+
+
+def update(decoder: Decoder, recipe: Recipe, state: State, grads: Tree) -> tuple[State, Sums]:
+    """The state after this gradient, and what is told about the step."""
+    with jax.named_scope("optimizer"):
+        grad_norm = global_norm(grads)
+        updates, opt_state, finite = checked_update(
+            recipe.optimizer, decoder.axes, grads, state.opt_state, state.params
+        )
+        finite &= jnp.isfinite(grad_norm)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        after = guard.advance(state, finite, params, opt_state)
+    return after, {
+        "step": after.step,
+        "learning_rate": learning_rate(recipe.optimizer, state.opt_state["count"] + 1),
+        "grad_norm": grad_norm,
+        "param_norm": parameter_norm(state.params, decoder.axes),
+        "finite": finite,
+        "bad_steps": after.bad_steps,
+        "bad_steps_total": after.bad_steps_total,
+    }
+
+
+def gradient(
+    decoder: Decoder, recipe: Recipe, num_sources: int, state: State, batch: Batch
+) -> tuple[Tree, Sums]:
+    """Gradient of the whole batch's loss, and its sums, part by part."""
+    num_parts = recipe.batch.accumulate
+    key = _router_key(recipe, state.step)
+    parts = {name: _split(x, num_parts, decoder.layout) for name, x in batch.items()}
+    parts |= {"part": jnp.arange(num_parts, dtype=jnp.int32), **_shares(parts, recipe)}
+
+    def part_gradient(part: Batch) -> tuple[Tree, Sums]:
+        part_key = None if key is None else jax.random.fold_in(key, part["part"])
+
+        def objective(params: Tree) -> tuple[Array, Sums]:
+            x_BSM, stats = decoder.hidden(
+                params, part["tokens"], part["segments"], key=part_key, schedule=schedule(recipe)
+            )
+            nats_BS, logz_BS = decoder.losses(params, x_BSM, part["targets"])
+            sums = _loss_sums(nats_BS, logz_BS, part, num_sources)
+            loss = _loss(sums, stats, part, recipe.loss, recipe.moe)
+            return loss, sums | {"loss": loss, "routing": _weighted(stats, part)}
+
+        grads, sums = jax.grad(objective, has_aux=True)(state.params)
+        return grads, sums
+
+    if num_parts == 1:
+        return part_gradient({name: x[0] for name, x in parts.items()})
+
+    def add(total: Tree, part: Batch) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, part_gradient(part)), None
+
+    first = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in parts.items()}
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_gradient, first)
+    )
+    with jax.named_scope("accumulate"):
+        return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _split(x: Array, num_parts: int, layout: Layout) -> Array:
+    """[B, ...] -> [parts, B / parts, ...], the rows of a part contiguous: a routing group may
+    span rows, and then holds the same ones as without parts."""
+    split = x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
+    return layout.constrain(split, None, "batch", *(None,) * (x.ndim - 1))
+
+
+def _shares(parts: Batch, recipe: Recipe) -> dict[str, Array]:
+    """What each part counts for in the whole batch, [parts] each.
+
+    `per_target` is 1 / denominator; the mean over routing groups becomes a sum of the parts'
+    means times `group_share`, the mean over tokens of those times `token_share`.
+    """
+    real_PBS = parts["segments"] != 0
+    num_parts = real_PBS.shape[0]
+    tokens_P = jnp.sum(real_PBS, axis=(1, 2), dtype=jnp.int32)
+    num_targets = jnp.maximum(jnp.sum(tokens_P), 1)
+    if recipe.loss.denominator == "positions":
+        num_targets = jnp.asarray(real_PBS.size, jnp.int32)
+    shares = {
+        "per_target": jnp.full(num_parts, 1.0, jnp.float32) / num_targets.astype(jnp.float32),
+        "token_share": _share(tokens_P),
+    }
+    if recipe.moe is None:
+        return shares
+    if recipe.moe.balance_padding == "legacy":
+        group_share = jnp.full(num_parts, 1.0 / num_parts, jnp.float32)
+    else:
+        real_PGS = real_PBS.reshape(num_parts, -1, recipe.moe.group_tokens)
+        group_share = _share(jnp.sum(jnp.any(real_PGS, axis=2), axis=1, dtype=jnp.int32))
+    return shares | {"group_share": group_share}
+
+
+def _share(count_P: Array) -> Array:
+    count_P = count_P.astype(jnp.float32)
+    return count_P / jnp.maximum(jnp.sum(count_P), 1.0)
+
+
+def _loss_sums(nats_BS: Array, logz_BS: Array, batch: Batch, num_sources: int) -> Sums:
+    """Sums over real targets, of all and by source."""
+    real_BS = batch["segments"] != 0
+    nats_B = jnp.sum(jnp.where(real_BS, nats_BS, 0.0), axis=1)
+    num_B = jnp.sum(real_BS, axis=1, dtype=jnp.int32)
+    source = jnp.arange(num_sources, dtype=jnp.int32)
+    is_source = batch["source"][:, None] == source[None, :]
+    return {
+        "loss_nats": jnp.sum(nats_B),
+        "z_sum": jnp.sum(jnp.where(real_BS, jnp.square(logz_BS), 0.0)),
+        "num_targets": jnp.sum(num_B),
+        "source_nats": jnp.sum(jnp.where(is_source, nats_B[:, None], 0.0), axis=0),
+        "source_targets": jnp.sum(jnp.where(is_source, num_B[:, None], 0), axis=0),
+    }
+
+
+def _loss(sums: Sums, stats: Sums, part: Batch, loss: Loss, moe: Moe | None) -> Array:
+    """A part's share of the loss that the module docstring states."""
+    total = (sums["loss_nats"] + loss.z_coef * sums["z_sum"]) * part["per_target"]
+    if moe is None:
+        return total
+    over_layers = jnp.sum if moe.balance_over_layers == "sum" else jnp.mean
+    balance = over_layers(stats["balance_loss"]) * part["group_share"]
+    total = total + moe.balance_coef * balance
+    if moe.router_z_coef:
+        router_z = over_layers(stats["router_z_loss"]) * part["token_share"]
+        total = total + moe.router_z_coef * router_z
+    return total
+
+
+def _weighted(stats: Sums, part: Batch) -> Sums:
+    """Router statistics times the part's share, so that parts add up to means over the batch."""
+    return {
+        name: value * part["group_share" if name == "balance_loss" else "token_share"]
+        for name, value in stats.items()
+    }
+
+
+def _router_key(recipe: Recipe, step: Array) -> Array | None:
+    """Randomness of this step's second choices: a function of seed and step, so a resumed run
+    draws the same ones with nothing saved."""
+    if recipe.moe is None or recipe.moe.second_policy == "all":
+        return None
+    stream = jax.random.fold_in(jax.random.key(recipe.seed), ROUTER_STREAM)
+    return jax.random.fold_in(stream, step)
