@@ -1,0 +1,215 @@
+"""Where arrays live: logical axes of parameters and activations, laid over a mesh (GSPMD 2D).
+
+Parameters and activations carry logical names; a `Layout` holds the recipe's sharding table
+(`mesh.rules`) and nothing else knows the mesh. It is a value that modules are given, never a
+global. Activations are constrained against the mesh that `jax.set_mesh` put in place (the form
+that jax 0.10 to 0.12 share); without one, or on one device, `constrain` does nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, get_args
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from glamcli.config import schema
+from glamcli.config.layout import table
+from glamcli.errors import RecipeError
+
+Axes = tuple[str | None, ...]
+
+MESH_AXES: tuple[str, ...] = get_args(schema.MeshAxis)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A sharding table. Hashable, so that compiled functions may depend on it."""
+
+    rules: schema.Rules
+
+    @classmethod
+    def of(cls, mesh: schema.Mesh) -> Layout:
+        """The table of a recipe."""
+        return cls(table(mesh))
+
+    def split(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that a logical axis is split over."""
+        return () if name is None else getattr(self.rules, name)
+
+    def parts(self, name: str | None, mesh_shape: Mapping[str, int]) -> int:
+        """How many parts it is split into."""
+        return math.prod(mesh_shape[axis] for axis in self.split(name))
+
+    def here(self, name: str | None, size: int) -> tuple[str, ...]:
+        """The axes of the current mesh that a dimension of this size is split over."""
+        mesh = jax.sharding.get_abstract_mesh()
+        return () if mesh.empty or mesh.size == 1 else self.split_of(name, size, mesh.shape)
+
+    def num_parts(self, shape: tuple[int, ...], axes: Axes) -> int:
+        """How many parts an activation of this shape has on the current mesh."""
+        mesh = jax.sharding.get_abstract_mesh()
+        split = [axis for each in zip(axes, shape, strict=True) for axis in self.here(*each)]
+        return math.prod(mesh.shape[axis] for axis in split)
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """The partition of an array with these logical axes."""
+        return PartitionSpec(*(_entry(self.split(name)) for name in axes))
+
+    def spec_of(
+        self, shape: tuple[int, ...], axes: Axes, mesh_shape: Mapping[str, int]
+    ) -> PartitionSpec:
+        """The partition of an activation of this shape: over the axes that divide it."""
+        sizes = zip(axes, shape, strict=True)
+        return PartitionSpec(*(_entry(self.split_of(*each, mesh_shape)) for each in sizes))
+
+    def split_of(
+        self, name: str | None, size: int, mesh_shape: Mapping[str, int]
+    ) -> tuple[str, ...]:
+        """The mesh axes that a dimension of this size is split over: as many as divide it."""
+        split = self.split(name)
+        while size % math.prod(mesh_shape[axis] for axis in split):
+            split = split[:-1]
+        return split
+
+    def sharding(self, mesh: Mesh, axes: Axes) -> NamedSharding:
+        """The sharding of an array with these logical axes on `mesh`."""
+        return NamedSharding(mesh, self.spec(axes))
+
+    def shardings(self, mesh: Mesh, axes_tree: Any) -> Any:
+        """The same for every leaf of a nested dict of axes tuples."""
+        return jax.tree.map(lambda axes: self.sharding(mesh, axes), axes_tree, is_leaf=_is_axes)
+
+    def bytes_per_device(self, mesh_shape: Mapping[str, int], shapes: Any, axes_tree: Any) -> int:
+        """What one device of such a mesh has of these arrays."""
+        axes = jax.tree.leaves(axes_tree, is_leaf=_is_axes)
+        return sum(
+            leaf.size
+            * leaf.dtype.itemsize
+            // math.prod(self.parts(name, mesh_shape) for name in names)
+            for leaf, names in zip(jax.tree.leaves(shapes), axes, strict=True)
+        )
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """`x`, with its place on the current mesh fixed.
+
+        A dimension is split over as many of its mesh axes, first ones first, as divide it (one
+        row of a batch in generation stays whole): activations adapt, only weights are refused
+        (`check_divides`).
+        """
+        if len(axes) != x.ndim:
+            raise ValueError(f"{len(axes)} axes for an array of {x.ndim} dimensions")
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.spec_of(x.shape, axes, mesh.shape))
+
+    def on_each_device(
+        self,
+        run: Callable[..., Any],
+        in_axes: Sequence[Axes],
+        out_axes: Any,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> Callable[..., Any]:
+        """`run` on every device's own part of its arguments (`shard_map`).
+
+        What arrays hold along dimensions of one name lies together; a name is split as the first
+        array that has it allows. `sizes` are those of names that only results have. Without a
+        mesh it is `run` itself.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return run
+
+        def mapped(*arrays: Array) -> Any:
+            entries: dict[str | None, Any] = {None: None}
+            entries |= {name: _entry(self.here(name, size)) for name, size in sizes.items()}
+            for axes, x in zip(in_axes, arrays, strict=True):
+                for name, entry in zip(axes, self.spec_of(x.shape, axes, mesh.shape), strict=True):
+                    entries.setdefault(name, entry)
+
+            def place(axes: Axes) -> PartitionSpec:
+                return PartitionSpec(*(entries[name] for name in axes))
+
+            out_specs = jax.tree.map(place, out_axes, is_leaf=_is_axes)
+            in_specs = tuple(place(axes) for axes in in_axes)
+            # Not checked: which results are equal on several devices is known from the table.
+            split = jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+            return split(*arrays)
+
+        return mapped
+
+    def within(
+        self, over: tuple[str, ...], names: tuple[str, ...], sizes: Mapping[str, int]
+    ) -> Axes:
+        """These names, None in the place of those that are split over other mesh axes as well."""
+        inside = (set(self.here(name, sizes[name])) <= set(over) for name in names)
+        return tuple(name if fits else None for name, fits in zip(names, inside, strict=True))
+
+    def summed(
+        self, x: Array, over: tuple[str, ...], axes: Axes, sizes: Mapping[str, int]
+    ) -> Array:
+        """Inside `on_each_device`: the sum over mesh axes of what every device has.
+
+        A dimension whose name is in `sizes` is left split (reduce-scatter); all its mesh axes
+        must be among those summed over (`within`).
+        """
+        left = over
+        for dim, name in enumerate(axes):
+            if name is not None and name in sizes and (split := self.here(name, sizes[name])):
+                x = jax.lax.psum_scatter(x, split, scatter_dimension=dim, tiled=True)
+                left = tuple(axis for axis in left if axis not in split)
+        return jax.lax.psum(x, left) if left else x
+
+    def check_divides(self, mesh_shape: Mapping[str, int], shapes: Any, axes_tree: Any) -> None:
+        """Refuses weights that do not split evenly over the mesh, before anything is compiled.
+
+        Raises:
+            RecipeError: naming the first parameter, its dimension and the mesh axes.
+        """
+        named = jax.tree_util.tree_leaves_with_path(shapes)
+        all_axes = jax.tree.leaves(axes_tree, is_leaf=_is_axes)
+        for (path, leaf), axes in zip(named, all_axes, strict=True):
+            for name, size in zip(axes, leaf.shape, strict=True):
+                parts = self.parts(name, mesh_shape)
+                if size % parts == 0:
+                    continue
+                where = ".".join(entry.key for entry in path)
+                split = [axis for axis in self.split(name) if mesh_shape[axis] > 1]
+                over = " x ".join(f"`mesh.{axis}`" for axis in split)
+                best = max(n for n in range(1, parts + 1) if size % n == 0)
+                raise RecipeError(
+                    f"`{where}` has {size} along `{name}`, which does not split over {over}: "
+                    f"{parts}",
+                    hint=f"the largest split below that is {best}",
+                )
+
+
+GLAM = Layout.of(schema.Mesh())
+"""The default table: what a recipe without `mesh.rules` has."""
+
+
+def first_row(split: tuple[str, ...], part: Array) -> Array | int:
+    """Inside `on_each_device`: the number in the whole array of this part's first row."""
+    return part.shape[0] * jax.lax.axis_index(split) if split else 0
+
+
+def num_devices() -> int:
+    """Devices of the current mesh; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def _entry(names: tuple[str, ...]) -> tuple[str, ...] | str | None:
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else names
+
+
+def _is_axes(leaf: Any) -> bool:
+    return isinstance(leaf, tuple) and all(name is None or isinstance(name, str) for name in leaf)

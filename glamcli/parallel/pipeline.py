@@ -1,0 +1,216 @@
+"""Blocks of layers as stages of a pipeline, all in one program (GSPMD, arXiv 2105.04663, 3.3).
+
+Every array has a leading dimension of stages, split over the mesh axis of `layers`, and each tick
+runs all stages at once, each on its own microbatch; what comes out moves to the next stage by a
+collective-permute, and from the last one back to the first. With P stages and X microbatches, of
+which the stages keep X / P each, microbatches go through in turns of P: a turn enters stage 0 on P
+ticks in a row, passes all stages `repeats` times, and leaves the ring at stage 0 exactly as the
+next turn enters. So results take the places of inputs in one queue, and repeats need no other.
+
+While the pipeline fills and empties, stages run on rows that mean nothing. Nothing of that is
+kept: what is measured is masked, and no result, so no gradient, depends on it.
+
+Called by `decoder.py`, for training and held-out loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from glamcli.config.pipeline import Schedule
+from glamcli.parallel.axes import Axes, Layout
+
+Tree = Any
+Block = Callable[[Array, Array, Tree, Array, Array], tuple[Array, Tree]]
+"""(x, segments, parameters, number of the block, number of the microbatch) -> (x, measured)."""
+
+STREAM = ("layers", None, "batch", "seq", "act_embed")
+MOVING = ("layers", "batch", "seq", "act_embed")
+
+
+def run(
+    schedule: Schedule,
+    layout: Layout,
+    block: Block,
+    blocks: Tree,
+    axes: Tree,
+    x_BSM: Array,
+    segments_BS: Array,
+    group_rows: int,
+    remat: Callable[[Callable], Callable],
+    unroll: bool,
+) -> tuple[Array, Tree]:
+    """The rows after all blocks, and what each block measured, summed over the microbatches.
+
+    Args:
+        blocks: parameters, stacked over blocks; `axes` are their logical axes.
+        group_rows: rows that belong together in routing, and so in one microbatch.
+        remat: makes of a block what the backward pass computes it from.
+
+    Shapes: [B, S, M]; measurements [blocks, ...].
+    """
+    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
+    order = _order(layout, schedule, x_BSM.shape[0], group_rows)
+    stream = layout.constrain(_split(x_BSM, *order), *STREAM)
+    segments_XBS = _split(segments_BS, *order).reshape(X, -1, segments_BS.shape[1])
+    segments_XBS = layout.constrain(segments_XBS, None, "batch", None)
+    stages = jax.tree.map(
+        partial(_by_stage, schedule, layout), blocks, axes, is_leaf=lambda leaf: leaf is None
+    )
+    K = jax.tree.leaves(stages)[0].shape[1]
+    number_P = jnp.arange(P, dtype=jnp.int32)
+
+    def stage(params: Tree, number: Array, tick: Array, x_BSM: Array) -> tuple[Array, Tree]:
+        """One stage's blocks over the microbatch that it has at this tick."""
+        turn, inside = jnp.divmod(tick - number, R * P)
+        repeat, place = jnp.divmod(inside, P)
+        microbatch = place * (X // P) + turn
+        segments_BS = jax.lax.dynamic_index_in_dim(segments_XBS, microbatch, keepdims=False)
+
+        def one(x_BSM: Array, part: tuple[Tree, Array]) -> tuple[Array, Tree]:
+            params, k = part
+            if R > 1:  # here, so that no tick keeps its choice of weights for the backward pass
+                pick = partial(jax.lax.dynamic_index_in_dim, index=repeat, keepdims=False)
+                params = jax.tree.map(pick, params)
+            return block(x_BSM, segments_BS, params, (repeat * P + number) * K + k, microbatch)
+
+        parts = (params, jnp.arange(K, dtype=jnp.int32))
+        x_BSM, measured = jax.lax.scan(remat(one), x_BSM, parts, unroll=unroll)
+        valid = (turn >= 0) & (turn < X // P)
+        here_R = (jnp.arange(R, dtype=jnp.int32) == repeat) & valid
+        return x_BSM, jax.tree.map(partial(_where, here_R), measured)
+
+    all_stages = jax.vmap(stage, in_axes=(0, 0, None, 0), spmd_axis_name=layout.split("layers")[0])
+
+    def exchange(tick: Array, ring: Array, queue: Array, stream: Array) -> tuple[Array, ...]:
+        """What the stages get at this tick. On the first P of a turn, stage 0 takes the next
+        microbatch out of the queue and leaves there what has just come out of the last stage."""
+        turn, inside = jnp.divmod(tick, R * P)
+        next_turn = jnp.minimum(turn, X // P - 1)
+        fresh = jax.lax.dynamic_index_in_dim(stream, next_turn, axis=1, keepdims=False)
+        queue = jnp.where(inside == 0, fresh, queue)
+        enters = ((number_P == 0) & (inside < P))[:, None, None, None]
+        x_PBSM = jnp.where(enters, queue, ring)
+        queue = _shift(layout, jnp.where(enters, ring, queue), -1)
+        # The last write of a turn, with its results in their places, is the one that stays.
+        done = jnp.maximum(turn - 1, 0)
+        stream = jax.lax.dynamic_update_index_in_dim(stream, queue, done, axis=1)
+        return layout.constrain(x_PBSM, *MOVING), queue, layout.constrain(stream, *STREAM)
+
+    def advance(carry: Any, tick: Array) -> tuple[Any, None]:
+        x_PBSM, queue, stream, total = carry
+        out_PBSM, measured = all_stages(stages, number_P, tick, x_PBSM)
+        out_PBSM = layout.constrain(out_PBSM, *MOVING)
+        moved = exchange(tick + 1, _shift(layout, out_PBSM, 1), queue, stream)
+        return (*moved, jax.tree.map(jnp.add, total, measured)), None
+
+    nothing = layout.constrain(jnp.zeros_like(stream[:, 0]), *MOVING)
+    first = exchange(jnp.zeros((), jnp.int32), nothing, nothing, stream)
+    shapes = jax.eval_shape(all_stages, stages, number_P, jnp.zeros((), jnp.int32), first[0])[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ticks = jnp.arange(schedule.ticks, dtype=jnp.int32)
+    with jax.named_scope("pipeline"):
+        (_, _, stream, total), _ = jax.lax.scan(advance, (*first, zeros), ticks)
+    x_BSM = layout.constrain(_join(stream, *order), "outer_batch", "seq", "act_embed")
+    return x_BSM, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:]), total)
+
+
+def _where(here_R: Array, x_K: Array) -> Array:
+    """What the blocks of a stage measured, by repeat: [R, K, ...], zeros but for this one."""
+    mask = here_R.reshape(-1, *(1,) * x_K.ndim)
+    return jnp.where(mask, x_K[None], jnp.zeros((), x_K.dtype))
+
+
+def _order(
+    layout: Layout, schedule: Schedule, num_rows: int, group_rows: int
+) -> tuple[int, int, int]:
+    """How rows are numbered: [shards, stages, microbatches per stage, rows].
+
+    Every microbatch takes neighbouring rows from each data shard, so that rows stay on their
+    devices; from fewer, larger parts where a routing group has more rows than that.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(mesh.shape[axis] for axis in layout.here("batch", num_rows))
+    together = num_rows // schedule.microbatches // group_rows
+    parts = math.gcd(shards, together)
+    return parts, schedule.stages, schedule.microbatches // schedule.stages
+
+
+def _split(x_BS: Array, shards: int, stages: int, each: int) -> Array:
+    """[B, ...] -> [stages, microbatches per stage, rows of a microbatch, ...]."""
+    rows = x_BS.reshape(shards, stages, each, -1, *x_BS.shape[1:])
+    return jnp.moveaxis(rows, 0, 2).reshape(stages, each, -1, *x_BS.shape[1:])
+
+
+def _join(stream: Array, shards: int, stages: int, each: int) -> Array:
+    """The rows [B, ...] of `_split`, in their order."""
+    rows = stream.reshape(stages, each, shards, -1, *stream.shape[3:])
+    return jnp.moveaxis(rows, 2, 0).reshape(-1, *stream.shape[3:])
+
+
+def _shift(layout: Layout, x_PBSM: Array, by: int) -> Array:
+    """Every stage's rows, on the stage that is `by` further on in the ring."""
+    (axis,) = layout.split("layers")
+
+    def send(x_PBSM: Array) -> Array:
+        size = jax.lax.axis_size(axis)
+        return jax.lax.ppermute(x_PBSM, axis, [(p, (p + by) % size) for p in range(size)])
+
+    return layout.on_each_device(send, (MOVING,), MOVING)(x_PBSM)
+
+
+def _by_stage(schedule: Schedule, layout: Layout, w_L: Array, axes: Axes) -> Array:
+    """A parameter stacked over blocks, [P, blocks of a stage and repeat K, (R,) ...].
+
+    In repeat r, stage p runs the blocks (r P + p) K to (r P + p + 1) K, but it keeps R K blocks in
+    a row, whatever the schedule, so that checkpoints know nothing of it. With one repeat those are
+    the same. With more, weights move to their stages once per step, and gradients back: R
+    permutations of what a device has.
+    """
+    P, R = schedule.stages, schedule.repeats
+    K = w_L.shape[0] // (P * R)
+    stacked = ("layers", None, *axes[1:])
+    if R == 1:
+        return layout.constrain(w_L.reshape(P, K, *w_L.shape[1:]), *stacked)
+    (axis,) = layout.split("layers")
+    send_PR, to_PR, repeat_PR = _moves(P, R)
+
+    def move(w_L: Array) -> Array:
+        here = jax.lax.axis_index(axis)
+        chunks = w_L.reshape(R, K, *w_L.shape[1:])
+        moved = jnp.zeros_like(chunks)
+        for j in range(R):
+            chunk = jnp.take(chunks, jnp.asarray(send_PR)[here, j], axis=0)
+            pairs = [(p, int(to_PR[p, j])) for p in range(P)]
+            if any(sender != receiver for sender, receiver in pairs):
+                chunk = jax.lax.ppermute(chunk, axis, pairs)
+            moved = moved.at[jnp.asarray(repeat_PR)[here, j]].set(chunk)
+        return jnp.moveaxis(moved, 0, 1)[None]
+
+    place = ("layers", None, None, *axes[1:])
+    return layout.on_each_device(move, (axes,), place)(w_L)
+
+
+def _moves(P: int, R: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """R rounds in which every stage sends one of its R chunks and receives one: which it sends,
+    to which stage, and as which repeat the receiver runs what it gets, int32 [P, R] each.
+
+    Chunk c = p R + s of stage p belongs to stage c mod P. In round j stage p sends
+    s = (j + p // (P / g)) mod R with g = gcd(P, R), and then no two send to the same stage: those
+    with equal p R mod P differ in s modulo g, which divides all p R mod P.
+    """
+    p_P1, j_1R = np.arange(P)[:, None], np.arange(R)[None, :]
+    send_PR = (j_1R + p_P1 // (P // math.gcd(P, R))) % R
+    chunk_PR = p_P1 * R + send_PR
+    to_PR = chunk_PR % P
+    repeat_PR = np.empty_like(to_PR)
+    np.put_along_axis(repeat_PR, to_PR, chunk_PR // P, axis=0)
+    return send_PR.astype(np.int32), to_PR, repeat_PR.astype(np.int32)
