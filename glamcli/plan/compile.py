@@ -1,0 +1,115 @@
+"""The executable that `glam train` would run on a target, compiled here.
+
+The same function, state, batch and mesh as in `train/loop.py`; only the devices may be described
+ones. A program too large for them is refused by the compiler, with its bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from glamcli.config.schema import Recipe
+from glamcli.errors import PlanError
+from glamcli.parallel.mesh import make_mesh
+from glamcli.plan import topology
+from glamcli.plan.flops import matrix_flops
+from glamcli.plan.topology import Target
+from glamcli.train import programs
+
+NUM_SOURCES = 6
+"""Sources of the mixture that per-source sums are kept for: a few numbers of the whole step."""
+
+QUIET = {
+    # No question to a metadata server, no complaint that this is no TPU machine, and several
+    # processes may compile at once.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled training step; sizes are bytes on one device."""
+
+    hlo: str
+    mesh: Mesh
+    arguments: int
+    temporaries: int
+    outputs: int
+    """results that do not take the place of an argument."""
+    code: int
+    matrix_flops: float
+    """of all devices together, everything computed twice counted twice."""
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes a device needs for a step."""
+        return self.arguments + self.temporaries + self.outputs + self.code
+
+
+class TooLarge(PlanError):
+    """The compiler found that the step does not fit; `needed` is what it asked for, if told."""
+
+    def __init__(self, message: str):
+        self.message = message
+        self.available = _bytes(message, r"(?:available HBM \(|of )([\d.]+)([KMGT]?)")
+        self.needed = _bytes(message, r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)")
+        self.what_for = "temporaries" if "temporaries" in message else "arguments and temporaries"
+        super().__init__("the step does not fit")
+
+
+def quiet() -> None:
+    """Settings of the TPU compiler; to be called before anything of jax runs."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def compile_step(recipe: Recipe, target: Target) -> Program:
+    """The training step of the recipe, compiled for the target.
+
+    Raises:
+        RecipeError, PlanError: when recipe, mesh and target do not go together.
+        TooLarge: when the program needs more memory than a device has.
+    """
+    mesh = make_mesh(recipe.mesh, topology.devices(target))
+    started, cpu_started = time.monotonic(), time.process_time()
+    decoder = programs.make_decoder(recipe, mesh)
+    traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
+    flops = matrix_flops(traced.jaxpr, mesh.size)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge(str(error)) from error
+        raise
+    memory: Any = compiled.memory_analysis()
+    return Program(
+        hlo=compiled.as_text() or "",
+        mesh=mesh,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        code=memory.generated_code_size_in_bytes,
+        matrix_flops=flops,
+        seconds=time.monotonic() - started,
+        cpu_seconds=time.process_time() - cpu_started,
+    )
+
+
+def _bytes(message: str, pattern: str) -> float | None:
+    match = re.search(pattern, message)
+    return float(match[1]) * _UNITS[match[2]] if match else None

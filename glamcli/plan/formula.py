@@ -1,0 +1,180 @@
+"""Memory and time of a step by arithmetic alone: for GPUs, and to tell a search what to compile.
+
+Much coarser than a compiled program. Letters as in `config/sizes.py`; t is the tokens a device
+works on at once, m the size of the `model` axis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from glamcli.config import pipeline
+from glamcli.config.schema import Recipe
+from glamcli.config.sizes import capacity, flops_per_token, num_moe_layers, tokens_per_step
+from glamcli.model import softmax
+from glamcli.parallel.axes import Layout
+from glamcli.plan.memory import State
+from glamcli.plan.network import Network
+
+EFFICIENCY = 0.7
+EFFICIENCY_LOST = 0.07
+"""Share of the peak that matrix products reach, everything between them included: 0.7 over
+1 + 0.07 m, because splitting the model cuts them into narrow pieces. Two compiled layouts of
+64B/64E on TPU v4 gave 0.58 (m = 4) and 0.33 (m = 16)."""
+RESERVED = 1.5
+"""What compilers reserve for activations over what is alive at once; the same two gave 1.4, 1.6."""
+BF16 = 2
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One device's bytes by group, and the seconds of a step."""
+
+    bytes: dict[str, int]
+    compute_seconds: float
+    network: dict[str, float]
+    """seconds of sending, by what is sent."""
+    flops: float
+    """of all devices together."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def seconds(self) -> float:
+        """Computing and sending one after the other."""
+        return self.compute_seconds + sum(self.network.values())
+
+
+def estimate(recipe: Recipe, state: State, network: Network) -> Estimate:
+    """The recipe on a mesh of the network's shape."""
+    chip = network.target.chip
+    assert chip is not None
+    size = BF16 if recipe.model.activation_dtype == "bfloat16" else FLOAT32
+    flops = _hardware_flops(recipe, network)
+    devices = math.prod(network.shape.values())
+    efficiency = EFFICIENCY / (1 + EFFICIENCY_LOST * network.shape["model"])
+    compute = flops * chip.devices / (devices * chip.peak * efficiency)
+    stages = pipeline.schedule(recipe)
+    if stages is not None:
+        compute /= 1 - stages.bubble_of_total
+    sets = 1 + (recipe.batch.accumulate > 1)
+    return Estimate(
+        {
+            "weights": state.weights,
+            "optimizer state": state.optimizer,
+            "gradients": sets * state.weights,
+            "activations and temporaries": _activations(recipe, network.shape, size),
+            "batch": state.batch,
+        },
+        compute,
+        _network(recipe, network, size),
+        flops,
+    )
+
+
+def _tokens(recipe: Recipe, shape: dict[str, int]) -> int:
+    """[t] tokens that one device works on at once, shared with the others of its `model` axis."""
+    shards = Layout.of(recipe.mesh).parts("batch", shape)
+    return tokens_per_step(recipe) // (shards * recipe.batch.accumulate)
+
+
+def _hardware_flops(recipe: Recipe, network: Network) -> float:
+    """Matrix products of a step: three passes, one more where everything is recomputed, empty
+    slots, and the one-hot products where TPUs dispatch by them."""
+    flops, model, moe = flops_per_token(recipe), recipe.model, recipe.moe
+    layers = flops.forward_padded - flops.logits
+    if moe is not None and network.target.kind == "tpu" and moe.dispatch in ("auto", "einsum"):
+        slots = moe.num_experts * capacity(moe)
+        layers += num_moe_layers(recipe) * 4 * slots * model.model_dim
+    passes = 3 + (recipe.train.remat == "full")
+    return float(tokens_per_step(recipe)) * (passes * layers + 4 * flops.logits)
+
+
+def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
+    model, moe = recipe.model, recipe.moe
+    t, m = _tokens(recipe, shape), shape["model"]
+    M, H, S = model.model_dim, model.ffn_dim, recipe.batch.row_tokens
+    split = 1 if recipe.mesh.residual == "whole" else m
+    residual = t * M * size // split
+    heads = t * model.num_heads * model.head_dim * size // m
+    scores = t * S * model.num_heads * FLOAT32 // m
+    dense = 3 * t * H * size // m
+    saved = {"attention": 4 * heads + 2 * residual, "scores": 2 * scores, "ffn": dense}
+    moving = 0
+    if moe is not None:
+        slots = t * moe.num_experts * capacity(moe) // moe.group_tokens
+        masks = t * moe.num_experts * capacity(moe) * (size + FLOAT32)
+        saved["experts"] = slots * (2 * M + H) * size // m
+        moving = slots * M * (size + FLOAT32) + masks
+    layers = model.num_layers // (2 if moe else 1) // shape["stage"]
+    keep = recipe.train.remat
+    stacked = residual
+    if keep == "none":
+        stacked += sum(saved.values())
+    elif keep == "attention":
+        stacked += sum(saved.values()) - saved["scores"]
+    elif keep == "dots":
+        stacked += sum(saved.values()) + scores
+    working = 2 * t * M * size + 3 * scores + 2 * dense + moving + _gathered(recipe, shape, size)
+    chunks = min(t * model.vocab_size * FLOAT32 // m, softmax.CHUNK_BYTES)
+    table = FLOAT32 * model.vocab_size * M // m
+    return int(RESERVED * (layers * stacked + max(working, 3 * chunks + 2 * table)))
+
+
+def _layer_weights(recipe: Recipe, shape: dict[str, int]) -> tuple[int, int]:
+    """(dense, experts') weights of a block on a device once `data` and `expert` are gathered."""
+    model, moe = recipe.model, recipe.moe
+    M, H, m = model.model_dim, model.ffn_dim, shape["model"]
+    attention = 4 * M * model.num_heads * model.head_dim
+    if moe is None:
+        return (attention + 3 * M * H) // m, 0
+    return (2 * attention + 3 * M * H) // m, moe.num_experts * 2 * M * H // m // shape["expert"]
+
+
+def _gathered(recipe: Recipe, shape: dict[str, int], size: int) -> int:
+    """A block's gathered weights, and their gradients before they are scattered."""
+    dense, experts = _layer_weights(recipe, shape)
+    kept = 0 if shape["data"] == 1 else experts * (size + FLOAT32)
+    whole = shape["data"] * shape["expert"] == 1
+    return kept + (0 if whole else dense * (size + FLOAT32) // 2)
+
+
+def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
+    shape, model, moe = network.shape, recipe.model, recipe.moe
+    t, m = _tokens(recipe, shape), shape["model"]
+    again = recipe.train.remat == "full"
+    blocks = model.num_layers // (2 if moe else 1) // shape["stage"]
+    parts = recipe.batch.accumulate
+
+    def over(axes: tuple[str, ...], moved: float, exchange: bool = False) -> float:
+        axes = tuple(axis for axis in axes if shape[axis] > 1)
+        if not axes:
+            return 0.0
+        rate, latency, longest = network.rate(axes)
+        n = math.prod(shape[axis] for axis in axes)
+        return moved * (max((n - 1) / n, longest / 4) if exchange else (n - 1) / n) / rate + latency
+
+    # Every layer gathers the residual stream and scatters what it adds, twice; once more where
+    # it is computed again, and the other way round for gradients.
+    passes = 2 + again
+    layers = 2 if moe else 1
+    wide = t * model.model_dim * size
+    found = {"activations": blocks * layers * 4 * passes * over(("model",), wide)}
+    dense, experts = _layer_weights(recipe, shape)
+    gathers = passes * size + FLOAT32  # weights in every pass, gradients once
+    found["dense weights"] = blocks * over(("data", "expert"), dense * gathers)
+    if moe is not None:
+        found["experts' weights"] = blocks * over(("data",), experts * gathers)
+        # The slots are gathered for the first product; the second's float32 sums are scattered.
+        slots = t * moe.num_experts * capacity(moe) // moe.group_tokens * model.model_dim
+        found["activations"] += blocks * passes * over(("model",), slots * (size + FLOAT32))
+        exchanged = over(("expert",), slots * size / m, exchange=True)
+        found["tokens to experts"] = blocks * 2 * passes * exchanged
+    if shape["slice"] > 1:
+        held = dense / (shape["data"] * shape["expert"]) + experts / shape["data"]
+        found["gradients between slices"] = 2 * blocks * over(("slice",), held * FLOAT32) / parts
+    return {name: parts * seconds for name, seconds in found.items() if seconds}

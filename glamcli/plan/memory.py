@@ -1,0 +1,111 @@
+"""Bytes on one device by what they are for, and where each kind of array lives.
+
+Sizes of weights, optimizer state and batch follow from shapes and the sharding table; what the
+compiler reserves for everything else is known once a program is compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+
+from glamcli.config.schema import Model, Moe, Optimizer, Recipe
+from glamcli.model.decoder import Decoder
+from glamcli.parallel.axes import Layout
+from glamcli.plan.compile import Program
+from glamcli.train.programs import FIELDS
+from glamcli.train.state import abstract_state, state_axes
+
+INT32 = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One array that lives from step to step."""
+
+    name: str
+    shape: tuple[int, ...]
+    split: tuple[tuple[str, ...], ...]
+    """mesh axes with more than one device, by dimension."""
+    bytes: int
+    """on one device."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step is given, in bytes on one device, as the shapes say."""
+
+    weights: int
+    optimizer: int
+    batch: int
+    arrays: tuple[Kept, ...]
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.batch
+
+
+def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> State:
+    """Sizes of weights, optimizer state and batch on a mesh of this shape. Allocates nothing."""
+    layout = Layout.of(recipe.mesh)
+    settings = (recipe.model, recipe.moe, recipe.optimizer)
+    state, axes = _abstract(*settings)  # pyright: ignore[reportArgumentType]
+    weights = _kept(layout, state.params, axes.params, mesh_shape)
+    optimizer = _kept(layout, state.opt_state, axes.opt_state, mesh_shape)
+    rows = -(-recipe.batch.rows // layout.parts("batch", mesh_shape))
+    batch = rows * (len(FIELDS) * recipe.batch.row_tokens + 1) * INT32
+    return State(
+        sum(array.bytes for array in weights),
+        sum(array.bytes for array in optimizer),
+        batch,
+        weights,
+    )
+
+
+@lru_cache(maxsize=16)
+def _abstract(model: Model, moe: Moe | None, optimizer: Optimizer) -> tuple[Any, Any]:
+    """Shapes and logical axes of a state; no mesh has a say in them."""
+    decoder = Decoder(model, moe)
+    return abstract_state(decoder, optimizer), state_axes(decoder, optimizer)
+
+
+def _kept(
+    layout: Layout, shapes: Any, axes: Any, mesh_shape: Mapping[str, int]
+) -> tuple[Kept, ...]:
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    found = []
+    for (path, leaf), dims in zip(leaves, names, strict=True):
+        split = tuple(
+            tuple(axis for axis in layout.split(name) if mesh_shape[axis] > 1) for name in dims
+        )
+        parts = [math.prod(mesh_shape[axis] for axis in each) for each in split]
+        sizes = (-(-size // n) for size, n in zip(leaf.shape, parts, strict=True))
+        name = ".".join(str(getattr(entry, "key", entry)) for entry in path)
+        found.append(Kept(name, leaf.shape, split, math.prod(sizes) * leaf.dtype.itemsize))
+    return tuple(found)
+
+
+def groups(state: State, recipe: Recipe, program: Program) -> dict[str, int]:
+    """The bytes of a compiled step on one device, by group; they add up to `program.total`.
+
+    Gradients are float32 and complete before the update, one set as large as the weights' (a
+    second one while parts accumulate); the compiler does not tell them from other temporaries, so
+    they are taken out of those by arithmetic. `padding` is what tiles of memory add to arguments.
+    """
+    sets = 1 + (recipe.batch.accumulate > 1)
+    gradients = min(sets * state.weights, program.temporaries)
+    return {
+        "weights": state.weights,
+        "optimizer state": state.optimizer,
+        "gradients": gradients,
+        "activations and temporaries": program.temporaries - gradients + program.outputs,
+        "batch": state.batch,
+        "padding": program.arguments - state.total,
+        "program code": program.code,
+    }

@@ -1,0 +1,101 @@
+"""How fast devices of a mesh reach each other: links of a slice, hosts' network between slices.
+
+Which dimensions of the slice a mesh axis covers is read from the coordinates of the devices; for
+arithmetic without devices it is assumed that the mesh fills the slice from its last dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jax.sharding import Mesh
+
+from glamcli.plan.topology import Target
+
+HOP_SECONDS = 1e-6
+"""Latency from chip to neighbour inside a slice (jax-ml.github.io/scaling-book)."""
+
+
+class Network:
+    """How fast the devices of a mesh reach each other along its axes."""
+
+    def __init__(self, target: Target, mesh: Mesh | None, mesh_shape: dict[str, int]):
+        self.target = target
+        self.shape = mesh_shape
+        self._mesh = mesh
+
+    def rate(self, axes: tuple[str, ...]) -> tuple[float, float, float]:
+        """(bytes per second in and out of a device, seconds of latency, the longest ring) of
+        collectives over these mesh axes."""
+        chip = self.target.chip
+        assert chip is not None
+        group = math.prod(self.shape[axis] for axis in axes)
+        if "slice" in axes:
+            return chip.dcn / chip.devices, 1e-5, group
+        if self.target.kind == "gpu":
+            inside = group <= chip.per_host and self._inside_host(axes)
+            return (chip.link, 3e-6, group) if inside else (chip.dcn, 1e-5, group)
+        spans = self._spans(axes)
+        rate = sum(chip.link * (2 if wraps else 1) for _, wraps in spans)
+        if not rate:  # cores of one chip
+            return chip.hbm / 2, HOP_SECONDS, group
+        hops = sum(size // 2 if wraps else size - 1 for size, wraps in spans)
+        longest = max(size * (1 if wraps else 2) for size, wraps in spans)
+        return rate / chip.devices, hops * HOP_SECONDS, longest
+
+    def neighbour(self, axes: tuple[str, ...]) -> float:
+        """Bytes per second from a device to the next one along these mesh axes."""
+        chip = self.target.chip
+        assert chip is not None
+        return (chip.dcn if "slice" in axes else chip.link) / chip.devices
+
+    def _inside_host(self, axes: tuple[str, ...]) -> bool:
+        """Whether devices along these axes sit in one host: the axes end the mesh."""
+        assert self.target.chip is not None
+        names = list(self.shape)
+        first = min(names.index(axis) for axis in axes)
+        return math.prod(self.shape[axis] for axis in names[first:]) <= self.target.chip.per_host
+
+    def _spans(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
+        """(extent, whether it is a ring) in every dimension of the slice that a group covers."""
+        grid = self.target.shape
+        if self._mesh is None:
+            return self._assumed(axes)
+        index = tuple(slice(None) if axis in axes else 0 for axis in self._mesh.axis_names)
+        group = np.asarray(self._mesh.devices[index]).reshape(-1)
+        coords = np.array([device.coords for device in group])
+        found = []
+        for dim, length in enumerate(grid):
+            extent = len(set(coords[:, dim].tolist()))
+            if extent > 1:
+                found.append((extent, extent == length and self._is_ring(length)))
+        return found
+
+    def _is_ring(self, length: int) -> bool:
+        chip, grid = self.target.chip, self.target.shape
+        assert chip is not None
+        if chip.wraps == "cubes":
+            return all(side % 4 == 0 for side in grid)
+        return length == chip.wraps
+
+    def _assumed(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
+        """The same without devices: as if the mesh filled the slice's dimensions from its end."""
+        left = list(self.target.shape)[::-1]
+        found: list[tuple[int, bool]] = []
+        for axis in reversed(list(self.shape)):
+            size = self.shape[axis]
+            if axis == "slice" or size == 1:
+                continue
+            while size > 1 and left:
+                part = math.gcd(size, left[0])
+                if axis in axes and part > 1:
+                    whole = part == self.target.shape[len(left) - 1]
+                    found.append((part, whole and self._is_ring(part)))
+                size //= max(part, 1)
+                left[0] //= max(part, 1)
+                if left[0] == 1:
+                    left.pop(0)
+                elif part == 1:
+                    break
+        return found

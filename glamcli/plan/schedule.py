@@ -1,0 +1,207 @@
+"""How long a compiled step takes, read from its schedule: an estimate, never a measurement.
+
+XLA notes for every fusion how many cycles it expects, and writes instructions in the order they
+will run. Walking that order with one clock for the core and one per network gives the time:
+computing adds its cycles; a collective that is started and awaited later runs beside whatever
+the compiler put in between, after earlier transfers over the same mesh axes; one that is not split
+that way stops the core. A loop takes the time of a round as often as it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from glamcli.parallel.collectives import Collective, at
+from glamcli.parallel.hlo import Instruction, Module, arrays
+from glamcli.plan.network import HOP_SECONDS, Network
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_ONE_HOT = re.compile(r"experts_.*(GSEC|_one_hot|/ne\b)")
+SCOPES = ("attention", "experts", "router", "ffn", "softmax", "optimizer", "embed", "norm")
+
+
+@dataclass
+class Time:
+    """Seconds of one step on one device."""
+
+    compute: float = 0.0
+    exposed: dict[str, float] = field(default_factory=dict)
+    """waiting for the network, by mesh axes."""
+    network: dict[str, float] = field(default_factory=dict)
+    """busy network, hidden or not, by mesh axes."""
+    scopes: dict[str, float] = field(default_factory=dict)
+    """computing, by part of the model."""
+
+    @property
+    def total(self) -> float:
+        return self.compute + sum(self.exposed.values())
+
+
+def step_time(module: Module, network: Network) -> Time:
+    """The time of one run of the module's entry."""
+    return _Clock(module, network).run(module.entry)
+
+
+class _Clock:
+    def __init__(self, module: Module, network: Network):
+        self._module = module
+        self._network = network
+        chip = network.target.chip
+        assert chip is not None
+        assert chip.clock is not None
+        self._second = 1 / chip.clock
+        self._copied = chip.devices / chip.hbm
+        self._done: dict[str, Time] = {}
+
+    def run(self, name: str) -> Time:
+        """The time of one run of a computation."""
+        if name not in self._done:
+            self._done[name] = self._walk(name)
+        return self._done[name]
+
+    def _walk(self, name: str) -> Time:
+        total = _Sum()
+        now = 0.0
+        # When each direction of a network is free again.
+        free: defaultdict[tuple[str, bool], float] = defaultdict(float)
+        finish: dict[str, tuple[float, str]] = {}  # by who waits for it
+        answers: dict[str, str] = {}
+        seen: set[str] = set()
+        for line in self._module.computations[name]:
+            for key, ways, seconds in self._transfers(line, seen):
+                until = max(now, *(free[key, way] for way in ways)) + seconds
+                for way in ways:
+                    free[key, way] = until
+                total.network[key] += seconds
+                if line.opcode.endswith("-start"):
+                    finish[line.name] = (until, key)
+                elif line.opcode == "send":  # to other slices; awaited by its answer
+                    finish[_rendezvous(line)] = (until, key)
+                else:
+                    total.exposed[key] += until - now
+                    now = until
+            if line.opcode == "recv":
+                answers[line.name] = _rendezvous(line)
+            elif line.opcode.endswith("-done"):
+                for operand in (answers.get(name, name) for name in line.operands):
+                    until, key = finish.pop(operand, (now, ""))
+                    if until > now:
+                        total.exposed[key] += until - now
+                        now = until
+            elif inner := self._inside(line):
+                total.add(*inner)
+                now += sum(seconds * times for seconds, times in ((t.total, n) for t, n in inner))
+            elif match := _CYCLES.search(line.rest):
+                seconds = int(match[1]) * self._second
+                total.compute += seconds
+                total.scopes[scope_of(line.op_name)] += seconds
+                now += seconds
+        return total.time()
+
+    def _inside(self, line: Instruction) -> list[tuple[Time, int]]:
+        """What an instruction runs, and how often; of a conditional the longest branch."""
+        if line.opcode == "while":
+            rounds = self._module.trips(line)
+            return [(self.run(name), rounds) for name in line.called("body", "condition")]
+        runs = [self.run(name) for name in line.branches]
+        return [(max(runs, key=lambda time: time.total), 1)] if runs else []
+
+    def _transfers(
+        self, line: Instruction, seen: set[str]
+    ) -> Iterator[tuple[str, tuple[bool, ...], float]]:
+        """(network, directions, seconds) of what an instruction sends."""
+        if line.opcode in ("copy-start", "slice-start"):  # memory to core, or back
+            sizes = arrays(line.result)
+            moved = min((_bytes(each) for each in sizes if each[1]), default=0.0)
+            yield "memory", (True,), moved * self._copied
+            return
+        for each, channel in at(self._module, line, self._network.shape):
+            if channel is None or channel not in seen:
+                seen.add(channel or "")
+                if each.axes:
+                    ways = (True, False)
+                    if each.pairs:  # most go one way around; one pair closes the ring
+                        ways = (2 * sum(a < b for a, b in each.pairs) > len(each.pairs),)
+                    yield "+".join(each.axes), ways, transfer_seconds(each, self._network)
+
+
+class _Sum:
+    """Times being added up."""
+
+    def __init__(self):
+        self.compute = 0.0
+        self.exposed: defaultdict[str, float] = defaultdict(float)
+        self.network: defaultdict[str, float] = defaultdict(float)
+        self.scopes: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, *parts: tuple[Time, int]) -> None:
+        for time, rounds in parts:
+            self.compute += rounds * time.compute
+            for mine, theirs in (
+                (self.exposed, time.exposed),
+                (self.network, time.network),
+                (self.scopes, time.scopes),
+            ):
+                for key, seconds in theirs.items():
+                    mine[key] += rounds * seconds
+
+    def time(self) -> Time:
+        return Time(self.compute, dict(self.exposed), dict(self.network), dict(self.scopes))
+
+
+def transfer_seconds(each: Collective, network: Network) -> float:
+    """How long one collective takes when it has its network for itself.
+
+    Rings in both directions over every dimension of the slice that the group spans: gathering and
+    scattering move (n - 1) / n of the whole, reducing twice that; in an exchange of all with all
+    a byte travels a quarter of the longest ring; a permutation uses one link.
+    """
+    rate, latency, longest = network.rate(each.axes)
+    size, n = float(each.bytes), max(each.group, 1)
+    if each.kind == "collective-permute":
+        return size / network.neighbour(each.axes) + HOP_SECONDS
+    share = (n - 1) / n
+    if each.kind == "all-reduce":
+        return 2 * (size * share / rate + latency)
+    if each.kind in ("all-to-all", "ragged-all-to-all"):
+        return size * max(share, longest / 4) / rate + latency
+    return size * share / rate + latency
+
+
+def scope_of(op_name: str) -> str:
+    """The part of the model that an operation belongs to; `dispatch` are the one-hot products that
+    move tokens to experts and back."""
+    parts = op_name.split("/")
+    if _ONE_HOT.search(op_name):
+        return "dispatch"
+    for scope in SCOPES:
+        if any(part.startswith(scope) or f"({scope})" in part for part in parts):
+            return scope
+    return "other"
+
+
+def _rendezvous(line: Instruction) -> str:
+    match = re.search(r'_rendezvous="([^"]*)"', line.rest)
+    return match[1] if match else line.name
+
+
+def _bytes(each: tuple[int, tuple[int, ...]]) -> float:
+    bits, shape = each
+    size = bits / 8
+    for dim in shape:
+        size *= dim
+    return size
+
+
+def by_kind(found: list[Collective]) -> list[tuple[str, tuple[str, ...], int, int]]:
+    """(kind, mesh axes, executions, bytes) per step, most bytes first."""
+    sums: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for each in found:
+        total = sums.setdefault((each.kind, each.axes), [0, 0])
+        total[0] += each.count
+        total[1] += each.count * each.bytes
+    rows = [(kind, axes, count, size) for (kind, axes), (count, size) in sums.items()]
+    return sorted(rows, key=lambda row: -row[3])

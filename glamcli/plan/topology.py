@@ -1,0 +1,229 @@
+"""From a target's name to devices: TPU slices that are only described, GPUs, CPUs, what is here.
+
+`v4-2048` is one slice, `2xv5e-256` two of them over the slow network, `8xh100` GPUs, `cpu:8`
+simulated devices, `local` the devices of this machine. Facts about chips are in `chips.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from glamcli.errors import PlanError
+
+TABLE = Path(__file__).with_name("chips.toml")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One section of `chips.toml`, which says what the fields mean."""
+
+    name: str
+    family: str
+    devices: int
+    hbm_gib: float
+    peak: float
+    hbm: float
+    link: float
+    dcn: float
+    usable_gib: float | None = None
+    price: float | None = None
+    clock: float | None = None
+    topology: str = ""
+    config: str | None = None
+    also: tuple[str, ...] = ()
+    name_counts: str = "chips"
+    cores: int = 1
+    torus: int = 0
+    wraps: int | str = "cubes"
+    max_chips: int = 0
+    per_host: int = 0
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Memory of one device."""
+        return self.hbm_gib * 2**30 / self.devices
+
+    @property
+    def usable_bytes(self) -> float:
+        """What a program may have of it."""
+        return (self.usable_gib or self.hbm_gib) * 2**30 / self.devices
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to plan for. `shape` is a slice's grid of chips, empty off TPUs."""
+
+    name: str
+    kind: str
+    """`tpu`, `gpu`, `cpu` or `local`."""
+    chip: Chip | None = None
+    num_chips: int = 0
+    shape: tuple[int, ...] = ()
+    num_slices: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * (self.chip.devices if self.chip else 1)
+
+    @property
+    def words(self) -> str:
+        """What the name stands for."""
+        if self.chip is None:
+            return (
+                f"{self.num_chips} simulated CPU devices" if self.kind == "cpu" else "this machine"
+            )
+        if self.kind == "gpu":
+            return f"{self.num_chips} {self.chip.name.upper()} GPUs"
+        grid = "x".join(map(str, self.shape))
+        slices = f"{self.num_slices} slices of " if self.num_slices > 1 else ""
+        chips = self.num_chips // self.num_slices
+        return f"{slices}{chips:,} TPU {self.chip.name} chip{'s' * (chips > 1)}, {grid}"
+
+
+def load_chips(path: Path = TABLE) -> dict[str, Chip]:
+    """The table of chips.
+
+    Raises: PlanError when the file cannot be read or lacks something.
+    """
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: Chip(name=name, **facts | {"also": tuple(facts.get("also", ()))})
+            for name, facts in sections.items()
+        }
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        what = re.sub(r"^.*__init__\(\) ", "", str(error))
+        raise PlanError(f"{path} is not a table of chips: {what}", f"{TABLE} is one") from error
+
+
+def parse(name: str, chips: dict[str, Chip]) -> Target:
+    """The target of a name.
+
+    Raises: PlanError with the nearest name there is.
+    """
+    text = name.strip().lower()
+    if text == "local":
+        return Target("local", "local")
+    if match := re.fullmatch(r"cpu:(\d+)", text):
+        if not 0 < int(match[1]) <= 4096:
+            raise PlanError(f"`{name}`: between 1 and 4,096 CPU devices can be simulated")
+        return Target(text, "cpu", num_chips=int(match[1]))
+    if match := re.fullmatch(r"(\d+)x([a-z]+\d+)", text):
+        chip = chips.get(match[2])
+        if chip is not None and chip.family == "gpu" and int(match[1]) > 0:
+            return Target(text, "gpu", chip, int(match[1]))
+    if match := re.fullmatch(r"(?:(\d+)x)?([a-z\d]+)-(\d+)", text):
+        slices, kind, number = int(match[1] or 1), match[2], int(match[3])
+        chip = next((c for c in chips.values() if kind in (c.name, *c.also)), None)
+        if chip is not None and chip.family == "tpu" and slices > 0:
+            return _slice(name, chip, number, slices)
+    raise PlanError(f"unknown target `{name}`", _nearest(text, chips))
+
+
+def sizes(chip: Chip) -> list[int]:
+    """Numbers of chips in a slice, from one host's to a pod, powers of two."""
+    smallest = 4 if chip.torus == 3 or chip.name_counts == "cores" else 1
+    powers = (2**n for n in range(15))
+    return [n for n in powers if smallest <= n <= chip.max_chips and _grid(chip, n)]
+
+
+def target_of(chip: Chip, num_chips: int) -> Target:
+    """One slice of so many chips."""
+    number = num_chips * (chip.cores if chip.name_counts == "cores" else 1)
+    return _slice(f"{chip.name}-{number}", chip, number, 1)
+
+
+def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
+    per_chip = chip.cores if chip.name_counts == "cores" else 1
+    shape = () if number % per_chip else _grid(chip, number // per_chip)
+    if not shape or number > chip.max_chips * per_chip:
+        known = [n * per_chip for n in sizes(chip)]
+        near = sorted(sorted(known, key=lambda n: abs(math.log(n / max(number, 1))))[:2])
+        names = " or ".join(f"`{chip.name}-{n}`" for n in near)
+        counted = f" ({chip.name} names count {chip.name_counts})"
+        raise PlanError(f"there is no slice `{name}`{counted}", f"the nearest sizes are {names}")
+    prefix = f"{slices}x" if slices > 1 else ""
+    return Target(
+        f"{prefix}{chip.name}-{number}", "tpu", chip, number // per_chip * slices, shape, slices
+    )
+
+
+def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:
+    """The usual grid of so many chips; () when none is offered.
+
+    Flat networks come in rectangles of sides 1:1 and 1:2. Others are made of cubes of 4 x 4 x 4
+    in the most compact box, below which there are a few fixed ones.
+    """
+    if chip.torus == 2:
+        side = math.isqrt(num_chips)
+        if side * side == num_chips and num_chips & (num_chips - 1) == 0:
+            return (side, side)
+        side = math.isqrt(num_chips // 2)
+        powers = num_chips & (num_chips - 1) == 0 and num_chips >= 8
+        return (side, 2 * side) if powers and 2 * side * side == num_chips else ()
+    small = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
+    if num_chips in small:
+        return small[num_chips]
+    if num_chips < 64 or num_chips % 64:
+        return ()
+    cubes = num_chips // 64
+    sides = [n for n in range(1, cubes + 1) if cubes % n == 0]
+    boxes = [(a, b, cubes // a // b) for a, b in product(sides, sides) if cubes % (a * b) == 0]
+    a, b, c = min((box for box in boxes if box == tuple(sorted(box))), key=sum)
+    return (4 * a, 4 * b, 4 * c)
+
+
+def _nearest(text: str, chips: dict[str, Chip]) -> str:
+    names = ["local", "cpu:8"]
+    for chip in chips.values():
+        if chip.family == "gpu":
+            names += [f"{n}x{chip.name}" for n in (1, 8, 16)]
+        else:
+            per_chip = chip.cores if chip.name_counts == "cores" else 1
+            names += [f"{chip.name}-{n * per_chip}" for n in sizes(chip)]
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.55)
+    examples = "for example `v4-2048`, `v5e-64`, `2xv5e-256`, `8xh100`, `cpu:8`, `local`"
+    return f"did you mean `{near[0]}`?" if near else examples
+
+
+def devices(target: Target) -> Sequence[Any]:
+    """The target's devices, in the form that meshes are made of; for TPUs only described.
+
+    Raises: PlanError when libtpu is not installed or does not know the slice.
+    """
+    if target.kind in ("cpu", "local"):
+        found = jax.devices()
+        if target.kind == "cpu" and len(found) != target.num_chips:
+            raise PlanError(f"`{target.name}` needs a process of its own with that many devices")
+        return found
+    assert target.chip is not None
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"chip_config_name": target.chip.config} if target.chip.config else {}
+    if target.num_slices > 1:
+        options["num_slices"] = target.num_slices
+    grid = "x".join(map(str, target.shape))
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{target.chip.topology}:{grid}", **options
+        )
+    except Exception as error:
+        if "libtpu" in str(error) and "lockfile" not in str(error):
+            raise PlanError(
+                "the TPU compiler is not installed", "pip install 'glamcli[plan]' (or libtpu)"
+            ) from error
+        first = str(error).splitlines()[0]
+        raise PlanError(f"the TPU compiler refuses `{target.name}`: {first}") from error
+    return found.devices
