@@ -1,0 +1,109 @@
+"""DROP's answers: bags of words with numbers told apart, several spans matched one to one.
+
+An answer is a tuple of spans: one number, one date, or the spans that only together are right
+(Dua et al., arXiv 1903.00161; its official script rounds each item's F1 to two places, and so
+does this).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The spans of an answer as DROP's files hold it: `number`, `spans` or `date`.
+
+    Empty when the annotator gave none.
+    """
+    number, listed = answer.get("number"), answer.get("spans")
+    if number not in (None, ""):
+        return (str(number),)
+    if listed:
+        return tuple(str(each) for each in listed)
+    date = answer.get("date") or {}
+    text = " ".join(str(date.get(part) or "") for part in ("day", "month", "year"))
+    return (" ".join(text.split()),) if text.strip() else ()
+
+
+def normalized(text: str) -> str:
+    """Lower-cased words without punctuation and articles; hyphens part words, and a number keeps
+    its point and becomes a float."""
+    words = (_normalized_word(word) for word in re.split(" |-", text.lower()))
+    return " ".join(word for word in words if word)
+
+
+def _normalized_word(word: str) -> str:
+    bare = word if _is_number(word) else word.translate(_PUNCTUATION)
+    if _is_number(bare):
+        return str(float(bare))
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def best(
+    name: str, prediction: str | tuple[str, ...], answers: Sequence[str | Sequence[str]]
+) -> float:
+    """Highest em or f1 over the accepted answers."""
+    measure = {"em": exact_match, "f1": f1}[name]
+    found = _spans(prediction)
+    return max(measure(found, _spans(answer)) for answer in answers)
+
+
+def _spans(answer: str | Sequence[str]) -> tuple[str, ...]:
+    return (answer,) if isinstance(answer, str) else tuple(answer)
+
+
+def exact_match(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """1 when both have the same spans, in any order."""
+    found, wanted = [normalized(each) for each in prediction], [normalized(each) for each in answer]
+    return float(len(found) == len(wanted) and set(found) == set(wanted))
+
+
+def f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """Mean F1 of spans matched one to one so that it is highest; unmatched ones count as 0.
+
+    Spans share nothing when the accepted one has numbers and none of them is in the other.
+    """
+    found, wanted = (
+        [set(normalized(each).split()) for each in side] for side in (prediction, answer)
+    )
+    scores = [
+        [_bag_f1(bag, gold) if _numbers_agree(gold, bag) else 0.0 for bag in found]
+        for gold in wanted
+    ]
+    return round(_best_total(scores) / max(len(found), len(wanted)), 2)
+
+
+def _bag_f1(found: set[str], wanted: set[str]) -> float:
+    common = len(found & wanted)
+    precision = common / len(found) if found else 1.0
+    recall = common / len(wanted) if wanted else 1.0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _numbers_agree(wanted: set[str], found: set[str]) -> bool:
+    numbers = {word for word in wanted if _is_number(word)}
+    return not numbers or bool(numbers & found)
+
+
+def _best_total(scores: list[list[float]]) -> float:
+    """The largest sum of scores with one per row and column."""
+    if min(len(scores), len(scores[0])) == 1:
+        return max(max(row) for row in scores)
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    return sum(scores[row][column] for row, column in zip(rows, columns, strict=True))

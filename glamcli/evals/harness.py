@@ -1,0 +1,256 @@
+"""The lm-evaluation-harness on models of this project (the only door to `lm_eval`).
+
+An adapter that answers the harness's three kinds of requests by the rules of `glam eval`: BOS is
+always first, trailing blanks of a context are scored with its continuation, and a context that is
+too long loses its beginning, by the same number of tokens for all options of an item.
+
+Called by `glam eval RUN --harness TASKS`, and by lm-eval's own command (`cli/harness.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glamcli.data.tokenizer import Tokenizer
+from glamcli.errors import DataError, GlamError, RecipeError
+from glamcli.evals.answer import best_texts
+from glamcli.evals.run import Subject
+from glamcli.evals.tokens import Scorable, scorable
+from glamcli.generate import Sampling
+
+try:
+    from lm_eval.api.model import LM
+except ImportError:
+    raise RecipeError("lm-eval is not installed", hint="pip install 'glamcli[harness]'") from None
+
+MAX_GEN_TOKENS = 256
+"""New tokens when a task does not say how many, as in lm-eval's own models."""
+
+
+class Model(LM):
+    """A subject as lm-eval wants models: texts in, numbers and texts out."""
+
+    def __init__(self, subject: Subject, advance: Callable[[int], None] = lambda count: None):
+        super().__init__()
+        self.subject = subject
+        self._advance = advance
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the names of lm-eval's caches of requests."""
+        return self.subject.tokenizer.fingerprint
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the scores depend on, for lm-eval's results."""
+        return {"glam": self.subject.described()}
+
+    def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether greedy decoding says it.
+
+        Raises:
+            DataError: a continuation is longer than the window.
+        """
+        encoder, window = self.subject.tokenizer, self.subject.window
+        groups = []
+        for (task, number), some in itertools.groupby(requests, _item):
+            made = scorable(encoder, [request.args for request in some], window)
+            if made is None:
+                raise DataError(
+                    f"task `{task}`: a continuation of item {number} is longer than the window of "
+                    f"{window} tokens"
+                )
+            groups.append(made)
+        found = self.subject.likelihoods.score(groups, self._advance)
+        answers = [(each.total, each.greedy) for group in found for each in group]
+        return self._cached("loglikelihood", requests, answers)
+
+    def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
+        """Log-likelihood in nats of each text behind BOS, window by window."""
+        encoder, window = self.subject.tokenizer, self.subject.window
+        texts = [rolling(encoder, request.args[0], window) for request in requests]
+        flat = [[each] for windows in texts for each in windows]
+        found = iter(self.subject.likelihoods.score(flat))
+        answers = []
+        for windows in texts:
+            answers.append(sum(next(found)[0].total for _ in windows))
+            self._advance(1)
+        return self._cached("loglikelihood_rolling", requests, answers)
+
+    def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
+        """What follows each context, up to a stop text; greedy unless the request samples."""
+        asked = [_Wanted.of(request.args, self.subject) for request in requests]
+        texts: dict[int, str] = {}
+        greedy: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for index, each in enumerate(asked):
+            if each.sampling is None:
+                greedy.setdefault((each.num_tokens, each.stop), []).append(index)
+            else:
+                texts[index] = each.sample(self.subject, index)
+                self._advance(1)
+        generator, journal = self.subject.generator, self.subject.journal
+        for (num_tokens, stop), members in greedy.items():
+            search = {"width": 1, "tokens": num_tokens, "alpha": 0.0, "stop": stop}
+            prompts = [asked[index].ids for index in members]
+            best = best_texts(prompts, search, generator, self._advance, journal)
+            for index, found in zip(members, best, strict=True):
+                texts[index] = found.text.removeprefix(asked[index].blanks)
+        answers = [texts[index] for index in range(len(requests))]
+        return self._cached("generate_until", requests, answers)
+
+    def _cached(self, kind: str, requests: list[Any], answers: list[Any]) -> list[Any]:
+        """The answers, told to lm-eval's own cache (`--use_cache`)."""
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial(kind, request.args, answer)
+        return answers
+
+
+def _item(request: Any) -> tuple[Any, Any]:
+    """Requests that follow each other and have this in common are options of one item."""
+    return request.task_name, request.doc_id
+
+
+def rolling(encoder: Tokenizer, text: str, window: int) -> list[Scorable]:
+    """A text as windows that score each token once; the last one has as much context as fits.
+
+    Only the first window begins with BOS, as in lm-eval's own models.
+    """
+    ids = [encoder.bos_id, *encoder.encode(text)]
+    windows = []
+    for start in range(1, len(ids), window):
+        end = min(start + window, len(ids))
+        first = max(0, end - window - 1)
+        windows.append(Scorable(tuple(ids[first:end]), end - start))
+    return windows
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One text to be generated."""
+
+    ids: list[int]
+    num_tokens: int
+    stop: tuple[str, ...]
+    blanks: str
+    """trailing blanks of the context: the model is to say them with its first word."""
+    sampling: Sampling | None
+
+    @classmethod
+    def of(cls, args: Sequence[Any], subject: Subject) -> _Wanted:
+        """A request in lm-eval's words. Contexts lose their beginning when they are too long; an
+        answer may always take half of the window."""
+        context, options = args
+        until = options.get("until") or ()
+        stop = (until,) if isinstance(until, str) else tuple(each for each in until if each)
+        names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+        given = (options[name] for name in names if options.get(name) is not None)
+        wanted = int(next(given, MAX_GEN_TOKENS))
+        bos, *ids = subject.generator.encode(context.rstrip(" "))
+        window = subject.window
+        num_tokens = max(1, min(wanted, max(window - len(ids) - 1, window // 2)))
+        kept = ids[max(0, len(ids) - (window - num_tokens - 1)) :]
+        temperature = float(options.get("temperature") or 0.0)
+        sampling = None
+        if temperature > 0 and options.get("do_sample", True):
+            top_k, top_p = options.get("top_k"), options.get("top_p")
+            sampling = Sampling(temperature, int(top_k) if top_k else None, top_p)
+        blanks = context[len(context.rstrip(" ")) :]
+        return cls([bos, *kept], num_tokens, stop, blanks, sampling)
+
+    def sample(self, subject: Subject, seed: int) -> str:
+        """One drawn text."""
+        prompt = subject.tokenizer.decode(self.ids[1:])
+        options = {"tokens": self.num_tokens, "seed": seed}
+        (text,) = subject.generator.texts(prompt, self.sampling, **options)
+        text = text.removeprefix(self.blanks)
+        ends = [place for place in (text.find(each) for each in self.stop) if place >= 0]
+        return text[: min(ends)] if ends else text
+
+
+def run(
+    model: Model,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """lm-eval's results of its tasks, groups or tags, its samples included.
+
+    `include_path` is a folder of task files; lm-eval's own are only looked at when it has not all
+    of the tasks. `seed` draws demonstrations.
+
+    Raises:
+        RecipeError: lm-eval knows no such task.
+        DataError: it could not run one, most often because its data is not there.
+    """
+    import lm_eval
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = _manager(tasks, include_path)
+    evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
+    try:
+        results = evaluate(
+            model=model,
+            tasks=list(tasks),
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            fewshot_random_seed=seed,
+            log_samples=True,
+        )
+    except GlamError:
+        raise
+    except Exception as error:  # of many libraries and of task files
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise DataError(
+            f"lm-eval could not run {', '.join(tasks)}: {type(error).__name__}: {reason}",
+            hint="`glam --debug eval ...` shows the traceback",
+        ) from error
+    return dict(results)
+
+
+def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not include_path.is_dir():
+        raise RecipeError(f"--include-path: no folder {include_path}")
+    manager = None
+    # Looking through its thousands of task files takes seconds.
+    for defaults in (False, True) if include_path else (True,):
+        folder = None if include_path is None else str(include_path)
+        manager = TaskManager(include_path=folder, include_defaults=defaults)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
+    assert manager is not None
+    unknown = next(each for each in tasks if each not in manager.all_tasks)
+    near = difflib.get_close_matches(unknown, manager.all_tasks, 1)
+    raise RecipeError(
+        f"lm-eval knows no task `{unknown}`",
+        hint=f"did you mean `{near[0]}`?" if near else "`lm-eval ls tasks` lists them",
+    )
+
+
+def as_json(results: Mapping[str, Any]) -> str:
+    """lm-eval's results as it would write them."""
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
+
+
+def command_line(model: str) -> None:
+    """lm-eval's own command line, which knows `--model glam` then (0.4.13 finds no plug-ins)."""
+    import lm_eval.models  # fills the list of models, which it does only while it is empty
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import model_registry
+
+    del lm_eval
+    model_registry.register("glam", target=model)
+    cli_evaluate()

@@ -1,0 +1,103 @@
+"""What an unfinished evaluation has found so far, so that the same command can go on from there.
+
+A line of the file is one batch: a digest of everything that went into it besides the model, and
+what came out. The file's name and first line say whose batches they are; another model, suite or
+seed has another file. A second run plans the same batches and computes those that are missing;
+for as long as batches are computed alike its results are those of a run that nothing stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Journal:
+    """Batches by their digest. Without a file it keeps nothing."""
+
+    def __init__(
+        self, path: Path | None = None, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.path = path
+        self._warn = warn
+        self.known: dict[str, dict[str, Any]] = {}
+        """batches that an earlier run left"""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        conditions: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Journal:
+        """The journal of these conditions in a folder; with `fresh` an empty one.
+
+        `warn` is told when the file can no longer be written to; the evaluation goes on.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        head = json.dumps(conditions, sort_keys=True, default=str).encode()
+        name = hashlib.sha256(head).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"unfinished-{name}.jsonl"
+        journal = cls(path, warn)
+        journal._read(path, head, fresh)
+        return journal
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self.known.get(key)
+
+    def add(self, key: str, found: Mapping[str, Any]) -> None:
+        """Keeps a batch; it is in the file when this returns."""
+        if self.path is None:
+            return
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps({"key": key, **found}).encode() + b"\n")
+        except OSError as error:
+            self._warn(f"no more is kept for a later start: {error.strerror}: {self.path}")
+            self.path = None
+
+    def finish(self) -> None:
+        """Removes the file: the results are written, there is nothing to go on with."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self, path: Path, head: bytes, fresh: bool) -> None:
+        """Takes in the whole lines of the file and cuts off what is behind them."""
+        lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+        if not lines or lines[0] != head + b"\n":
+            path.write_bytes(head + b"\n")
+            return
+        size = len(lines[0])
+        for line in lines[1:]:
+            entry = None
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+            if not line.endswith(b"\n") or not isinstance(entry, dict) or "key" not in entry:
+                break  # torn by what ended that run
+            self.known[entry["key"]] = entry
+            size += len(line)
+        os.truncate(path, size)
+
+
+def digest(given: Iterable[Any]) -> str:
+    """SHA-256 of arrays (with their shapes) and of anything JSON can say."""
+    sha = hashlib.sha256()
+    for each in given:
+        if isinstance(each, np.ndarray):
+            sha.update(f"{each.dtype}{each.shape}".encode())
+            sha.update(each.tobytes())
+        else:
+            sha.update(json.dumps(each, sort_keys=True).encode())
+    return sha.hexdigest()

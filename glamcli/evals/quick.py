@@ -1,0 +1,199 @@
+"""Questions about text the model has never seen: the quick suite, made from held-out documents.
+
+Made from characters and words, never from tokens, so that runs with different tokenizers are
+asked the same questions. Everything is drawn from hashes of the documents: the same documents
+give the same questions. Sources take turns. Documents are cut into sections; every fifth section
+is kept for demonstrations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Fields = dict[str, Any]
+
+SECTION_CHARS = 1500
+# Short, so that five demonstrations fit into the rows of a small model.
+CONTEXT_CHARS = 80
+CONTINUATION_CHARS = 40
+PASSAGE_CHARS = 60
+NUM_OPTIONS = 4
+MAX_OVERLENGTH = 12
+MIN_READABLE = 0.85
+_TRIES = 40
+_WORD = re.compile(r"(?<= )[A-Za-z]{4,12}(?=[\s.,;:])")
+
+
+@dataclass(frozen=True)
+class Section:
+    document: int
+    text: str
+
+
+def questions(
+    documents: Mapping[str, Sequence[str]], build: str, count: int, part: str
+) -> list[Fields]:
+    """Up to `count` questions, `items` or `pool` (for demonstrations), the sources in turn.
+
+    Fewer come back when the documents do not hold more.
+    """
+    makers = [
+        iter(_BUILDS[build](source, _sections(texts, part), _rng(build, source, part)))
+        for source, texts in sorted(documents.items())
+    ]
+    made: list[Fields] = []
+    seen: set[str] = set()
+    while makers and len(made) < count:
+        for maker in list(makers):
+            fields = next(maker, None)
+            if fields is None:
+                makers.remove(maker)
+            elif (
+                len(made) < count and (key := fields["context"] + fields["options"][0]) not in seen
+            ):
+                seen.add(key)
+                made.append(_placed(fields, len(made), build, part))
+    return made
+
+
+def _placed(fields: Fields, number: int, build: str, part: str) -> Fields:
+    """The question with its right answer moved, so that no position is right more often."""
+    options = list(fields["options"])
+    right = options.pop(fields["label"])
+    count = len(options) + 1
+    block = list(range(count))  # every position once in as many questions, in a drawn order
+    _rng(build, part, str(number // count)).shuffle(block)
+    label = block[number % count]
+    options.insert(label, right)
+    return {**fields, "options": options, "label": label}
+
+
+def _rng(*names: str) -> random.Random:
+    return random.Random(hashlib.sha256("/".join(names).encode()).digest())
+
+
+def _sections(documents: Sequence[str], part: str) -> list[Section]:
+    """Sections of the documents that belong to this part, in hash order."""
+    found: list[tuple[str, Section]] = []
+    for number, text in enumerate(documents):
+        for start in range(0, len(text), SECTION_CHARS):
+            section = text[start : start + SECTION_CHARS]
+            if len(section) >= SECTION_CHARS // 4:
+                digest = hashlib.sha256(section.encode("utf-8", "replace")).hexdigest()
+                found.append((digest, Section(number, section)))
+    ordered = [section for _, section in sorted(found, key=lambda each: each[0])]
+    pool = ordered[::5]
+    return pool if part == "pool" else [each for i, each in enumerate(ordered) if i % 5]
+
+
+def _question(source: str, context: str, right: str, wrong: list[str]) -> Fields:
+    return {"context": context, "options": [right, *wrong], "label": 0, "source": source}
+
+
+def _continuations(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+    """Passages with their true next words among three from other documents of the source."""
+    for section in _again(sections):
+        cut = _cut(section.text, rng, CONTEXT_CHARS)
+        right = _next_words(section.text, cut) if cut is not None else None
+        if cut is None or right is None:
+            continue
+        others = [each for each in sections if each.document != section.document] or sections
+        wrong: set[str] = set()
+        for _ in range(_TRIES):
+            other = rng.choice(others)
+            start = _cut(other.text, rng, 0)
+            if start is None or len(wrong) == NUM_OPTIONS - 1:
+                continue
+            near = other is section and abs(start - cut) < CONTEXT_CHARS
+            text = _next_words(other.text, start)
+            # A newline where the others have a blank would give the answer away.
+            if text and text != right and text[0] == right[0] and not near:
+                wrong.add(text)
+        if len(wrong) == NUM_OPTIONS - 1:
+            context = _beginning_at_word(section.text[max(0, cut - CONTEXT_CHARS) : cut])
+            yield _question(source, context, right, sorted(wrong))
+
+
+def _last_words(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+    """Passages without their last word, which is among four of the same length."""
+    by_length: dict[int, list[str]] = {}
+    for section in sections:
+        for word in _WORD.findall(section.text):
+            by_length.setdefault(len(word), []).append(word)
+    for section in _again(sections):
+        places = [m for m in _WORD.finditer(section.text) if m.start() >= PASSAGE_CHARS]
+        if not places:
+            continue
+        match = rng.choice(places)
+        wrong: dict[str, str] = {}
+        for _ in range(_TRIES):
+            word = rng.choice(by_length[len(match.group())])
+            if len(wrong) < NUM_OPTIONS - 1 and word.lower() != match.group().lower():
+                wrong[word.lower()] = word
+        if len(wrong) == NUM_OPTIONS - 1:
+            context = section.text[match.start() - PASSAGE_CHARS : match.start()].rstrip()
+            wrong_words = sorted(wrong.values())
+            yield _question(source, _beginning_at_word(context), match.group(), wrong_words)
+
+
+def _word_orders(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+    """A stretch of text and the same words in another order."""
+    for section in _again(sections):
+        words = section.text.split()
+        length = rng.randint(8, 12)
+        if len(words) <= length:
+            continue
+        start = rng.randrange(1, len(words) - length)  # the first word may be cut
+        chosen = words[start : start + length]
+        if not _readable(" ".join(chosen)) or max(map(len, chosen)) > 20:
+            continue
+        mixed = list(chosen)
+        for _ in range(_TRIES):
+            rng.shuffle(mixed)
+            if mixed != chosen:
+                yield _question(source, "", " ".join(chosen), [" ".join(mixed)])
+                break
+
+
+_BUILDS: dict[str, Callable[[str, list[Section], random.Random], Iterator[Fields]]] = {
+    "continuation": _continuations,
+    "last_word": _last_words,
+    "word_order": _word_orders,
+}
+
+
+def _again(sections: list[Section], rounds: int = 8) -> Iterator[Section]:
+    """The sections in turn, a few times over, each time for another place in them."""
+    for _ in range(rounds):
+        yield from sections
+
+
+def _cut(text: str, rng: random.Random, first: int) -> int | None:
+    """A place after `first` characters where a word ends and a blank or newline follows."""
+    last = len(text) - CONTINUATION_CHARS - 20
+    if last <= first:
+        return None
+    match = re.compile(r"(?<=\w)(?=[ \n]\S)").search(text, rng.randrange(first, last))
+    return match.start() if match and match.start() < last else None
+
+
+def _next_words(text: str, cut: int) -> str | None:
+    """The words after a cut: CONTINUATION_CHARS characters, and on to the end of a word."""
+    end = re.compile(r"(?=\s)").search(text, cut + CONTINUATION_CHARS)
+    found = text[cut : end.start() if end else len(text)].rstrip()
+    too_long = len(found) > CONTINUATION_CHARS + MAX_OVERLENGTH
+    return None if too_long or not _readable(found) else found
+
+
+def _readable(text: str) -> bool:
+    """Mostly letters, digits and blanks: rulers and tables would be told apart by their shape."""
+    return sum(char.isalnum() or char.isspace() for char in text) >= MIN_READABLE * len(text)
+
+
+def _beginning_at_word(text: str) -> str:
+    return text.split(maxsplit=1)[1] if len(text.split(maxsplit=1)) == 2 else text

@@ -1,0 +1,216 @@
+"""Scores with everything needed to know what they mean, and how they are kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glamcli.errors import GlamError
+
+FORMAT = 1
+ITEMS_SUFFIX = ".items.jsonl"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A score somebody else published."""
+
+    model: str
+    value: float
+    """as printed there: in percent, a perplexity as it is."""
+    confirmed: bool
+    """false: from memory or second hand, not seen in the paper itself."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one task: 0 to 1 (perplexity: 1 and more), with its standard error and what it
+    is compared with."""
+
+    metric: str
+    value: float
+    stderr: float | None
+    baselines: Mapping[str, float | None]
+    """`random`, `position`, `majority`; None where it has no meaning."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap, for F1 and what is no mean of items."""
+    published: tuple[Reported, ...] = ()
+    """by other models, at the same number of shots."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The items in which a field has one value."""
+
+    field: str
+    value: str
+    num_items: int
+    measured: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task at one number of shots."""
+
+    task: str
+    shots: int
+    """demonstrations asked for."""
+    setting: str
+    """`0`, `1`, ... or `few`: what asked for them."""
+    measured: tuple[Measured, ...]
+    """the task's own score first."""
+    num_items: int
+    shots_fitted: float
+    """mean number of demonstrations that fitted into the window."""
+    num_trimmed: int
+    """items in front of which fewer fitted than were asked for."""
+    num_cut: int
+    """items whose own beginning was cut."""
+    skipped: tuple[str, ...]
+    """items that could not be scored, with the reason."""
+    conditions: Mapping[str, Any]
+    """conventions of the task, hashes, seed, dtype: what must agree for scores to be compared."""
+    subsets: tuple[Subset, ...]
+    items: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that could not be scored."""
+
+    task: str
+    setting: str | None
+    """None when it could not be scored at any number of shots."""
+    error: GlamError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored text of an explained item: its tokens with their log-probabilities."""
+
+    context: str
+    text: str
+    tokens: tuple[tuple[str, float], ...]
+    score: float
+    """as compared: by the task's scorer."""
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Exactly what was asked and scored for one item."""
+
+    task: str
+    shots: int
+    index: int
+    place: str
+    prompt_tokens: int
+    shots_fitted: int
+    num_cut: int
+    scored: tuple[Scored, ...]
+    chosen: str
+    wanted: tuple[str, ...]
+    correct: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Arithmetic mean of task scores at one number of shots."""
+
+    name: str
+    setting: str
+    value: float | None
+    """0 to 1, over the entries that were scored; None when none was."""
+    num_entries: int
+    """entries that belong to it."""
+    missing: tuple[str, ...]
+    """those that were not scored: with any, the value cannot be compared with a published one."""
+    published: tuple[Reported, ...] = ()
+
+
+@dataclass(frozen=True)
+class Results:
+    """A suite on a model."""
+
+    suite: str
+    model: Mapping[str, Any]
+    scores: tuple[Score, ...]
+    failures: tuple[Failure, ...]
+    explanations: tuple[Explanation, ...] = ()
+    averages: tuple[Average, ...] = ()
+    averaging: str = ""
+    """the rule of the averages, in words."""
+    preset: str = "glam"
+    seed: int = 0
+    limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What its files are called: evaluations that differ do not overwrite each other."""
+        parts = [self.suite]
+        parts += [self.preset] if self.preset != "glam" else []
+        parts += [f"limit{self.limit}"] if self.limit is not None else []
+        parts += [f"seed{self.seed}"] if self.seed else []
+        step = self.model.get("step")
+        return "-".join(parts + ([] if step is None else [f"step{step}"]))
+
+    def curves(self) -> dict[str, float]:
+        """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
+        tasks failed."""
+        found = {"eval/failed_tasks": float(len({each.task for each in self.failures}))}
+        for score in self.scores:
+            for each in score.measured:
+                found[f"eval/{score.task}/{each.metric}/{score.setting}_shots"] = each.value
+        for each in self.averages:
+            if each.value is not None and not each.missing:
+                found[f"eval/{each.name}/{each.setting}_shots"] = each.value
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything but the items."""
+        scores = [{k: v for k, v in asdict(each).items() if k != "items"} for each in self.scores]
+        failures = [
+            {
+                "task": each.task,
+                "setting": each.setting,
+                "error": each.error.what,
+                "hint": each.error.hint,
+            }
+            for each in self.failures
+        ]
+        return {
+            "format": FORMAT,
+            "suite": self.suite,
+            "preset": self.preset,
+            "seed": self.seed,
+            "limit": self.limit,
+            "model": dict(self.model),
+            "averages": [asdict(each) for each in self.averages],
+            "averaging": self.averaging,
+            "scores": scores,
+            "failures": failures,
+        }
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Writes NAME.json and NAME.items.jsonl into the folder; both paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        summary, items = folder / f"{self.name}.json", folder / f"{self.name}{ITEMS_SUFFIX}"
+        lines = (_json(item) for score in self.scores for item in score.items)
+        _replace(items, "".join(line + "\n" for line in lines))
+        _replace(summary, _json(self.as_dict(), indent=2) + "\n")
+        return summary, items
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(unfinished, path)

@@ -1,0 +1,252 @@
+"""Text from a model: greedy, sampled or by beam search, over a key/value cache.
+
+A prompt is read in one compiled step of a few possible lengths; then one token per row and step.
+Experts never drop a token unless the recipe says so, so what is generated follows the same
+probabilities that scoring reports. Padding, the begin of a document and ids without a meaning in
+the tokenizer are never produced; the end of a document ends a text.
+
+Called by `glam generate`, by the sample at the end of training, and by tasks with free answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from glamcli.beam import NEVER, Hypothesis, Search, TextStream
+from glamcli.data.tokenizer import Tokenizer
+from glamcli.errors import RecipeError
+from glamcli.model.cache import Cache, select_rows
+from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.parallel.hosts import whole
+from glamcli.parallel.mesh import on_one_device, with_mesh_of
+
+MIN_PROMPT = 32
+MIN_CACHE = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 takes the most likely one."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    """draw among this many most likely tokens."""
+    top_p: float | None = None
+    """draw among the fewest tokens that together have this probability."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise RecipeError(f"`temperature` must be 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"`top_k` must be 1 or more, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RecipeError(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
+
+
+class Generator:
+    """A model that continues texts. Programs are compiled once per shape and kept."""
+
+    def __init__(
+        self, decoder: Decoder, params: Any, tokenizer: Tokenizer, *, dispatch: Any = None
+    ):
+        self.tokenizer = tokenizer
+        few = decoder.model.num_layers <= UNROLLED_LAYERS
+        self._apart = few and not decoder.apart and on_one_device(params)
+        if self._apart:  # or every token would copy each block's weights out of their stack
+            self._take_apart = jax.jit(decoder.taken_apart)
+            decoder = replace(decoder, apart=True)
+        self.renew(params)
+        read = jax.jit(partial(_read, decoder, dispatch), static_argnames=("length",))
+        self._read = with_mesh_of(params, read)
+        # The cache is given away to every step: it is updated in place.
+        self._next = with_mesh_of(
+            params, jax.jit(partial(_next, decoder, dispatch), donate_argnums=1)
+        )
+        self._choose = jax.jit(_choose, static_argnames=("sampling",))
+        self._best = jax.jit(_best, static_argnames=("count",))
+        allowed_V = np.zeros(decoder.model.vocab_size, bool)
+        allowed_V[: tokenizer.vocab_size] = True
+        allowed_V[[tokenizer.pad_id, tokenizer.bos_id]] = False
+        self._allowed_V = jnp.asarray(allowed_V)
+
+    def renew(self, params: Any) -> None:
+        """Goes on with other weights of the same model; its programs are kept."""
+        self._params = self._take_apart(params) if self._apart else params
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        *,
+        tokens: int = 128,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> Iterator[tuple[int, str]]:
+        """(sample, text) as text is completed; the samples grow side by side.
+
+        The same seed gives the same texts; a sample does not depend on how many there are.
+        """
+        sampling = sampling or Sampling()
+        ids = self.encode(prompt)
+        cache, logits_1V = self._prefill([ids], tokens)
+        rows_B = jnp.zeros((samples,), jnp.int32)
+        cache, logits_BV = select_rows(cache, rows_B), jnp.repeat(logits_1V, samples, axis=0)
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        keys_B = fold(jax.random.key(seed), jnp.arange(samples, dtype=jnp.int32))
+        streams = [TextStream(self.tokenizer, list(ids)) for _ in range(samples)]
+        live = [True] * samples
+        for step in range(tokens):
+            chosen_B = self._choose(logits_BV, self._allowed_V, keys_B, step, sampling=sampling)
+            if step + 1 < tokens:  # the next step is under way while this one is shown
+                logits_BV, cache = self._next(self._params, cache, chosen_B[:, None])
+            for row, token_id in enumerate(whole(chosen_B).tolist()):
+                if live[row] and token_id == self.tokenizer.eos_id:
+                    live[row] = False
+                elif live[row] and (text := streams[row].push(token_id)):
+                    yield row, text
+            if not any(live):
+                break
+        for row, stream in enumerate(streams):
+            if text := stream.flush():
+                yield row, text
+
+    def texts(self, prompt: str, sampling: Sampling | None = None, **options: Any) -> list[str]:
+        """The samples of `stream`, whole."""
+        found = [""] * options.get("samples", 1)
+        for row, text in self.stream(prompt, sampling, **options):
+            found[row] += text
+        return found
+
+    def beams(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        width: int = 4,
+        tokens: int = 64,
+        alpha: float = 0.6,
+        stop: Sequence[str] = (),
+    ) -> list[list[Hypothesis]]:
+        """The best continuations of each prompt (ids with BOS), best first, up to `width` each.
+
+        A score is the log-probability divided by ((5 + length) / 6)^alpha (GNMT, arXiv
+        1609.08144; T5 uses 0.6, PaLM and others 0.8; 0 divides by 1). A text ends at the end of
+        the document or at a stop text, looked for behind leading blanks. At the limit, texts that
+        have not ended compete as they are. Width 1 with alpha 0 is greedy decoding.
+        """
+        searches = [Search(self.tokenizer, list(ids), width, alpha, tuple(stop)) for ids in prompts]
+        cache, logits_BV = self._prefill(prompts, tokens)
+        logits_RV = logits_BV
+        if width > 1:
+            rows_R = np.repeat(np.arange(len(prompts), dtype=np.int32), width)
+            cache, logits_RV = select_rows(cache, jnp.asarray(rows_R)), logits_BV[rows_R]
+        count = min(2 * width, int(self._allowed_V.sum()))
+        for step in range(tokens):
+            nats_RK, ids_RK = self._best(logits_RV, self._allowed_V, count=count)
+            nats_RK, ids_RK = whole(nats_RK), whole(ids_RK)
+            parents, chosen = [], []
+            for number, search in enumerate(searches):
+                part = slice(number * width, (number + 1) * width)
+                local, ids = search.extend(nats_RK[part], ids_RK[part])
+                parents += [number * width + row for row in local]
+                chosen += ids
+            if step + 1 == tokens or all(search.settled(tokens) for search in searches):
+                break
+            chosen_R1 = np.array(chosen, np.int32)[:, None]
+            # A single row is its own parent: its cache stays where it is.
+            parents_R = np.array(parents, np.int32) if width > 1 else None
+            logits_RV, cache = self._next(self._params, cache, chosen_R1, parents_R)
+        return [search.results() for search in searches]
+
+    def encode(self, prompt: str) -> list[int]:
+        """BOS and the ids of a prompt."""
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[Cache, Array]:
+        """A cache that holds the prompts with room for more, and the logits after each."""
+        longest = max(len(ids) for ids in prompts)
+        size = _rounded(longest, MIN_PROMPT)
+        tokens_BT = np.zeros((len(prompts), size), np.int32)
+        segments_BT = np.zeros_like(tokens_BT)
+        for row, ids in enumerate(prompts):
+            tokens_BT[row, : len(ids)] = ids
+            segments_BT[row, : len(ids)] = 1
+        last_B = np.array([len(ids) - 1 for ids in prompts], np.int32)
+        length = _rounded(max(longest + tokens, size), MIN_CACHE)
+        return self._read(self._params, tokens_BT, segments_BT, last_B, length=length)
+
+
+def _read(
+    decoder: Decoder,
+    dispatch: Any,
+    params: Any,
+    tokens_BT: Array,
+    segments_BT: Array,
+    last_B: Array,
+    *,
+    length: int,
+) -> tuple[Cache, Array]:
+    """A new cache of `length` places holding the prompts; logits [B, V] after their last tokens."""
+    cache = decoder.init_cache(tokens_BT.shape[0], length)
+    x_BTM, cache = decoder.step(params, cache, tokens_BT, segments_BT, dispatch=dispatch)
+    x_B1M = jnp.take_along_axis(x_BTM, last_B[:, None, None], axis=1)
+    return cache, decoder.logits(params, x_B1M)[:, 0]
+
+
+def _next(
+    decoder: Decoder,
+    dispatch: Any,
+    params: Any,
+    cache: Cache,
+    tokens_B1: Array,
+    parents_B: Array | None = None,
+) -> tuple[Array, Cache]:
+    """Logits [B, V] after one more token per row (of its parent row), and the cache with it."""
+    if parents_B is not None:
+        cache = select_rows(cache, parents_B)
+    x_B1M, cache = decoder.step(params, cache, tokens_B1, dispatch=dispatch)
+    return decoder.logits(params, x_B1M)[:, 0], cache
+
+
+def _choose(
+    logits_BV: Array, allowed_V: Array, keys_B: Array, step: Array, *, sampling: Sampling
+) -> Array:
+    """The next token of every row."""
+    logits_BV = jnp.where(allowed_V[None, :], logits_BV, NEVER)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / sampling.temperature
+    order_BV = jnp.argsort(logits_BV, axis=-1, descending=True, stable=True)
+    ranked_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
+    if sampling.top_k is not None:
+        rank_V = jnp.arange(ranked_BV.shape[-1], dtype=jnp.int32)
+        ranked_BV = jnp.where(rank_V[None, :] < sampling.top_k, ranked_BV, NEVER)
+    if sampling.top_p is not None:
+        p_BV = jax.nn.softmax(ranked_BV, axis=-1)
+        before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
+        ranked_BV = jnp.where(before_BV < sampling.top_p, ranked_BV, NEVER)
+    keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+    rank_B = jax.vmap(jax.random.categorical)(keys_B, ranked_BV)
+    return jnp.take_along_axis(order_BV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _best(logits_BV: Array, allowed_V: Array, *, count: int) -> tuple[Array, Array]:
+    """Log-probabilities [B, count] and ids of the most likely next tokens.
+
+    Ids that are not allowed are left out but keep their share of the probability, so that
+    a text has the likelihood that scoring would give it.
+    """
+    logp_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    return jax.lax.top_k(jnp.where(allowed_V[None, :], logp_BV, NEVER), count)
+
+
+def _rounded(count: int, smallest: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return max(smallest, 1 << (count - 1).bit_length())
