@@ -1,0 +1,269 @@
+"""`glam data`: prepare the sources of a recipe, look into them, check them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.options import json_option, set_option
+from glamcli.config.files import shipped
+from glamcli.config.load import Loaded, load_recipe
+from glamcli.errors import DataError, RecipeError
+from glamcli.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from glamcli.data.mixture import Schedule
+    from glamcli.data.open import Dataset, SourceSummary
+    from glamcli.data.rows import Row, Rows
+    from glamcli.data.tokenizer import Tokenizer
+
+NUMBER = click.IntRange(min=0)
+recipe_argument = click.argument("recipe")
+
+
+@click.group()
+def command() -> None:
+    """Prepare the sources of a mixture and look into them."""
+
+
+@command.command()
+@recipe_argument
+@set_option
+@json_option
+def prepare(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
+    """Tokenise and pack the sources of RECIPE, so that training starts at once.
+
+    Training does this by itself; what is already prepared is kept. Another mixture for the same
+    recipe: `--set data.mixture=NAME`.
+    """
+    loaded = _load(recipe, sets)
+    progress = render.make_progress(as_json)
+    data = _open(loaded, progress)
+    _show_table(data, loaded, as_json)
+
+
+@command.command()
+@recipe_argument
+@set_option
+@click.option("--rows", "num_rows", type=NUMBER, default=3, show_default=True, help="Rows to show.")
+@click.option("--step", type=NUMBER, default=0, show_default=True, help="Step they are from.")
+@click.option("--source", help="Only rows of this source.")
+@json_option
+def show(
+    recipe: str,
+    sets: tuple[str, ...],
+    num_rows: int,
+    step: int,
+    source: str | None,
+    as_json: bool,
+) -> None:
+    """Show what RECIPE trains on: the table of its sources, and rows as the model gets them.
+
+    `<s>` and `</s>` mark where a document begins and ends, `…` where it goes on in another row.
+    """
+    loaded = _load(recipe, sets)
+    data = _open(loaded, render.make_progress(as_json))
+    if source is not None and source not in data.source_names:
+        names = ", ".join(f"`{name}`" for name in data.source_names)
+        raise RecipeError(f"no source is called `{source}`", hint=f"the mixture has {names}")
+    _show_table(data, loaded, as_json)
+    first = step * data.batch_rows
+    stop = max(first, loaded.recipe.train.steps * data.batch_rows) + data.batch_rows
+    for k in _rows_of(data.schedule, source, first, stop, num_rows):
+        _show_row(data, k, as_json)
+
+
+@command.command()
+@recipe_argument
+@set_option
+@click.option("--duplicates", is_flag=True, help="Also read the sources and count equal documents.")
+@json_option
+def verify(recipe: str, sets: tuple[str, ...], duplicates: bool, as_json: bool) -> None:
+    """Read everything that is prepared for RECIPE and compare it with its checksums.
+
+    Exits with 3 when something is damaged, naming every damaged file.
+    """
+    loaded = _load(recipe, sets)
+    progress = render.make_progress(as_json)
+    data = _open(loaded, progress)
+    damaged = _verify_rows(data, progress)
+    if duplicates:
+        _show_duplicates(data, progress, as_json)
+    if damaged:
+        raise DataError("\n".join(error.what for error in damaged), hint=damaged[0].hint)
+    num_rows = sum(
+        len(rows[name])
+        for rows in (data.prepared.train, data.prepared.heldout)
+        for name in data.source_names
+    )
+    if as_json:
+        click.echo(json.dumps({"event": "verified", "rows": num_rows}))
+    else:
+        click.echo(f"all {num_rows:,} rows of {len(data.source_names)} sources are as prepared")
+
+
+def _load(name: str, sets: tuple[str, ...]) -> Loaded:
+    """The recipe; a mixture's name gets its own answer, because rows belong to a recipe."""
+    if name in shipped("data_mixtures") and name not in shipped("recipes"):
+        raise RecipeError(
+            f"`{name}` is a mixture; rows depend on a recipe's tokenizer and row length too",
+            hint=f"name a recipe and add `--set data.mixture={name}`",
+        )
+    return load_recipe(name, sets)
+
+
+def _open(loaded: Loaded, progress: Progress) -> Dataset:
+    from glamcli.data.open import open_data
+
+    return open_data(loaded.recipe, progress)
+
+
+def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
+    steps = loaded.recipe.train.steps
+    summary = data.summary(steps)
+    if as_json:
+        for line in summary:
+            click.echo(json.dumps({"event": "source", **asdict(line)}))
+        return
+    render.table(
+        [
+            "source",
+            ">weight",
+            ">realised",
+            ">documents",
+            ">rows",
+            ">tokens",
+            ">full",
+            ">held out",
+            ">run tokens",
+            ">epochs",
+        ],
+        [_cells(line) for line in summary],
+        title=f"mixture `{loaded.recipe.data.mixture}` for `{loaded.name}`",
+        note=f"run: {steps:,} steps of {data.batch_rows} rows of "
+        f"{loaded.recipe.batch.row_tokens} tokens; held out: documents / rows",
+    )
+
+
+def _cells(line: SourceSummary) -> list[str]:
+    return [
+        line.name,
+        f"{line.weight_asked:.4g}",
+        f"{line.weight_realised:.4g}",
+        f"{line.num_documents:,}",
+        f"{line.num_rows:,}",
+        f"{line.num_tokens:,}",
+        f"{100 * line.utilisation:.1f}%",
+        f"{line.heldout_documents:,} / {line.heldout_rows:,}",
+        f"{line.run_tokens:,.0f}",
+        f"{line.epochs:.3g}",
+    ]
+
+
+def _rows_of(
+    schedule: Schedule, source: str | None, first: int, stop: int, count: int
+) -> Iterator[int]:
+    """The next `count` rows of the run from `first` on, of one source or of any."""
+    if source is None:
+        yield from range(first, first + count)
+        return
+    for _ in range(count):
+        if not schedule.counts(first, stop)[source]:
+            return
+        # Where the count rises from 0 to 1, by halving.
+        low, high = first, stop
+        while high - low > 1:
+            middle = (low + high) // 2
+            if schedule.counts(first, middle)[source]:
+                high = middle
+            else:
+                low = middle
+        yield low
+        first = low + 1
+
+
+def _show_row(data: Dataset, k: int, as_json: bool) -> None:
+    place = data.schedule.locate(k)
+    row = data.prepared.train[place.source][place.row]
+    pieces = list(_pieces(row, data.tokenizer))
+    step, of_batch = divmod(k, data.batch_rows)
+    if as_json:
+        where = {"source": place.source, "epoch": place.epoch, "source_row": place.row}
+        line = {"event": "row", "step": step, "batch_row": of_batch, **where, "pieces": pieces}
+        click.echo(json.dumps(line))
+        return
+    click.echo(
+        f"\nstep {step} row {of_batch}: `{place.source}` row {place.row}, epoch {place.epoch}, "
+        f"{int((row['segments'] > 0).sum())} of {len(row['segments'])} tokens"
+    )
+    for number, text in enumerate(pieces, 1):
+        click.echo(f"  {number}: {escaped(text)}")
+
+
+def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of every document piece of a row, its ends marked."""
+    segments = row["segments"]
+    for number in range(1, int(segments.max(initial=0)) + 1):
+        tokens, targets = row["tokens"][segments == number], row["targets"][segments == number]
+        begins, ends = tokens[0] == tokenizer.bos_id, targets[-1] == tokenizer.eos_id
+        text = tokenizer.decode(tokens[int(begins) :].tolist())
+        yield ("<s>" if begins else "…") + text + ("</s>" if ends else "…")
+
+
+def escaped(text: str) -> str:
+    """The text on one line, everything a terminal would act on written as an escape."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _verify_rows(data: Dataset, progress: Progress) -> list[DataError]:
+    """What is wrong with the prepared rows: the first damaged file of every split of a source."""
+    damaged = []
+    silent = Silent()  # one bar for all, instead of one per split
+    with progress.phase("verifying prepared rows", len(data.source_names), "sources") as phase:
+        for name in data.source_names:
+            train, heldout = data.prepared.train[name], data.prepared.heldout[name]
+            for check in (
+                lambda train=train: train.verify(silent),
+                lambda heldout=heldout: heldout.verify(silent),
+                lambda name=name: data.prepared.heldout_documents(name),
+                lambda train=train, heldout=heldout: _check_ids(data, train, heldout),
+            ):
+                try:
+                    check()
+                except DataError as error:
+                    damaged.append(error)
+            phase.advance()
+    return damaged
+
+
+def _check_ids(data: Dataset, *splits: Rows) -> None:
+    for rows in splits:
+        if rows.meta.max_id >= data.tokenizer.vocab_size:
+            raise DataError(
+                f"{rows.folder}: token id {rows.meta.max_id} is outside the vocabulary "
+                f"of {data.tokenizer.vocab_size}"
+            )
+
+
+def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:
+    from glamcli.data.duplicates import count_duplicates
+
+    counts = count_duplicates(data.mixture, progress)
+    if as_json:
+        for name, (within, across) in counts.items():
+            line = {"event": "duplicates", "source": name, "within": within, "across": across}
+            click.echo(json.dumps(line))
+        return
+    render.table(
+        ["source", ">repeated", ">also in an earlier source"],
+        [[name, f"{within:,}", f"{across:,}"] for name, (within, across) in counts.items()],
+        title="equal documents",
+        note="exact copies, counted and never removed",
+    )

@@ -1,0 +1,324 @@
+"""`glam eval`: scores of a trained run, with everything that says what they mean.
+
+`glam eval RUN` is short for `glam eval score RUN`; the other subcommands have files of their own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glamcli.cli.eval_bias import cooccurrence, toxicity
+from glamcli.cli.eval_data import data
+from glamcli.cli.eval_overlap import overlap
+from glamcli.cli.eval_show import show, show_results
+from glamcli.cli.options import hosts_options, json_option
+from glamcli.cli.several import one_of_several
+from glamcli.cli.trained import Trained, open_trained, prepare_process
+from glamcli.errors import DataError, RecipeError, printable
+from glamcli.evals.files import load_suite
+from glamcli.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from glamcli.evals.journal import Journal
+    from glamcli.evals.results import Explanation, Results, Scored
+    from glamcli.evals.run import Subject
+    from glamcli.parallel.hosts import Host
+
+SHOWN_REASONS = 3
+
+
+class _RunOrCommand(click.Group):
+    """The first word is a subcommand, or else a run to be scored (`./show` for one of that name).
+
+    Its help is that of scoring, which is what people mean by `glam eval`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            self._refuse_typo(args[0])
+            args = ["score", *args]
+        return super().parse_args(ctx, args)
+
+    def _refuse_typo(self, word: str) -> None:
+        near = difflib.get_close_matches(word, self.commands, 1, cutoff=0.7)
+        if near and "/" not in word and not Path(word).exists():
+            raise RecipeError(
+                f"no such command or run: `{word}`", hint=f"did you mean `glam eval {near[0]}`?"
+            )
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] RUN | COMMAND ...")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.commands["score"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_RunOrCommand)
+def command() -> None:
+    """Score RUN, a run folder or a checkpoint, on a suite of tasks.
+
+    Without --suite it answers questions about its own held-out documents. Results are kept in
+    RUN/eval: one JSON file, and one line per item. A task that cannot be scored is reported, the
+    others go on, and the exit code tells. After Ctrl-C the same command goes on where it was. A
+    model too large for one host is scored by the same command on several.
+    """
+
+
+for subcommand in (show, data, overlap, toxicity, cooccurrence):
+    command.add_command(subcommand)
+
+
+@command.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--suite", default="quick", show_default=True, help="A suite or task: name or file.")
+@click.option(
+    "--shots",
+    metavar="N,N,...",
+    help="Numbers of demonstrations; `few` is the task's own.  [default: suite's]",
+)
+@click.option(
+    "--preset", default="glam", show_default=True, help="Whose conventions: glam, gpt3, ..."
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Draws the demonstrations.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
+)
+@click.option(
+    "--explain",
+    metavar="[TASK:]N",
+    help="Only item N (from 0), with its exact text and the scored tokens.",
+)
+@click.option(
+    "--harness",
+    metavar="TASK,...",
+    help="Tasks of lm-eval instead of a suite; --shots is one number then.",
+)
+@click.option(
+    "--include-path", type=click.Path(path_type=Path), help="Folder of lm-eval task files."
+)
+@click.option("--fresh", is_flag=True, help="Forget what an interrupted evaluation has scored.")
+@hosts_options
+@json_option
+def score(
+    run: Path,
+    suite: str,
+    shots: str | None,
+    preset: str,
+    limit: int | None,
+    seed: int,
+    data_dir: Path | None,
+    explain: str | None,
+    harness: str | None,
+    include_path: Path | None,
+    fresh: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    as_json: bool,
+) -> int:
+    """Score RUN on a suite of tasks: the long form of `glam eval RUN`."""
+    counts = _shots(shots)
+    item = _item(explain)
+    chosen = load_suite(suite, preset)
+    if harness is None and include_path is not None:
+        raise RecipeError("--include-path: for the tasks of --harness")
+    runtime = prepare_process(run)
+    place = (coordinator, num_processes, process_id)
+    with one_of_several(*place, runtime, as_json) as (host, progress):
+        if harness is not None:
+            os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours is one line
+            # Before the model is read: lm-eval may be missing.
+            from glamcli.cli import harness as lm_eval_road
+        trained = open_trained(run, progress, host)
+        progress = progress if host.is_first else Silent()
+        run_dir = trained.run_dir if host.is_first else None
+
+        from glamcli.evals.run import evaluate
+
+        subject = subject_of(trained)
+        asked = {
+            "suite": harness or (chosen.name, chosen.sha256, preset),
+            "shots": counts,
+            "limit": limit,
+            "seed": seed,
+            "data_dir": data_dir,
+        }
+        if trained.run_dir is not None and item is None:
+            subject.journal = _journal(trained.run_dir, subject, asked, fresh, host, progress)
+        try:
+            if harness is not None:
+                tasks = harness.split(",")
+                options = (include_path, counts, limit, seed)
+                return lm_eval_road.score(subject, tasks, *options, run_dir, progress, as_json)
+            results = evaluate(
+                subject,
+                chosen,
+                progress=progress,
+                shots=counts,
+                limit=limit,
+                seed=seed,
+                data_dir=data_dir,
+                explain=item,
+            )
+        except KeyboardInterrupt:
+            if subject.journal.path is not None:
+                progress.say("what was scored is kept: the same command goes on from there")
+            raise
+        if explain is not None:
+            for each in results.explanations:
+                _emit("explanation", **asdict(each)) if as_json else _show_item(each)
+            return _tell_failures(results, progress)
+        code = tell(results, run_dir, progress, as_json)
+        if not results.failures:
+            subject.journal.finish()
+        return code
+
+
+def subject_of(trained: Trained) -> Subject:
+    """A trained run to be evaluated."""
+    from glamcli.evals.run import Subject
+
+    return Subject(
+        decoder=trained.decoder,
+        params=trained.params,
+        tokenizer=trained.tokenizer,
+        window=trained.recipe.batch.row_tokens,
+        identity=trained.identity,
+        documents=trained.documents,
+    )
+
+
+def _journal(
+    run_dir: Path,
+    subject: Subject,
+    asked: Mapping[str, Any],
+    fresh: bool,
+    host: Host,
+    progress: Progress,
+) -> Journal:
+    """What an earlier start of the same command has left, and where this one keeps its own.
+
+    The first process reads and writes it; the others are told, so that all skip the same batches.
+    """
+    from glamcli.evals.journal import Journal
+
+    conditions = {**subject.described(), **asked}
+    journal = Journal()
+    if host.is_first:
+        try:
+            journal = Journal.open(run_dir / "eval", conditions, fresh=fresh, warn=progress.warn)
+        except OSError as error:
+            progress.warn(f"not kept for a later start: {error.strerror}: {run_dir / 'eval'}")
+    journal.known = host.gather("journal", journal.known)[0]
+    if journal.known:
+        progress.say(
+            f"going on from {len(journal.known)} batches of an unfinished evaluation"
+            " (`--fresh` starts over)"
+        )
+    return journal
+
+
+def tell(results: Results, run_dir: Path | None, progress: Progress, as_json: bool) -> int:
+    """Shows scores, keeps them in the run folder and warns of what failed; the exit code."""
+    show_results(results, as_json)
+    _keep(results, run_dir, progress)
+    return _tell_failures(results, progress)
+
+
+def _shots(text: str | None) -> tuple[int | str, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() or part == "few" for part in parts):
+        raise RecipeError(f"--shots: expected numbers such as `0,1,5` or `few`, got `{text}`")
+    return tuple(part if part == "few" else int(part) for part in parts)
+
+
+def _item(text: str | None) -> tuple[str | None, int] | None:
+    if text is None:
+        return None
+    task, _, number = text.rpartition(":")
+    if not number.isdecimal():
+        raise RecipeError(f"--explain: expected TASK:N such as `last_word:3`, got `{text}`")
+    return task or None, int(number)
+
+
+def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
+    if run_dir is None or not results.scores:
+        return
+    try:
+        summary, items = results.write(run_dir / "eval")
+    except OSError as error:
+        progress.warn(f"results were not kept: {error.strerror or error}: {run_dir / 'eval'}")
+        return
+    progress.say(f"kept in {summary}, items in {items.name}")
+
+
+def _tell_failures(results: Results, progress: Progress) -> int:
+    """Warns about every task that was not scored; the exit code."""
+    for failure in results.failures:
+        shots = "" if failure.setting is None else f" at {failure.setting} shots"
+        hint = f" ({failure.error.hint})" if failure.error.hint else ""
+        progress.warn(f"task `{failure.task}` was not scored{shots}: {failure.error.what}{hint}")
+    skipped = {(score.task, score.skipped) for score in results.scores if score.skipped}
+    for task, reasons in sorted(skipped):
+        shown = "; ".join(reasons[:SHOWN_REASONS])
+        more = len(reasons) - SHOWN_REASONS
+        progress.warn(
+            f"task `{task}`: skipped {len(reasons)} items: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    return DataError.exit_code if results.failures else 0
+
+
+def _show_item(told: Explanation) -> None:
+    """Exactly what the model saw and what it thought of it."""
+    cut = f", {told.num_cut} tokens cut from its beginning" if told.num_cut else ""
+    _say(f"{told.task} item {told.index} ({told.place}), {told.shots} shots")
+    _say(
+        f"context: {told.prompt_tokens} tokens with BOS, "
+        f"{told.shots_fitted} demonstrations fitted{cut}"
+    )
+    shown: str | None = None
+    for scored in told.scored:
+        if scored.context != shown:
+            shown = scored.context
+            _say(_framed(shown))
+        _say(_tokens(scored))
+    correct = ", ".join(f"{name} {value:.2f}" for name, value in told.correct.items())
+    _say(f"answer:   {told.chosen}")
+    _say(f"expected: {' | '.join(told.wanted)}")
+    _say(f"{correct}\n")
+
+
+def _framed(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.split("\n"))
+
+
+def _tokens(scored: Scored) -> str:
+    tokens = "  ".join(f"{json.dumps(p, ensure_ascii=False)} {n:.3f}" for p, n in scored.tokens)
+    total = sum(nats for _, nats in scored.tokens)
+    greedy = ", what greedy decoding would say" if scored.greedy else ""
+    text = json.dumps(scored.text, ensure_ascii=False)
+    return (
+        f"{text}\n    score {scored.score:.4f}, sum {total:.4f} nats over "
+        f"{len(scored.tokens)} tokens{greedy}\n    {tokens}"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(printable(text))
+
+
+def _emit(event: str, **values: object) -> None:
+    click.echo(json.dumps({"event": event, **values}))

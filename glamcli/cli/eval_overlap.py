@@ -1,0 +1,211 @@
+"""`glam eval overlap`: which items of a suite stand in the training text, and what that changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.options import json_option
+from glamcli.config.load import load_recipe
+from glamcli.config.mixtures import load_mixture
+from glamcli.errors import CheckpointError, DataError, GlamError
+from glamcli.evals.files import load_suite
+from glamcli.progress import Progress
+
+if TYPE_CHECKING:
+    from glamcli.evals.files import SuiteFile
+    from glamcli.evals.items import Documents
+    from glamcli.evals.overlap import Asked, Overlap, Split
+
+FOLDER = "overlap"
+
+
+@click.command()
+@click.argument("what", metavar="RUN|MIXTURE")
+@click.option("--suite", required=True, help="A suite or task: name or file.")
+@click.option("--preset", default="glam", show_default=True, help="Whose conventions.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
+)
+@click.option(
+    "--processes", type=click.IntRange(0), default=0, help="Processes that look; 0: one per core."
+)
+@json_option
+def overlap(
+    what: str,
+    suite: str,
+    preset: str,
+    limit: int | None,
+    data_dir: Path | None,
+    processes: int,
+    as_json: bool,
+) -> int:
+    """Tell which items of a suite stand in the training text of RUN or MIXTURE (GPT-3's check).
+
+    Of a run, its prepared training rows are read; of a mixture, its documents that are not held
+    out. An item is dirty when n words in a row of it, its right answer included, stand in a
+    training document; n is between 8 and 13 by the lengths of the task's items. With results of
+    the suite in RUN/eval, they are told for clean and dirty items apart.
+    """
+    loaded = load_suite(suite, preset)
+    progress = render.make_progress(as_json)
+    run = Path(what) if (Path(what) / "recipe.yaml").is_file() else None
+    if run is None and Path(what).is_dir():
+        raise CheckpointError(f"{what} is no run folder: it has no `recipe.yaml`")
+    read, documents = _corpus(what, run, processes, progress)
+    tasks, failed = _asked(loaded, data_dir, limit, documents, progress)
+    found = read(tasks)
+    name = loaded.name if preset == "glam" else f"{loaded.name}-{preset}"
+    name += "" if limit is None else f"-limit{limit}"
+    split = _splits(run, name, found, progress)
+    told = {"suite": loaded.name, "of": what, "overlap": [_as_dict(each) for each in found]}
+    told["scores"] = [asdict(each) for each in split]
+    if as_json:
+        click.echo(json.dumps({"event": "overlap", **told}))
+    else:
+        _show(loaded.name, what, found, split)
+    if run is not None:
+        _keep(run / FOLDER / f"{name}.json", told, progress)
+    return DataError.exit_code if failed else 0
+
+
+Read = Callable[["list[Asked]"], "list[Overlap]"]
+
+
+def _corpus(
+    what: str, run: Path | None, processes: int, progress: Progress
+) -> tuple[Read, Callable[[], Documents] | None]:
+    """How to look through the training text, and a run's held-out documents."""
+    from glamcli.data.open import open_data, user_cache_dir
+    from glamcli.evals import corpus
+    from glamcli.evals.overlap import Grams, overlaps
+
+    def grams_of(tasks: list[Asked]) -> Grams:
+        return Grams(
+            g for task in tasks for item in range(len(task.keys)) for g in task.grams(item)
+        )
+
+    if run is None:
+        mixture = load_mixture(what)
+
+        def read_mixture(tasks: list[Asked]) -> list[Overlap]:
+            grams = grams_of(tasks)
+            pieces = corpus.of_mixture(mixture, user_cache_dir(), progress)
+            hits = corpus.search(grams, pieces, None, None, progress, processes)
+            return overlaps(tasks, grams, hits)
+
+        return read_mixture, None
+    recipe = load_recipe(str(run / "recipe.yaml"), check=False).recipe
+    dataset = open_data(recipe, progress)
+
+    def read_rows(tasks: list[Asked]) -> list[Overlap]:
+        grams = grams_of(tasks)
+        pieces, total = corpus.of_rows(dataset, recipe.data.packing)
+        hits = corpus.search(grams, pieces, total, dataset.tokenizer, progress, processes)
+        return overlaps(tasks, grams, hits)
+
+    return read_rows, lambda: {
+        name: dataset.prepared.heldout_documents(name) for name in dataset.source_names
+    }
+
+
+def _asked(
+    suite: SuiteFile,
+    data_dir: Path | None,
+    limit: int | None,
+    documents: Callable[[], Documents] | None,
+    progress: Progress,
+) -> tuple[list[Asked], bool]:
+    """The items of every task that can be read, and whether one could not."""
+    from glamcli.evals.items import Library
+    from glamcli.evals.overlap import asked, full_text
+    from glamcli.evals.ready import read
+
+    library = Library(data_dir, documents)
+    found, failed = [], False
+    for file in suite.tasks:
+        try:
+            ready = read(file, library, limit)
+        except GlamError as error:
+            progress.warn(f"task `{file.name}` was not looked for: {error.what}")
+            failed = True
+            continue
+        task, questions = ready.at(0).task, ready.at(0).questions
+        texts = [full_text(task, each) for each in questions]
+        found.append(asked(file.name, [each.key for each in questions], texts))
+    if not found:
+        raise DataError(f"no task of `{suite.name}` can be read", hint="`glam eval data` says why")
+    return found, failed
+
+
+def _splits(run: Path | None, name: str, found: list[Overlap], progress: Progress) -> list[Split]:
+    """Scores on clean and dirty items, where the run has results of this name."""
+    from glamcli.evals import kept
+    from glamcli.evals.overlap import splits
+
+    if run is None:
+        return []
+    try:
+        place = kept.find(run, name)
+        return splits(found, kept.load(place), kept.items(place))
+    except GlamError as error:
+        progress.say(f"no scores to split: {error.what}")
+        return []
+
+
+def _as_dict(each: Overlap) -> dict[str, Any]:
+    return {**asdict(each), "dirty_frac": each.dirty_frac}
+
+
+def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> None:
+    from glamcli.evals.tables import shown
+
+    rows = []
+    for each in found:
+        held = [f"{name} {count}" for name, count in each.by_source.items() if count]
+        counts = (each.n, each.num_items, each.num_judged, len(each.dirty))
+        share = f"{100 * each.dirty_frac:.1f}"
+        rows.append([each.task, *map(str, counts), share, ", ".join(held) or "-"])
+    render.table(
+        ("task", ">n", ">items", ">judged", ">dirty", ">percent", "in"),
+        rows,
+        title=f"items of {suite} in the training text of {what}",
+        note="dirty: n words in a row of the question and its answer stand in a training document; "
+        "items of fewer than 8 words are not judged",
+    )
+    if not split:
+        return
+    click.echo()
+    render.table(
+        ("task", ">shots", "metric", ">all", ">clean", ">dirty"),
+        [
+            [
+                each.task,
+                each.setting,
+                each.metric,
+                *(
+                    "-" if value is None else shown(each.metric, value)
+                    for value in (each.all, each.clean, each.dirty)
+                ),
+            ]
+            for each in split
+        ],
+        title="scores on all, clean and dirty items, percent",
+    )
+
+
+def _keep(path: Path, told: dict[str, Any], progress: Progress) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        progress.warn(f"not kept: {error.strerror or error}: {path}")
+        return
+    progress.say(f"kept in {path}")

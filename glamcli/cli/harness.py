@@ -1,0 +1,121 @@
+"""lm-eval on trained runs: `glam eval RUN --harness TASKS`, and `--model glam` of its own command.
+
+Newer versions of lm-eval find `Glam` by the entry point that pyproject.toml declares. For 0.4.13,
+which finds no plug-ins, `python -m glamcli.cli.harness` is its command with this model added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.eval import subject_of
+from glamcli.cli.trained import open_trained, prepare_process
+from glamcli.errors import RecipeError
+from glamcli.evals.harness import Model, as_json, command_line, run
+from glamcli.evals.run import Subject
+from glamcli.progress import Progress
+
+COLUMNS = ("task", ">shots", "metric", "filter", ">value", ">error", ">items")
+
+
+class Glam(Model):
+    """A run folder or a checkpoint as a model of lm-eval."""
+
+    def __init__(self, path: str, **ignored: Any):
+        # Batches follow from tokens, and devices from the process: `batch_size`, `device` and
+        # the like, which lm-eval passes unasked, have no meaning here.
+        del ignored
+        prepare_process(Path(path))
+        super().__init__(subject_of(open_trained(Path(path), render.make_progress())))
+
+
+def score(
+    subject: Subject,
+    tasks: Sequence[str],
+    include_path: Path | None,
+    shots: Sequence[int | str] | None,
+    limit: int | None,
+    seed: int,
+    run_dir: Path | None,
+    progress: Progress,
+    to_json: bool,
+) -> int:
+    """Runs lm-eval's tasks, shows what it reports and keeps it in the run folder."""
+    count = _one(shots)
+    with progress.phase("evaluating", unit="requests") as phase:
+        model = Model(subject, phase.advance)
+        results = run(model, tasks, include_path=include_path, shots=count, limit=limit, seed=seed)
+    samples = results.pop("samples", {})
+    if to_json:
+        content = json.loads(as_json(results))
+        click.echo(json.dumps({"event": "harness", **content}))
+    else:
+        versions = f"lm-eval {results['lm_eval_version']}, step {subject.identity.get('step')}"
+        render.table(COLUMNS, _rows(results), title=versions)
+    if run_dir is not None:
+        _keep(results, samples, tasks, subject, run_dir, progress)
+    subject.journal.finish()
+    return 0
+
+
+def _one(counts: Sequence[int | str] | None) -> int | None:
+    """The one number of shots that lm-eval takes; None for the task's own."""
+    if counts is None or list(counts) == ["few"]:
+        return None
+    if len(counts) != 1 or not isinstance(counts[0], int):
+        raise RecipeError("--harness: lm-eval takes one number of shots, such as `--shots 5`")
+    return counts[0]
+
+
+def _rows(results: dict[str, Any]) -> list[list[str]]:
+    """One row per metric, as lm-eval names them: `metric,filter`."""
+    rows = []
+    shots, counts = results.get("n-shot", {}), results.get("n-samples", {})
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, _, of = key.partition(",")
+            if not of or metric.endswith("_stderr"):
+                continue
+            error = values.get(f"{metric}_stderr,{of}")
+            items = counts.get(task, {}).get("effective", "")
+            rows.append([task, str(shots.get(task, "")), metric, of, _number(value),
+                         "± " + _number(error) if isinstance(error, float) else "",
+                         str(items)])  # fmt: skip
+    return rows
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _keep(
+    results: dict[str, Any],
+    samples: dict[str, Any],
+    tasks: Sequence[str],
+    subject: Subject,
+    run_dir: Path,
+    progress: Progress,
+) -> None:
+    folder = run_dir / "eval" / "harness"
+    name = "+".join(tasks).replace("/", "-")[:80] + f"-step{subject.identity.get('step')}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(as_json(results) + "\n", encoding="utf-8")
+        with (folder / f"{name}.items.jsonl").open("w", encoding="utf-8") as file:
+            for task, each in ((task, each) for task, some in samples.items() for each in some):
+                line = {"task": task, **json.loads(as_json(each))}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
+        return
+    progress.say(f"kept in {folder / name}.json, items in {name}.items.jsonl")
+
+
+if __name__ == "__main__":
+    command_line("glamcli.cli.harness:Glam")

@@ -1,0 +1,196 @@
+"""The `glam` command: a table of subcommands, and how every way of ending looks to a person.
+
+Subcommands are imported when they are asked for, so `glam --help` and the recipe commands start
+without jax. Each lives in `glamcli/cli/<name>.py` as `command`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import tempfile
+import threading
+import traceback
+from dataclasses import dataclass
+
+import click
+
+import glamcli
+from glamcli.errors import GlamError, printable, redacted
+
+COMMANDS = {
+    "train": "Train a recipe, or resume it; the same command does both.",
+    "plan": "Say what a recipe needs and costs on devices you do not have.",
+    "eval": "Score a trained run on a suite of tasks.",
+    "generate": "Continue a text with a trained run.",
+    "recipe": "List, show, check, compare and start recipes.",
+    "data": "Prepare the sources of a mixture and look into them.",
+    "tokenizer": "Train a tokenizer on a mixture, or look into one.",
+    "doctor": "Say what this machine offers to a run, and prove meshes equal.",
+}
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+@dataclass
+class Shell:
+    """Options of the command line that belong to no subcommand."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module when it is run, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"glamcli.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean `glam {near[0]}`?" if near else "`glam --help` lists them"
+            raise _Usage(f"no such command: `{args[0]}`", hint)
+        return super().resolve_command(ctx, args)
+
+
+class _Usage(GlamError):
+    exit_code = 2
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nA recipe is a shipped name (`glam recipe list`) or a file.\n"
+    "Start with `glam train quickstart`.",
+)
+@click.version_option(glamcli.__version__, prog_name="glam", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def root(ctx: click.Context, debug: bool) -> None:
+    """Train and evaluate GLaM-style mixture-of-experts language models."""
+    ctx.ensure_object(Shell).debug = debug
+
+
+def run(args: list[str] | None = None) -> None:
+    """The entry point: runs a command and exits with its code; never shows a bare traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+    shell = Shell()
+    try:
+        code = _run(args, shell)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _close_broken_pipe()
+    if code and args is None:  # the process is this command's own
+        _leave_threads_behind(code)
+    sys.exit(code)
+
+
+def _leave_threads_behind(code: int) -> None:
+    """Ends the process at once if threads would keep it or outlive it: after a failed save, orbax's
+    wait five minutes for a folder that will never be there, which looks like a hang to a
+    supervisor; after an interrupt, XLA's may be computing still, and Python's end under them is a
+    segmentation fault."""
+    waiting = (t for t in threading.enumerate() if t is not threading.main_thread())
+    if code == EXIT_INTERRUPTED or any(not thread.daemon for thread in waiting):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(args: list[str] | None, shell: Shell) -> int:
+    """Runs the command; the exit code."""
+    try:
+        result = root.main(args, prog_name="glam", standalone_mode=False, obj=shell)
+        return result if isinstance(result, int) else 0
+    except GlamError as error:
+        if shell.debug:
+            click.echo(redacted(traceback.format_exc()), err=True)
+        if not error.is_told:
+            complain(error.what, error.hint)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 0
+    except click.ClickException as error:
+        complain(*_usage(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted", None)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        _report_bug(error, shell)
+        return 1
+
+
+def _usage(error: click.ClickException) -> tuple[str, str | None]:
+    """A usage error in the words of this project."""
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, error.possibilities or [], 1, 0.0)
+        hint = f"did you mean `{near[0]}`?" if near else None
+        if hint is None and error.ctx is not None:
+            hint = f"`{error.ctx.command_path} --help` lists them"
+        return f"no such option: `{error.option_name}`", hint
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    name = getattr(error, "command_name", None)  # NoSuchCommand, since click 8.4
+    if name is not None and ctx is not None:
+        near = getattr(error, "possibilities", None) or []
+        hint = f"did you mean `{ctx.command_path} {near[0]}`?" if near else None
+        return f"no such command: `{name}`", hint or f"`{ctx.command_path} --help` lists them"
+    message = re.sub(r"'([^']*)'", r"`\1`", error.format_message().rstrip("."))
+    what = message[:1].lower() + message[1:]
+    return what, f"see `{ctx.command_path} --help`" if ctx else None
+
+
+def complain(what: str, hint: str | None) -> None:
+    """The two lines of an error on stderr; colour only where a terminal shows and a person wants
+    it (no-color.org)."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    colour = False if plain else None  # None: what the stream is decides
+    error = click.style("error: ", fg="red", bold=True)
+    click.echo(error + printable(redacted(what)), err=True, color=colour)
+    if hint:
+        click.echo(click.style("hint: ", fg="cyan") + printable(hint), err=True, color=colour)
+
+
+def _report_bug(error: Exception, shell: Shell) -> None:
+    """One line about an error nobody foresaw; its traceback is shown or kept in a file."""
+    text = redacted("".join(traceback.format_exception(error)))
+    summary = redacted(f"{type(error).__name__}: {error}".split("\n")[0])[:200]
+    if shell.debug:
+        click.echo(text, err=True)
+        complain(f"this is a bug in glam: {summary}", None)
+        return
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="glam-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        where = f"the traceback is in {file.name}"
+    except OSError:
+        where = "`glam --debug ...` shows the traceback"
+    complain(f"this is a bug in glam: {summary}", where)
+
+
+def _close_broken_pipe() -> int:
+    """Whoever read the output left (as in `| head`): be silent, also when Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE

@@ -1,0 +1,288 @@
+"""How progress and results look: a live terminal, plain lines, or one JSON object per line.
+
+The only user of rich. Commands pick an implementation of `glamcli.progress.Progress` with
+`make_progress`, hand it to a program, and print the program's results with `table`. Progress and
+warnings go to stderr; results, and with `--json` everything, to stdout. A reader that went away
+(`glam train ... --json | head -1`) never ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from glamcli.errors import printable
+from glamcli.progress import Progress
+
+PLAIN_WIDTH = 160
+SECONDS_BETWEEN_LINES = 15.0
+SECONDS_WORTH_A_LINE = 2.0  # of a phase inside another one
+
+
+def make_progress(as_json: bool = False) -> Progress:
+    """JSON lines on stdout when asked for, else bars on a terminal, else plain lines on stderr."""
+    if as_json:
+        return JsonLines(sys.stdout)
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return Live(Console(stderr=True, highlight=False))
+    return Plain(sys.stderr)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None = None,
+    note: str | None = None,
+) -> None:
+    """Prints a table on stdout; columns whose name starts with `>` are aligned to the right."""
+    # Away from a terminal nothing may wrap: the reader is another program, or a log.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        # Where a terminal is too narrow, names continue on the next line; numbers stay whole.
+        grid.add_column(
+            Text(name[right:]),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(grid)
+    if note:
+        console.print(Text(note, style="dim"))
+
+
+def sample(prompt: str, text: str) -> None:
+    """Prints a prompt and its continuation on stdout, told apart where colours are shown."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console.print(Text(printable(prompt), style="bold") + Text(printable(text)), soft_wrap=True)
+
+
+def step_text(values: Mapping[str, Any]) -> str:
+    """The numbers of a step as a person reads them, leaving out what is not there."""
+    parts = []
+    if (loss := values.get("loss")) is not None:
+        parts.append(f"loss {loss:.4f}")
+    if (rate := values.get("tokens_per_second")) is not None:
+        parts.append(f"{rate:,.0f} tokens/s")
+    if (left := values.get("seconds_left")) is not None:
+        parts.append(f"{duration(left)} left")
+    if (dropped := values.get("dropped_frac")) is not None:
+        parts.append(f"dropped {100 * dropped:.1f}%")
+    if (balance := values.get("balance")) is not None:
+        parts.append(f"balance {balance:.2f}x")
+    if (rate := values.get("learning_rate")) is not None:
+        parts.append(f"lr {rate:.2g}")
+    if (slowest := values.get("slowest_process_seconds")) is not None:
+        fastest = values["fastest_process_seconds"]
+        parts.append(f"processes {fastest:.2g} to {slowest:.2g} s")
+    if values.get("bad_steps_total"):
+        parts.append(f"skipped {values['bad_steps_total']}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `8 s`, `3:05` or `2:03:04`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Live:
+    """Bars that redraw in place; a finished outer phase leaves one line."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bars: _Bars | None = None
+        self._open: list[Any] = []
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
+        started = time.monotonic()
+        if self._bars is None:
+            self._bars = _Bars(
+                SpinnerColumn(finished_text=" "),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[done]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bars.start()
+        bars, outermost = self._bars, not self._open
+        task = bars.add_task(name, total=total, done="", note="")
+        self._open.append(task)
+        phase = _LivePhase(bars, task, total, unit)
+        phase.advance(0)
+        try:
+            yield phase
+        finally:
+            self._open.remove(task)
+            bars.remove_task(task)
+            if outermost:
+                bars.stop()
+                self._bars = None
+        if outermost:
+            self.say(f"{name}: {duration(time.monotonic() - started)}")
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        if self._bars is not None:
+            self._bars.line = step_text(values)
+
+    def say(self, text: str) -> None:
+        self._console.print(Text(printable(text)))
+
+    def warn(self, text: str) -> None:
+        self._console.print(Text("warning: ", style="yellow") + Text(printable(text)))
+
+
+class _Bars(RichProgress):
+    """Bars, and below them one line of numbers: side by side they would not fit."""
+
+    line = ""
+
+    def get_renderable(self) -> RenderableType:
+        bars = super().get_renderable()
+        return Group(bars, Text("  " + self.line)) if self.line else bars
+
+
+class _LivePhase:
+    def __init__(self, bars: _Bars, task: Any, total: int | None, unit: str):
+        self._bars = bars
+        self._task = task
+        self._of = "" if total is None else f"/{total:,}"
+        self._unit = unit
+        self._done = 0
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        done = f"{self._done:,}{self._of} {self._unit}" if self._of or self._done else ""
+        self._bars.update(self._task, advance=units, done=done)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+class Plain:
+    """One line per event, for logs and pipes; long phases report now and then."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._depth = 0
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
+        started = time.monotonic()
+        size = f" ({total:,} {unit})" if total is not None and unit else ""
+        if not self._depth:
+            self.say(f"{name}{size} ...")
+        self._depth += 1
+        try:
+            yield _PlainPhase(self, name, total, unit)
+        finally:
+            self._depth -= 1
+        seconds = time.monotonic() - started
+        if not self._depth or seconds >= SECONDS_WORTH_A_LINE:
+            self.say(f"{name}: done in {duration(seconds)}")
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        of = f"/{values['steps']}" if "steps" in values else ""
+        self.say(f"step {values.get('step')}{of}  {step_text(values)}")
+
+    def say(self, text: str) -> None:
+        _write(self._stream, printable(text))
+
+    def warn(self, text: str) -> None:
+        _write(self._stream, printable(f"warning: {text}"))
+
+
+class _PlainPhase:
+    def __init__(self, plain: Plain, name: str, total: int | None, unit: str):
+        self._plain = plain
+        self._name = name
+        self._of = "" if total is None else f"/{total:,}"
+        self._unit = unit
+        self._done = 0
+        self._note = ""
+        self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        # Steps speak for themselves through `Progress.step`.
+        if self._unit != "steps" and time.monotonic() >= self._next:
+            self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+            self._plain.say(f"{self._name}: {self._done:,}{self._of} {self._unit} {self._note}")
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+
+class JsonLines:
+    """Every event as one JSON object per line, told apart by `event`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def emit(self, event: str, **values: Any) -> None:
+        _write(self._stream, json.dumps({"event": event, **values}))
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
+        started = time.monotonic()
+        self.emit("phase", name=name, state="begin", total=total, unit=unit)
+        yield _JsonPhase(self, name)
+        self.emit("phase", name=name, state="end", seconds=round(time.monotonic() - started, 3))
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        self.emit("step", **values)
+
+    def say(self, text: str) -> None:
+        self.emit("say", text=text)
+
+    def warn(self, text: str) -> None:
+        self.emit("warn", text=text)
+
+
+class _JsonPhase:
+    def __init__(self, lines: JsonLines, name: str):
+        self._lines = lines
+        self._name = name
+
+    def advance(self, units: int = 1) -> None:
+        del units
+
+    def note(self, text: str) -> None:
+        self._lines.emit("note", name=self._name, text=text)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Writes one line; once the reader is gone, everything further goes nowhere."""
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except OSError:
+        # Also the flush at exit must not fail, so the descriptor itself is replaced.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

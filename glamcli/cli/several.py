@@ -1,0 +1,59 @@
+"""A command as one process of several: it joins the others, and only the first one shows things."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from glamcli.cli import render
+from glamcli.cli.main import complain
+from glamcli.config.schema import Runtime
+from glamcli.progress import Progress
+
+if TYPE_CHECKING:
+    from glamcli.parallel.hosts import Host
+
+
+@contextmanager
+def one_of_several(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    runtime: Runtime,
+    as_json: bool,
+) -> Iterator[tuple[Host, Progress]]:
+    """This process among those of its run (mostly the only one), and how it tells its progress.
+
+    Results of a process that is not the first go nowhere; what it has to say about its own
+    machine goes to stderr.
+
+    Raises:
+        RecipeError: the options make no sense, or their address cannot be used.
+        HostError: other processes did not come.
+    """
+    from glamcli.parallel.hosts import Aside, joined, place_asked
+
+    place = place_asked(coordinator, num_processes, process_id)
+    is_first = process_id in (None, 0)
+    progress = render.make_progress(as_json) if is_first else render.Plain(sys.stderr)
+    with joined(place, runtime, progress, _tell) as host:
+        if host.is_first:
+            yield host, render.make_progress(as_json)
+            return
+        with open(os.devnull, "w") as nowhere:
+            stdout, sys.stdout = sys.stdout, nowhere
+            try:
+                yield host, Aside(render.Plain(sys.stderr), host.index)
+            finally:
+                sys.stdout = stdout
+
+
+def _tell(what: str, hint: str | None) -> None:
+    from glamcli.train.signals import SHOW_CURSOR
+
+    if os.isatty(2):
+        os.write(2, SHOW_CURSOR)  # live bars hide it
+    complain(what, hint)

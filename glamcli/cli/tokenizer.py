@@ -1,0 +1,155 @@
+"""`glam tokenizer`: train a tokenizer on a mixture, or look into one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.options import json_option, set_option
+from glamcli.config import tree
+from glamcli.config.files import display, find, shipped
+from glamcli.config.load import load_recipe
+from glamcli.config.mixtures import load_mixture
+from glamcli.config.schema import Recipe
+from glamcli.errors import RecipeError, printable
+from glamcli.progress import Progress
+
+if TYPE_CHECKING:
+    from glamcli.data.tokenizer import Tokenizer
+
+
+@click.group()
+def command() -> None:
+    """Train a tokenizer on a mixture, or look into one."""
+
+
+@command.command()
+@click.argument("recipe_or_mixture")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces; default: the recipe's.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Model file to write.")
+@set_option
+@json_option
+def train(
+    recipe_or_mixture: str,
+    vocab_size: int | None,
+    out: Path | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a SentencePiece tokenizer on the training documents of a mixture, by its weights.
+
+    Without `--out` it goes where training looks for the recipe's tokenizer (training also does
+    this by itself).
+    """
+    from glamcli.data.heldout import decide
+    from glamcli.data.open import cache_dir, user_cache_dir
+    from glamcli.data.vocabulary import open_tokenizer, train_on
+
+    progress = render.make_progress(as_json)
+    if _is_mixture(recipe_or_mixture):
+        if vocab_size is None or out is None or sets:
+            raise RecipeError(
+                f"`{recipe_or_mixture}` is a mixture: give `--vocab-size` and `--out`, no `--set`",
+                hint="or name a recipe",
+            )
+        mixture, cache = load_mixture(recipe_or_mixture), user_cache_dir()
+    else:
+        if vocab_size is not None:
+            sets = (*sets, f"data.tokenizer.train_vocab_size={vocab_size}")
+        recipe = load_recipe(recipe_or_mixture, sets).recipe
+        mixture, cache = load_mixture(recipe.data.mixture), cache_dir(recipe)
+        vocab_size = recipe.data.tokenizer.train_vocab_size or recipe.model.vocab_size
+        if out is None:
+            _refuse_untrained(recipe)
+            tokenizer = open_tokenizer(recipe, mixture, cache, progress)
+            _show_summary(tokenizer, as_json)
+            return
+    sides = decide(mixture, cache, progress)
+    with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
+        tokenizer = train_on(mixture, vocab_size, sides, out, phase)
+    _show_summary(tokenizer, as_json)
+    progress.say(f"recipes use it with `data.tokenizer.path={out}`")
+
+
+@command.command()
+@click.argument("file_or_recipe")
+@click.argument("text", required=False)
+@set_option
+@json_option
+def show(file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """Show the tokenizer of a model file or recipe, and how it cuts TEXT into pieces."""
+    tokenizer = _load(file_or_recipe, sets, render.make_progress(as_json))
+    if text is None:
+        _show_summary(tokenizer, as_json)
+        return
+    ids = tokenizer.encode(text)
+    pieces = [printable(tokenizer.piece(token_id)) for token_id in ids]
+    num_bytes = len(text.encode("utf-8", "replace"))
+    if as_json:
+        line = {"event": "text", "ids": ids, "pieces": pieces, "bytes": num_bytes}
+        click.echo(json.dumps(line))
+        return
+    render.table(
+        [">id", "piece"],
+        [[str(token_id), piece] for token_id, piece in zip(ids, pieces, strict=True)],
+        note=f"{len(ids)} tokens, {num_bytes} bytes, {num_bytes / max(len(ids), 1):.2f} bytes "
+        "per token",
+    )
+
+
+def _is_mixture(name_or_path: str) -> bool:
+    """Whether a name or path means a mixture; a name of both is the recipe's."""
+    if name_or_path in shipped("recipes"):
+        return False
+    if name_or_path in shipped("data_mixtures"):
+        return True
+    path = find("recipes", name_or_path)
+    return any(key == "sources" for key in tree.plain(tree.read_tree(path, display(path))))
+
+
+def _refuse_untrained(recipe: Recipe) -> None:
+    """Raises: RecipeError when the recipe's tokenizer is not one that is trained."""
+    spec = recipe.data.tokenizer
+    if spec.kind == "bytes":
+        raise RecipeError(
+            "the recipe's tokenizer is plain bytes, which are not trained",
+            hint="add `--set data.tokenizer.kind=sentencepiece`",
+        )
+    if spec.path is not None:
+        raise RecipeError(
+            f"the recipe's tokenizer is the file {spec.path}", hint="write another with `--out`"
+        )
+
+
+def _load(file_or_recipe: str, sets: tuple[str, ...], progress: Progress) -> Tokenizer:
+    from glamcli.data.open import cache_dir
+    from glamcli.data.tokenizer import load_sentencepiece
+    from glamcli.data.vocabulary import open_tokenizer
+
+    path = Path(file_or_recipe)
+    if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
+        if sets:
+            raise RecipeError("`--set` changes a recipe, but this is a tokenizer file")
+        return load_sentencepiece(path)
+    recipe = load_recipe(file_or_recipe, sets).recipe
+    mixture = load_mixture(recipe.data.mixture)
+    return open_tokenizer(recipe, mixture, cache_dir(recipe), progress)
+
+
+def _show_summary(tokenizer: Tokenizer, as_json: bool) -> None:
+    facts = {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "sha256": tokenizer.fingerprint,
+        "file": getattr(tokenizer, "name", None),
+    }
+    if as_json:
+        click.echo(json.dumps({"event": "tokenizer", **facts}))
+        return
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{name:<10}  {value}")
