@@ -1,0 +1,63 @@
+"""The same loss and gradients on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glamcli.config import schema
+from glamcli.model.decoder import Decoder
+from glamcli.parallel.axes import GLAM
+from glamcli.parallel.mesh import make_mesh
+
+MODEL = schema.Model(
+    num_layers=2,
+    model_dim=16,
+    ffn_dim=32,
+    num_heads=4,
+    head_dim=8,
+    vocab_size=64,
+    activation_dtype="float32",
+)
+MOE = schema.Moe(num_experts=4, group_tokens=16, capacity_factor=1.0)
+ROWS, TOKENS = 8, 16
+
+
+def loss(decoder, params, tokens_BS, dispatch):
+    segments_BS = jnp.where(jnp.arange(TOKENS, dtype=jnp.int32)[None] < 12, 1, 2)
+    segments_BS = jnp.broadcast_to(segments_BS, tokens_BS.shape)
+    x_BSM, stats = decoder.hidden(params, tokens_BS, segments_BS, dispatch=dispatch)
+    nats_BS, logz_BS = decoder.losses(params, x_BSM, tokens_BS)
+    total = jnp.mean(nats_BS + 1e-2 * logz_BS**2)
+    return total + 0.01 * jnp.sum(stats.get("balance_loss", jnp.zeros(())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "experts"])
+def test_eight_devices_equal_one(moe):
+    decoder = Decoder(MODEL, moe, "full")
+    params = jax.jit(decoder.init)(jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 64, (ROWS, TOKENS), dtype=np.int32)
+
+    def run(params, tokens):
+        return jax.value_and_grad(lambda p: loss(decoder, p, tokens, "einsum"))(params)
+
+    expected = jax.jit(run)(params, tokens)
+    mesh = make_mesh(schema.Mesh(data=2, expert=2, model=2))
+    with jax.set_mesh(mesh):
+        layout = GLAM.shardings(mesh, decoder.axes)
+        split = jax.device_put(params, layout)
+        rows = jax.device_put(tokens, GLAM.sharding(mesh, ("batch", "seq")))
+        found = jax.jit(run, out_shardings=(None, layout))(split, rows)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+
+
+def test_initial_values_do_not_depend_on_the_mesh():
+    decoder = Decoder(MODEL, MOE)
+    expected = jax.jit(decoder.init)(jax.random.key(0))
+    mesh = make_mesh(schema.Mesh(data=2, expert=2, model=2))
+    layout = GLAM.shardings(mesh, decoder.axes)
+    found = jax.jit(decoder.init, out_shardings=layout)(jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

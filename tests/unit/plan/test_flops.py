@@ -1,0 +1,35 @@
+"""Matrix products counted before compiling."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from glamcli.plan.flops import matrix_flops
+
+X = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+W = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+ONE = 2 * 8 * 16 * 16
+
+
+def counted(run, *shapes) -> float:
+    return matrix_flops(jax.jit(run).trace(*shapes).jaxpr, len(jax.devices()))
+
+
+def test_products_are_counted_as_often_as_they_run():
+    assert counted(jnp.matmul, X, W) == ONE
+
+    def five(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
+
+    assert counted(five, X, W) == 5 * ONE
+    loss = lambda x, w: jnp.sum(jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x))  # noqa: E731
+    plain = lambda x, w: jnp.sum(jnp.sin(x @ w) @ w)  # noqa: E731
+    assert counted(jax.grad(plain, (0, 1)), X, W) == 6 * ONE
+    assert counted(jax.grad(loss, (0, 1)), X, W) >= 7 * ONE, "the forward pass runs again"
+
+
+def test_a_mapped_function_counts_on_every_device():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = PartitionSpec("data")
+    run = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
+    assert counted(run, X, W) == ONE

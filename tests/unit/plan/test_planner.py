@@ -1,0 +1,111 @@
+"""Plans compiled by the real TPU compiler for chips that are not here, and those it refuses."""
+
+import importlib.util
+
+import pytest
+
+from glamcli.config.load import load_recipe
+from glamcli.errors import PlanError
+from glamcli.plan import compile as compiling
+from glamcli.plan import topology
+from glamcli.plan.planner import Plan, Prices, make_plan
+
+CHIPS = topology.load_chips()
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+def plan(name: str, target: str, *sets: str) -> Plan:
+    compiling.quiet()
+    return make_plan(load_recipe(name, sets).recipe, topology.parse(target, CHIPS), Prices())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Plan:
+    return plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2")
+
+
+@needs_libtpu
+def test_groups_add_up_to_what_the_compiler_reserves(tiny):
+    assert tiny.mesh == {"slice": 1, "stage": 1, "data": 1, "expert": 4, "model": 2}
+    assert all(size >= 0 for size in tiny.bytes.values())
+    assert tiny.bytes["gradients"] == tiny.bytes["weights"] == sum(a.bytes for a in tiny.arrays)
+    assert tiny.total_bytes < 2**26
+    assert tiny.headroom_frac == pytest.approx(1, abs=0.01)
+
+
+@needs_libtpu
+def test_collectives_are_named_by_mesh_axis_and_no_expert_is_gathered(tiny):
+    over = {(kind, axes) for kind, axes, _, _ in tiny.collectives}
+    assert ("all-to-all", ("expert",)) in over
+    gathered = [size for kind, axes, _, size in tiny.collectives if kind == "all-gather" if axes]
+    assert gathered
+
+
+@needs_libtpu
+def test_the_estimate_says_where_the_time_goes(tiny):
+    time, cost = tiny.time, tiny.cost
+    assert 0 < time.compute == pytest.approx(sum(time.scopes.values()))
+    assert {"attention", "experts", "optimizer"} <= set(time.scopes)
+    tokens = 8 * 64
+    assert cost.tokens_per_second == pytest.approx(tokens / time.total)
+    assert cost.chip_hours == pytest.approx(8 * 20 * time.total / 3600)
+    assert cost.dollars == pytest.approx(CHIPS["v4"].price * cost.chip_hours)
+    assert cost.mwh == pytest.approx(cost.chip_hours * 326 * 1.11 / 1e6)
+    assert tiny.described()["estimate"]["step_seconds"] == time.total
+
+
+@needs_libtpu
+def test_a_refusal_of_the_compiler_lists_bytes_by_group():
+    large = ("batch.rows=8192", "batch.row_tokens=2048", "train.remat=none", "moe=null")
+    with pytest.raises(PlanError) as caught:
+        plan("test-tiny", "v5e-1", *large)
+    assert caught.value.exit_code == 5
+    assert "GiB per chip, v5e has 15.8 (" in caught.value.what
+    assert "activations and temporaries" in caught.value.what
+    assert caught.value.hint == "--set train.remat=full"
+
+
+def test_what_arithmetic_rules_out_is_refused_before_compiling(monkeypatch):
+    monkeypatch.setattr("glamcli.plan.planner.compile_step", None)
+    mesh = ("mesh.expert=1", "mesh.data=auto", "batch.rows=4")
+    with pytest.raises(PlanError) as caught:
+        plan("glam_8b_64e", "v4-8", *mesh)
+    assert "the step needs at least " in caught.value.what
+    assert "weights " in caught.value.what
+    assert "larger slice" in (caught.value.hint or "")
+
+
+def test_slices_must_be_those_of_the_mesh():
+    with pytest.raises(PlanError, match=r"has 2 slice\(s\), `mesh\.slice` is 1") as caught:
+        plan("test-tiny", "2xv5e-4")
+    assert caught.value.hint == "--set mesh.slice=2"
+
+
+def test_gpus_go_by_formula_and_say_so():
+    found = plan("quickstart", "8xh100")
+    assert found.method == "formula"
+    assert not found.collectives
+    assert found.time.total > 0
+    with pytest.raises(PlanError, match=r"h100 has 79\.6"):
+        plan("glam_8b_64e", "8xh100", "mesh.expert=8")
+
+
+@pytest.mark.slow
+def test_simulated_cpus_have_bytes_and_collectives_but_no_time():
+    found = plan("test-tiny", "cpu:8", "mesh.expert=4", "mesh.model=2")
+    assert found.method == "compiled"
+    assert found.time is None
+    assert found.headroom_frac is None
+    assert found.collectives
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("Unable to find libtpu: No module named 'libtpu'")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    with pytest.raises(PlanError, match="the TPU compiler is not installed") as caught:
+        plan("test-tiny", "v5e-8")
+    assert caught.value.hint == "pip install 'glamcli[plan]' (or libtpu)"

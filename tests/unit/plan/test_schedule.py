@@ -1,0 +1,100 @@
+"""Time read from a schedule: loops, overlap, and networks that are busy."""
+
+import pytest
+
+from glamcli.parallel.collectives import collectives
+from glamcli.parallel.hlo import Module
+from glamcli.plan import schedule, topology
+from glamcli.plan.network import Network
+from glamcli.plan.topology import parse
+
+SHAPE = {"slice": 1, "stage": 1, "data": 1, "expert": 1, "model": 4}
+CYCLES = 'backend_config={"window_config":{"estimated_cycles":"1500000000"}}'  # one second on v5e
+BYTES = 45_000_000_000  # one second of one v5e link
+PAIRS = "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}"
+BACK = "source_target_pairs={{1,0},{2,1},{3,2},{0,3}}"
+
+
+def program(*lines: str, extra: str = "") -> Module:
+    body = "".join(f"  %{line}\n" for line in lines)
+    return Module(f"{extra}ENTRY %main (p: f32[8]) -> f32[8] {{\n{body}}}\n")
+
+
+def permute(name: str, pairs: str = PAIRS) -> str:
+    kind = f"u8[{BYTES}]"
+    return (
+        f"{name} = ({kind}, {kind}) collective-permute-start(%p), channel_id=1{name[-1]}, {pairs}"
+    )
+
+
+def wait(name: str) -> str:
+    return f"{name}d = u8[{BYTES}] collective-permute-done(%{name})"
+
+
+def work(name: str) -> str:
+    return f'{name} = f32[8] multiply(%p, %p), metadata={{op_name="a/ffn/b"}}, {CYCLES}'
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network(parse("v5e-4", topology.load_chips()), None, SHAPE)
+
+
+def seconds(module: Module, network: Network) -> tuple[float, float]:
+    """(computing, waiting)"""
+    time = schedule.step_time(module, network)
+    return round(time.compute, 3), round(sum(time.exposed.values()), 3)
+
+
+def test_computing_hides_what_is_sent_meanwhile(network):
+    assert seconds(program(work("w1")), network) == (1.0, 0.0)
+    assert seconds(program(permute("s1"), wait("s1"), work("w1")), network) == (1.0, 1.0)
+    assert seconds(program(permute("s1"), work("w1"), wait("s1")), network) == (1.0, 0.0)
+    half = program(permute("s1"), permute("s2"), work("w1"), wait("s1"), wait("s2"))
+    assert seconds(half, network) == (1.0, 1.0)  # one after the other, the same way around
+    both = program(permute("s1"), permute("s2", BACK), work("w1"), wait("s1"), wait("s2"))
+    assert seconds(both, network) == (1.0, 0.0)  # links work in both directions
+
+
+def test_loops_count_as_often_as_they_run(network):
+    extra = (
+        "%body (p: f32[8]) -> f32[8] {\n  %" + work("w1") + "\n}\n"
+        "%cond (p: f32[8]) -> pred[] {\n  %c = s32[] constant(5)\n"
+        "  %l = pred[] compare(%i, %c), direction=LT\n}\n"
+    )
+    module = program("l = f32[8] while(%p), condition=%cond, body=%body", extra=extra)
+    assert seconds(module, network) == (5.0, 0.0)
+    assert schedule.step_time(module, network).scopes == {"ffn": pytest.approx(5.0)}
+
+
+def test_a_reduction_moves_twice_what_a_gathering_does(network):
+    def line(kind: str) -> Module:
+        return program(f"r = u8[{BYTES}] {kind}(%p), channel_id=1, replica_groups={{{{0,1,2,3}}}}")
+
+    (gather,) = collectives(line("all-gather"), SHAPE)
+    (reduce,) = collectives(line("all-reduce"), SHAPE)
+    once = schedule.transfer_seconds(gather, network)
+    assert schedule.transfer_seconds(reduce, network) == pytest.approx(2 * once)
+    # Two lines of two chips each way: three quarters of the bytes over two links.
+    assert once == pytest.approx(0.75 / 2, rel=1e-3)
+
+
+SLICES = """ENTRY %main (p: f32[8]) -> f32[8] {
+  %send = (f32[8,128]{1,0}, u32[], token[]) send(%p, %t), channel_id=3, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8,128]{1,0}, u32[], token[]) recv(%t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done = (f32[8,128]{1,0}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+}
+"""
+
+
+def test_transfers_between_slices_are_collectives_over_slice():
+    shape = SHAPE | {"slice": 2, "model": 4}
+    (found,) = collectives(SLICES, shape)
+    assert (found.kind, found.axes, found.group, found.bytes) == ("all-reduce", ("slice",), 2, 4096)
+    network = Network(parse("2xv5e-4", topology.load_chips()), None, shape)
+    time = schedule.step_time(Module(SLICES), network)
+    assert time.exposed["slice"] == pytest.approx(4096 / 3.125e9 + 2e-5)

@@ -1,0 +1,82 @@
+"""Names of targets: what they stand for, and what is said of those there are not."""
+
+from pathlib import Path
+
+import pytest
+
+from glamcli.errors import PlanError
+from glamcli.plan import topology
+from glamcli.plan.network import Network
+from glamcli.plan.topology import parse
+
+CHIPS = topology.load_chips()
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "devices", "grid"),
+    [
+        ("v4-2048", 1024, 1024, (8, 8, 16)),  # v4 names count cores
+        ("v4-8", 4, 4, (2, 2, 1)),
+        ("V5P-1024", 512, 512, (8, 8, 8)),
+        ("v3-32", 16, 32, (4, 4)),  # both cores are devices
+        ("v5e-64", 64, 64, (8, 8)),  # v5e names count chips
+        ("v5litepod-8", 8, 8, (2, 4)),
+        ("v6e-1", 1, 1, (1, 1)),
+        ("7x-128", 64, 128, (4, 4, 4)),
+        ("2xv5e-256", 512, 512, (16, 16)),
+        ("8xh100", 8, 8, ()),
+    ],
+)
+def test_names_say_how_many_chips(name, chips, devices, grid):
+    target = parse(name, CHIPS)
+    assert (target.num_chips, target.num_devices, target.shape) == (chips, devices, grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("v9-8", "did you mean `v4-8`?"),
+        ("v4_2048", "did you mean `v4-2048`?"),
+        ("h100", "did you mean `8xh100`?"),
+        ("v5e-48", "the nearest sizes are `v5e-32` or `v5e-64`"),
+        ("v4-2047", "the nearest sizes are `v4-1024` or `v4-2048`"),
+        ("0xv5e-4", "did you mean `v5e-4`?"),
+        ("moon", "for example `v4-2048`"),
+    ],
+)
+def test_a_name_that_is_not_there_comes_with_one_that_is(name, hint):
+    with pytest.raises(PlanError) as caught:
+        parse(name, CHIPS)
+    assert f"`{name}`" in caught.value.what
+    assert hint in (caught.value.hint or "")
+
+
+def test_every_offered_slice_has_its_chips():
+    for chip in CHIPS.values():
+        for size in topology.sizes(chip):
+            target = topology.target_of(chip, size)
+            assert target.num_chips == size
+            assert parse(target.name, CHIPS) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("[v4\n", "is not a table of chips"), ("[v4]\nfamily = 'tpu'\n", "missing"), (None, "cannot")],
+)
+def test_a_broken_table_of_chips_is_named(tmp_path: Path, text, what):
+    path = tmp_path / "chips.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(PlanError, match=what) as caught:
+        topology.load_chips(path)
+    assert str(path) in caught.value.what
+
+
+def test_axes_that_fill_a_dimension_are_rings_and_others_lines():
+    shape = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
+    network = Network(parse("v4-2048", CHIPS), None, shape)  # 8 x 8 x 16
+    link = CHIPS["v4"].link
+    assert network.rate(("model",))[0] == link  # a quarter of the long dimension
+    assert network.rate(("data", "expert"))[0] > network.rate(("model",))[0]
+    between = Network(parse("2xv5e-256", CHIPS), None, shape | {"slice": 2, "data": 1})
+    assert between.rate(("slice",))[0] == CHIPS["v5e"].dcn

@@ -1,0 +1,261 @@
+"""What a checkpoint promises: exact bits, any number of devices, nothing torn, nothing cast."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from glamcli.checkpoint import Checkpoints, find_step, restore_params
+from glamcli.errors import CheckpointError
+from unit.full_disk import save_without_room
+
+
+class Moments(NamedTuple):
+    count: jax.Array
+    mean: dict[str, jax.Array]
+
+
+def mesh(num_devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+
+
+def put(value, num_devices: int, *axes):
+    return jax.device_put(value, NamedSharding(mesh(num_devices), PartitionSpec(*axes)))
+
+
+def state(step: int, num_devices: int = 8):
+    """Every word depends on the step, so restored bits tell where they came from."""
+    words = np.random.default_rng(step).standard_normal((16, 8), np.float32)
+    return {
+        "params": {
+            "layers": {"w": put(words, num_devices, "data")},
+            "bias": put(jnp.asarray(words[:3, 0], jnp.bfloat16), num_devices),
+        },
+        "opt_state": (Moments(put(np.int32(step), num_devices), {"w": put(-words, num_devices)}),),
+        "step": put(np.int32(step), num_devices),
+    }
+
+
+def abstract(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
+def assert_same_bits(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder that holds steps 1, 2 and 3."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), {"recipe": {"seed": step}})
+    checkpoints.close()
+    return checkpoints
+
+
+@pytest.mark.parametrize("num_devices", [8, 4, 1])
+def test_restores_the_same_bits_onto_any_number_of_devices(saved, num_devices):
+    target = state(3, num_devices)
+    restored = saved.restore(3, abstract(target))
+    assert_same_bits(restored, target)
+    for wanted, got in zip(jax.tree.leaves(target), jax.tree.leaves(restored), strict=True):
+        assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+def test_a_state_donated_right_after_save_is_saved_as_it_was(tmp_path):
+    @jax.jit
+    def zeroed(tree):
+        return jax.tree.map(jnp.zeros_like, tree)
+
+    overwrite = jax.jit(zeroed, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 4):
+        live = state(step)
+        checkpoints.save(step, live, {})
+        overwrite(live)
+        checkpoints.wait()
+        assert_same_bits(checkpoints.restore(step, abstract(state(step))), state(step))
+    checkpoints.close()
+
+
+def test_keeps_the_newest_and_leaves_no_trash(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 15, 20):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 15]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["15", "20"]
+    checkpoints.close()
+
+
+def test_a_later_step_on_disk_makes_saving_an_earlier_one_an_error(saved):
+    with pytest.raises(CheckpointError, match="step 2 was not saved"):
+        saved.save(2, state(2), {})
+    saved.close()
+
+
+def test_meta_says_which_run_saved_it(saved):
+    meta = saved.meta(2)
+    assert meta["step"] == 2
+    assert meta["recipe"] == {"seed": 2}
+    assert meta["tree"]["params/layers/w"] == ["float32", [16, 8]]
+
+
+def empty(folder: Path) -> None:
+    (folder / "9").mkdir()
+
+
+def half_copied(folder: Path) -> None:
+    shutil.copytree(folder / "3", folder / "9")
+    (folder / "9" / "state" / "_METADATA").unlink()
+
+
+def renamed(folder: Path) -> None:
+    shutil.copytree(folder / "3", folder / "9")
+
+
+def linked(folder: Path) -> None:
+    (folder / "9").symlink_to(folder / "3")
+
+
+def unreadable_meta(folder: Path) -> None:
+    shutil.copytree(folder / "3", folder / "9")
+    (folder / "9" / "meta" / "metadata").write_text('{"step": 9')
+
+
+def from_the_future(folder: Path) -> None:
+    shutil.copytree(folder / "3", folder / "9")
+    meta = json.loads((folder / "3" / "meta" / "metadata").read_text())
+    (folder / "9" / "meta" / "metadata").write_text(json.dumps({**meta, "step": 9, "format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (empty, "missing or half written"),
+        (half_copied, "missing or half written"),
+        (renamed, "holds step 3"),
+        (linked, "not a folder"),
+        (unreadable_meta, "cannot be read"),
+        (from_the_future, "newer version"),
+    ],
+)
+def test_only_complete_steps_are_candidates(saved, damage, reason):
+    damage(saved.folder)
+    assert saved.latest() == 3
+    assert reason in saved.damaged()["9"]
+    with pytest.raises(CheckpointError, match=reason):
+        saved.restore(9, abstract(state(3)))
+    # And they do not stop later saves, as they would if orbax saw them.
+    saved.save(4, state(4), {})
+    saved.close()
+    assert saved.latest() == 4
+    assert "9" not in {p.name for p in saved.folder.iterdir()}
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(saved):
+    (saved.folder / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (saved.folder / "trash" / "1").mkdir(parents=True)
+    assert saved.steps() == [3, 2, 1]
+    saved.save(4, state(4), {})
+    saved.close()
+    assert sorted(p.name for p in saved.folder.iterdir()) == ["2", "3", "4"]
+
+
+def test_differences_are_named_before_anything_is_read(saved):
+    target = abstract(state(3))
+    w = target["params"]["layers"].pop("w")
+    target["params"]["layers"]["v"] = w
+    target["params"]["bias"] = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=w.sharding)
+    target["step"] = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=w.sharding)
+    shutil.rmtree(saved.folder / "3" / "state" / "d")
+    with pytest.raises(CheckpointError) as caught:
+        saved.restore(3, target)
+    assert "4 arrays differ" in caught.value.what
+    assert "`params/bias` is bfloat16[3], not float32[3]" in caught.value.what
+    assert "`params/layers/v` is absent, not float32[16, 8]" in caught.value.what
+    assert "`step` is int32[], not int32[2]" in caught.value.what
+
+
+def test_unreadable_arrays_are_an_error_of_one_line(saved):
+    for data in (saved.folder / "3" / "state" / "d").iterdir():
+        data.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        saved.restore(3, abstract(state(3)))
+    assert "\n" not in caught.value.what
+
+
+def test_a_failed_background_save_is_reported_by_poll_and_leaves_nothing(saved):
+    large = {"w": jnp.asarray(np.random.default_rng(0).standard_normal(10_000), jnp.float32)}
+    save_without_room(saved, 5, large)
+    with pytest.raises(CheckpointError, match="saving step 5 failed: File too large") as caught:
+        saved.poll()
+    assert caught.value.hint == "step 3 is complete"
+    assert sorted(p.name for p in saved.folder.iterdir()) == ["1", "2", "3"]
+    saved.close()
+
+
+def test_an_error_after_the_step_was_complete_is_no_failed_save(saved, monkeypatch):
+    saved.save(4, state(4), {})
+    finish = saved._manager.wait_until_finished
+
+    def finish_and_fail():
+        finish()
+        raise OSError("the oldest step could not be deleted")
+
+    monkeypatch.setattr(saved._manager, "wait_until_finished", finish_and_fail)
+    assert saved.wait() == 4
+    monkeypatch.undo()
+    saved.close()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write checkpoints"):
+        Checkpoints(tmp_path / "file" / "checkpoints").save(1, state(1), {})
+
+
+def test_params_are_restored_alone_from_run_checkpoints_or_step_folder(saved):
+    run = saved.folder.parent
+    for path, step, expected in (
+        (run, None, 3),
+        (saved.folder, 2, 2),
+        (saved.folder / "1", None, 1),
+    ):
+        params, meta = restore_params(path, step)
+        assert meta["step"] == expected
+        assert_same_bits(params, state(expected, 1)["params"])
+        assert params["bias"].sharding.device_set == {jax.local_devices()[0]}
+
+
+def test_params_are_restored_in_any_layout(saved):
+    asked = []
+
+    def layout(meta):
+        asked.append(meta["recipe"])
+        w = NamedSharding(mesh(4), PartitionSpec(None, "data"))
+        return {"layers": {"w": w}, "bias": NamedSharding(mesh(4), PartitionSpec())}
+
+    params, _ = restore_params(saved.folder, 2, layout)
+    assert asked == [{"seed": 2}]
+    assert_same_bits(params, state(2, 1)["params"])
+    assert params["layers"]["w"].sharding.shard_shape((16, 8)) == (16, 2)
+    assert len(params["bias"].sharding.device_set) == 4
+
+
+def test_a_missing_step_is_answered_with_the_steps_there_are(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no complete checkpoint of step 7") as caught:
+        find_step(saved.folder, 7)
+    assert caught.value.hint == "has [3, 2, 1]"
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        find_step(tmp_path / "nowhere")

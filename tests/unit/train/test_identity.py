@@ -1,0 +1,123 @@
+"""What may differ between a checkpoint and the run that continues it."""
+
+import copy
+
+import pytest
+
+from glamcli.config.load import load_recipe
+from glamcli.train.identity import differences, other_bits, recipe_differences, recipe_hash
+
+RECIPE = load_recipe("test-tiny").recipe
+
+
+def known(*sets):
+    """An identity as `at_step` builds it, of a run with these settings."""
+    return {
+        "recipe": load_recipe("test-tiny", sets).recipe.model_dump(mode="json"),
+        "data": {
+            "tokenizer": "aa",
+            "sources": {"web": "11", "books": "22"},
+            "history": {
+                "seed": 0,
+                "stages": [[0, {"web": 0.7, "books": 0.3}]],
+                "num_rows": {"web": 100, "books": 50},
+            },
+        },
+        "versions": {"jax": "0.10.2"},
+        "topology": {"threads": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.steps=40",
+        "train.max_bad_steps=3",
+        "every.log_steps=7",
+        "every.heldout_steps=null",
+        "checkpoints.keep=9",
+        "heldout.rows=8",
+        "finish.prompt=Hello",
+        "runtime.huge_pages=off",
+        "mesh.expert=2",
+        "data.prepare_processes=0",
+        "about=other words",
+    ],
+)
+def test_settings_beside_the_arithmetic_may_change(setting):
+    assert differences(known(), known(setting)) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed=1", "`seed` was 0, is 1"),
+        ("model.num_layers=4", "`model.num_layers` was 2, is 4"),
+        ("moe.capacity_factor=1.25", "`moe.capacity_factor` was 2.0, is 1.25"),
+        ("optimizer.learning_rate=0.1", "`optimizer.learning_rate` was 0.01, is 0.1"),
+        ("batch.accumulate=2", "`batch.accumulate` was 1, is 2"),
+        ("loss.z_coef=0", "`loss.z_coef` was 0.0001, is 0.0"),
+        ("train.remat=full", '`train.remat` was "none", is "full"'),
+        ("data.packing=whole", '`data.packing` was "fill", is "whole"'),
+    ],
+)
+def test_what_changes_the_arithmetic_is_named(setting, expected):
+    assert differences(known(), known(setting)) == [expected]
+
+
+def test_experts_taken_away_are_named():
+    assert "`moe` was absent, is " not in str(differences(known(), known("moe=null")))
+    assert "`moe.num_experts` was 4, is absent" in differences(known(), known("moe=null"))
+
+
+def test_a_setting_that_came_later_had_its_default():
+    old = known()["recipe"]
+    del old["moe"]["router_z_coef"]
+    assert recipe_differences(old, RECIPE) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("tokenizer", "bb", "the tokenizer is another one"),
+        ("sources", {"web": "12", "books": "22"}, "source `web` holds other rows"),
+    ],
+)
+def test_other_data_is_named(key, value, expected):
+    now = known()
+    now["data"][key] = value
+    assert differences(known(), now) == [expected]
+
+
+def test_sources_that_came_or_went_are_named():
+    now = known()
+    now["data"]["history"]["num_rows"] = {"web": 100, "code": 7}
+    assert differences(known(), now) == [
+        "source `books` had 50 rows, is not read",
+        "source `code` was not read, has 7 rows",
+    ]
+
+
+def test_weights_of_rows_already_seen_may_not_change_and_later_ones_may():
+    now = known()
+    now["data"]["history"]["stages"] = [[0, {"web": 0.5, "books": 0.5}]]
+    assert "weights of the rows already seen were" in differences(known(), now)[0]
+    now = copy.deepcopy(known())
+    now["data"]["sources"]["code"] = "33"  # joins in a later stage, so no row of it was used
+    assert differences(known(), now) == []
+
+
+def test_other_software_and_devices_are_told_apart_from_another_run():
+    now = known()
+    now["versions"]["jax"] = "0.11.0"
+    now["topology"]["threads"] = 1
+    assert differences(known(), now) == []
+    assert other_bits(known(), now) == [
+        'versions jax: "0.10.2" then, "0.11.0" now',
+        "topology threads: 2 then, 1 now",
+    ]
+
+
+def test_the_hash_depends_on_every_value():
+    assert recipe_hash(RECIPE) == recipe_hash(load_recipe("test-tiny").recipe)
+    assert recipe_hash(RECIPE) != recipe_hash(load_recipe("test-tiny", ["about=x"]).recipe)

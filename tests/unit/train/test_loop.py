@@ -1,0 +1,371 @@
+"""One program per run, also after a restore; asked to stop, it stops at a step boundary."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+from glamcli.checkpoint import Checkpoints
+from glamcli.config.load import load_recipe
+from glamcli.errors import CheckpointError, DataError, Preempted
+from glamcli.progress import Silent
+from glamcli.train import loop
+from glamcli.train.loop import train
+from glamcli.train.meter import WALL_CLOCK
+
+SETS = (
+    "model.num_layers=1",
+    "model.model_dim=8",
+    "model.num_heads=1",
+    "model.head_dim=8",
+    "model.ffn_dim=8",
+    "model.vocab_size=259",
+    "moe=null",
+    "batch.row_tokens=32",
+    "train.steps=4",
+    "every.heldout_steps=null",
+    "every.checkpoint_steps=null",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    def make_mesh(settings):
+        return original(settings, jax.devices()[:1])
+
+    original = loop.make_mesh
+    monkeypatch.setattr(loop, "make_mesh", make_mesh)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    # Every run here has the same programs.
+    settings = {
+        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    (folder / "text.txt").write_text("\n".join(f"{i} and {i + 1} follow" for i in range(400)))
+    (folder / "mix.yaml").write_text(
+        f"sources: {{text: {{kind: text, path: {folder}/text.txt, separator: line, weight: 1}}}}"
+    )
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def recipe(folder, *sets):
+    data = (f"data.mixture={folder}/mix.yaml", f"data.cache_dir={folder}/cache")
+    return load_recipe("test-tiny", (*SETS, *data, *sets)).recipe
+
+
+class Compilations(Silent):
+    """Counts what XLA compiles while the phase `training` is open; raises a signal at a step."""
+
+    def __init__(self, signal_at=None):
+        self.count = 0
+        self.signal_at = signal_at
+        self.said = []
+        self.training = False
+        jax.monitoring.register_event_duration_secs_listener(self.heard)
+
+    def heard(self, event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration" and self.training:
+            self.count += 1
+
+    def phase(self, name, total=None, unit=""):
+        self.training = self.training or name == "training"
+        return super().phase(name, total, unit)
+
+    def step(self, values):
+        if values["step"] == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_a_restored_state_runs_the_one_compiled_program(folder, tmp_path):
+    # While training, only the held-out step is compiled, when it is first needed.
+    fresh = Compilations()
+    outcome = train(recipe(folder), tmp_path / "run", fresh)
+    assert outcome.step == 4
+    assert fresh.count == 1
+    resumed = Compilations()
+    outcome = train(recipe(folder, "train.steps=8"), tmp_path / "run", resumed)
+    assert outcome.step == 8
+    assert resumed.count == 1
+    assert "continuing from step 4" in resumed.said
+
+
+def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
+    folder, tmp_path, monkeypatch
+):
+    events = []
+
+    class Loss:
+        """A number on the device that tells when somebody waits for it."""
+
+        def __init__(self, step, value):
+            self.step, self.value = step, value
+
+        def block_until_ready(self):
+            events.append(f"read {self.step}")
+
+        def __array__(self, *_, **__):
+            self.block_until_ready()
+            return np.asarray(self.value)
+
+    def compile_and_listen(run):
+        compile_step(run)
+        step = run._step
+
+        def dispatch(state, batch):
+            state, sums = step(state, batch)
+            events.append("dispatch")
+            return state, {**sums, "loss": Loss(events.count("dispatch"), sums["loss"])}
+
+        run._step = dispatch
+
+    def put_and_listen(run, batch):
+        events.append("put")
+        return put(run, batch)
+
+    compile_step, put = loop.Run.compile, loop.Run._put
+    monkeypatch.setattr(loop.Run, "compile", compile_and_listen)
+    monkeypatch.setattr(loop.Run, "_put", put_and_listen)
+    train(recipe(folder), tmp_path / "run", Silent())
+    # The batch of the step after is on its way by then as well.
+    following = ["dispatch", "put", "read 1", "dispatch", "put", "read 2", "dispatch", "read 3"]
+    assert events == ["put", "dispatch", "put", *following, "read 4"]
+
+
+def test_a_batch_that_is_not_on_the_devices_is_no_silent_transfer(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Run, "_put", lambda run, batch: dict(batch))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(recipe(folder), tmp_path / "run", Silent())
+
+
+def test_asked_to_stop_it_saves_at_the_next_boundary(folder, tmp_path):
+    progress = Compilations(signal_at=2)
+    with pytest.raises(Preempted, match=r"saved at step \d+, asked to stop") as stopped:
+        train(recipe(folder, "train.steps=100000"), tmp_path / "run", progress)
+    step = int(stopped.value.what.split()[3].rstrip(","))
+    assert 3 <= step < 1000
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [step]
+    assert any(text.startswith("SIGTERM received") for text in progress.said)
+
+    with pytest.raises(CheckpointError) as caught:
+        train(recipe(folder, "seed=1", "optimizer.hold_steps=5"), tmp_path / "run", Silent())
+    assert f"(step {step}) is another run: `optimizer.hold_steps` was 10, is 5" in caught.value.what
+    assert "`seed` was 0, is 1" in caught.value.what
+
+
+def test_other_data_under_the_same_names_is_refused(folder, tmp_path):
+    text = folder / "text.txt"
+    with pytest.raises(Preempted):
+        train(recipe(folder, "train.steps=100000"), tmp_path / "run", Compilations(signal_at=1))
+    before = text.read_text()
+    try:
+        text.write_text(before.replace("follow", "lead"))
+        with pytest.raises(CheckpointError, match="source `text`"):
+            train(recipe(folder, "train.steps=1000"), tmp_path / "run", Silent())
+    finally:
+        text.write_text(before)
+
+
+def test_checkpoints_that_are_all_damaged_never_become_a_fresh_start(folder, tmp_path):
+    (tmp_path / "run/checkpoints/7").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="none is complete"):
+        train(recipe(folder), tmp_path / "run", Silent())
+
+
+def test_a_run_file_that_cannot_be_written_is_named(folder, tmp_path):
+    (tmp_path / "run/recipe.yaml").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"cannot write .*run/recipe\.yaml: "):
+        train(recipe(folder), tmp_path / "run", Silent())
+
+
+class Warned(Silent):
+    def __init__(self):
+        self.warnings = []
+        self.said = []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def failing(monkeypatch, times):
+    """Saves that turn out to have failed, so many times."""
+    left = [times]
+
+    def wait(checkpoints):
+        step = wait_for(checkpoints)
+        if step is None or not left[0]:
+            return step
+        left[0] -= 1
+        shutil.rmtree(checkpoints.folder / str(step))
+        raise CheckpointError(f"saving step {step} failed: no room", hint="of the test")
+
+    wait_for = Checkpoints.wait
+    monkeypatch.setattr(Checkpoints, "wait", wait)
+
+
+def test_a_save_that_failed_is_repeated_at_the_next_step_and_the_run_goes_on(
+    folder, tmp_path, monkeypatch
+):
+    failing(monkeypatch, 1)
+    heard = Warned()
+    train(recipe(folder, "train.steps=40", "every.checkpoint_steps=8"), tmp_path / "run", heard)
+    assert heard.warnings == ["saving step 8 failed: no room; trying again (of the test)"]
+    saved = [int(text.split()[1][:-1]) for text in heard.said if text.endswith(": saved")]
+    assert 8 < saved[0] <= 16
+    assert saved[-3:] == [24, 32, 40]
+
+
+def test_saves_that_keep_failing_end_the_run(folder, tmp_path, monkeypatch):
+    failing(monkeypatch, 99)
+    heard = Warned()
+    with pytest.raises(CheckpointError, match=r"saving step \d+ failed: no room"):
+        train(recipe(folder, "train.steps=40", "every.checkpoint_steps=8"), tmp_path / "r", heard)
+    assert len(heard.warnings) == 1
+
+
+class Asked(Silent):
+    """Sends a signal when a step has been read, and waits until it has arrived."""
+
+    def __init__(self, step):
+        self.at = step
+        self.arrived = threading.Event()
+
+    def step(self, values):
+        if values["step"] == self.at and not self.arrived.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert self.arrived.wait(10)
+
+    def say(self, text):
+        if text.startswith("SIGTERM received"):
+            self.arrived.set()
+
+
+def test_a_signal_after_the_last_step_is_obeyed_when_the_run_is_saved(folder, tmp_path):
+    with pytest.raises(Preempted, match="saved at step 4, asked to stop") as stopped:
+        train(recipe(folder), tmp_path / "run", Asked(4))
+    assert stopped.value.hint is not None
+    assert stopped.value.hint.startswith("the run is complete")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4]
+    assert train(recipe(folder), tmp_path / "run", Silent()).model is None
+
+
+def test_a_run_without_held_out_rows_is_warned_of_trained_and_saved(folder, tmp_path):
+    (tmp_path / "one.txt").write_text("one document and nothing beside it, " * 40)
+    mixture = tmp_path / "mix.yaml"
+    mixture.write_text(
+        f"sources: {{one: {{kind: text, path: {tmp_path}/one.txt, separator: file, weight: 1}}}}"
+    )
+    heard = Warned()
+    outcome = train(recipe(folder, f"data.mixture={mixture}"), tmp_path / "run", heard)
+    assert outcome.heldout_nats == {}
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4]
+    assert heard.warnings == [
+        "source `one` has no held-out loss: too few documents to hold one out; "
+        "`separator: blank_line` makes documents of paragraphs"
+    ]
+
+
+@pytest.mark.slow
+def test_stopped_where_held_out_loss_is_due_it_is_scored_on_resumption(folder, tmp_path):
+    due = recipe(folder, "train.steps=6", "every.heldout_steps=1", "every.log_steps=1")
+    train(due, tmp_path / "whole", Silent())
+    with pytest.raises(Preempted, match="saved at step 3, asked to stop"):
+        train(due, tmp_path / "run", Asked(2))
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 1, 2, 2, 3]
+    train(due, tmp_path / "run", Silent())
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+def lines(run_dir):
+    """What a repeated run writes again."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    kept = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in kept]
+
+
+def scored(values, before=lambda step, progress: None):
+    """An evaluation that gives the value of the step, or raises it; and the steps it was asked."""
+    steps = []
+
+    def evaluate(model, progress):
+        steps.append(model.identity["step"])
+        before(steps[-1], progress)
+        value = values[steps[-1]]
+        if isinstance(value, Exception):
+            raise value
+        return {"eval/failed_tasks": 0.0, "eval/t/accuracy/0_shots": value}
+
+    return evaluate, steps
+
+
+def eval_lines(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "eval/failed_tasks" in line]
+
+
+def test_a_failed_evaluation_is_told_and_training_goes_on(folder, tmp_path):
+    told = []
+    progress = Silent()
+    progress.warn = told.append
+    evaluate, steps = scored({1: 0.25, 2: DataError("no file x"), 3: OSError("disk\nand"), 4: 0.5})
+    settings = recipe(folder, "every.eval_steps=1")
+    outcome = train(settings, tmp_path / "run", progress, evaluate=evaluate)
+    assert (outcome.step, outcome.failed_evals, steps) == (4, 2, [1, 2, 3, 4])
+    assert told == ["step 2: not scored: no file x", "step 3: not scored: OSError: disk"]
+    found = [(line["step"], line["eval/failed_tasks"]) for line in eval_lines(tmp_path / "run")]
+    assert found == [(1, 0), (2, 1), (3, 1), (4, 0)]
+    assert eval_lines(tmp_path / "run")[3]["eval/t/accuracy/0_shots"] == 0.5
+
+
+@pytest.mark.slow
+def test_stopped_while_scoring_it_leaves_at_that_step_and_scores_on_resumption(folder, tmp_path):
+    def interrupt(step, progress):
+        with progress.phase("evaluating") as phase:
+            phase.advance()
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                phase.advance()
+                time.sleep(0.01)
+
+    settings = recipe(folder, "every.eval_steps=2")
+    run = tmp_path / "run"
+    with pytest.raises(Preempted, match="step 2"):
+        train(settings, run, Silent(), evaluate=scored({2: 0.25}, interrupt)[0])
+    assert eval_lines(run) == []
+    evaluate, steps = scored({2: 0.25, 4: 0.5})
+    train(settings, run, Silent(), evaluate=evaluate)
+    assert steps == [2, 4]
+    again, steps = scored({2: 0.25, 4: 0.5})
+    train(settings, tmp_path / "whole", Silent(), evaluate=again)
+    assert eval_lines(run) == eval_lines(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_scores_on_file_are_not_made_again_on_resumption(folder, tmp_path):
+    settings = recipe(folder, "every.eval_steps=2", "every.checkpoint_steps=2", "train.steps=2")
+    train(settings, tmp_path / "run", Silent(), evaluate=scored({2: 0.25})[0])
+    evaluate, steps = scored({4: 0.5})
+    longer = recipe(folder, "every.eval_steps=2", "every.checkpoint_steps=2")
+    train(longer, tmp_path / "run", Silent(), evaluate=evaluate)
+    assert steps == [4]

@@ -1,0 +1,129 @@
+"""Numbers are read one step late, written before a checkpoint, and repeatable but for the clock."""
+
+import json
+
+import numpy as np
+import pytest
+
+from glamcli.config.load import load_recipe
+from glamcli.errors import TrainError
+from glamcli.progress import Silent
+from glamcli.train.meter import WALL_CLOCK, Meter
+from glamcli.train.pace import PACE_KEYS
+
+RECIPE = load_recipe("test-tiny", ["moe=null", "every.log_steps=3", "train.steps=8"]).recipe
+LIMIT = RECIPE.train.max_bad_steps
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.steps, self.warnings = [], []
+
+    def step(self, values):
+        self.steps.append(values["step"])
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def sums(step: int, bad_steps: int = 0):
+    nats = np.array([3.0, 5.0], np.float32) * step
+    return {
+        "step": np.int32(step),
+        "loss": np.float32(1.0),
+        "loss_nats": nats.sum(),
+        "z_sum": np.float32(0.0),
+        "num_targets": np.int32(4),
+        "source_nats": nats,
+        "source_targets": np.array([3, 1], np.int32),
+        "learning_rate": np.float32(0.01),
+        "grad_norm": np.float32(1.0),
+        "param_norm": np.float32(1.0),
+        "finite": np.bool_(not bad_steps),
+        "bad_steps": np.int32(bad_steps),
+        "bad_steps_total": np.int32(bad_steps),
+        "routing": {},
+    }
+
+
+def meter(tmp_path, start=0, progress=None):
+    return Meter(RECIPE, ("web", "books"), tmp_path, start, progress or Silent())
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_is_read_when_the_next_one_is_dispatched(tmp_path):
+    heard = Heard()
+    with meter(tmp_path, progress=heard) as read:
+        read.add(1, sums(1))
+        assert heard.steps == []
+        read.add(2, sums(2))
+        assert heard.steps == [1]
+
+
+def test_flush_reads_what_is_pending_so_a_checkpoint_never_precedes_its_metrics(tmp_path):
+    with meter(tmp_path) as read:
+        read.add(3, sums(3))
+        read.flush()
+        assert [line["step"] for line in lines(tmp_path)] == [3]
+        read.flush()
+        assert len(lines(tmp_path)) == 1
+
+
+def test_first_due_and_last_steps_are_written(tmp_path):
+    with meter(tmp_path) as read:
+        for step in range(1, 9):
+            read.add(step, sums(step))
+        read.flush()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 6, 8]
+
+
+def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
+    def run(folder, *stops):
+        start = 0
+        for stop in (*stops, 8):
+            heard = Heard()
+            with meter(folder, start, heard) as read:
+                for step in range(start + 1, stop + 1):
+                    read.add(step, sums(step))
+                if stop == 5:
+                    read.flush()
+                    read.add(6, sums(60))  # a step whose checkpoint never came
+                read.flush()
+            assert heard.steps[0] == start + 1, "whoever waits hears of the first step"
+            start = stop
+        return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines(folder)]
+
+    assert run(tmp_path / "a") == run(tmp_path / "b", 5)
+    assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS)
+
+
+def test_bad_steps_are_told_and_end_the_run_naming_the_last_checkpoint(tmp_path):
+    heard = Heard()
+    with meter(tmp_path, progress=heard) as read:
+        read.last_good = lambda: 4
+        for bad in range(1, LIMIT):
+            read.add(bad, sums(bad, bad_steps=bad) | {"grad_norm": np.float32("nan")})
+        read.add(LIMIT, sums(LIMIT, bad_steps=LIMIT))
+        with pytest.raises(TrainError, match="not finite") as caught:
+            read.flush()
+    assert caught.value.hint == "last good checkpoint: step 4"
+    assert len(heard.warnings) == LIMIT
+    assert heard.warnings[0] == "step 1: gradients are not finite, weights stay as they were"
+    assert heard.warnings[-1].startswith(f"step {LIMIT}: the update is not finite")
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, LIMIT + 1))
+
+
+def test_held_out_losses_have_lines_of_their_own(tmp_path):
+    with meter(tmp_path) as read:
+        read.heldout(5, {"web": 2.5, "books": float("nan")}, {"web": 3.0, "books": 3.0})
+    (line,) = lines(tmp_path)
+    assert line == {
+        "step": 5,
+        "heldout/web": 2.5,
+        "heldout/books": None,
+        "unigram/web": 3.0,
+        "unigram/books": 3.0,
+    }
