@@ -1,0 +1,84 @@
+"""Times the common workload in Hugging Face transformers (PyTorch), the fastest rival measured.
+
+    pip install torch transformers      # in an environment of its own
+    python benchmarks/rival_transformers.py --experts 8 64
+
+Qwen3-MoE with every second layer sparse is the nearest architecture it ships: gated experts
+(three matrices), rotary positions, dropless grouped matrix products. Prints one row per setting;
+run `benchmarks/train_step.py` right before or after on the same machine and compare the ratio.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+
+import torch
+from transformers import Adafactor, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+ROWS, ROW_TOKENS, VOCAB = 8, 256, 8192
+
+
+def build(num_experts: int, dtype: torch.dtype) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=1024,
+        moe_intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=32,
+        num_experts=num_experts,
+        num_experts_per_tok=2,
+        decoder_sparse_step=2,
+        norm_topk_prob=True,
+        output_router_logits=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=ROW_TOKENS,
+        use_cache=False,
+    )
+    config._experts_implementation = "grouped_mm"
+    return Qwen3MoeForCausalLM(config).to(dtype)
+
+
+def measure(num_experts: int, dtype: torch.dtype, optimizer_name: str, steps: int) -> None:
+    model = build(num_experts, dtype)
+    kinds = {
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+        "adafactor": lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=True),
+    }
+    optimizer = kinds[optimizer_name](model.parameters())
+    tokens = torch.randint(0, VOCAB, (ROWS, ROW_TOKENS))
+    seconds = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"transformers E={num_experts:<4d} {str(dtype)[6:]:9s} {optimizer_name:10s} "
+        f"{statistics.median(seconds[2:]):7.3f} s/step  first {seconds[0]:5.1f} s  "
+        f"peak {peak_gb:4.1f} GB  loss {loss.item():.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--optimizers", nargs="+", default=["adamw", "adafactor"])
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    for num_experts in options.experts:
+        for dtype in options.dtypes:
+            for optimizer in options.optimizers:
+                measure(num_experts, getattr(torch, dtype), optimizer, options.steps)
+
+
+main()
