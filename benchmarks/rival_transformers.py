@@ -5,12 +5,15 @@
 
 Qwen3-MoE with every second layer sparse is the nearest architecture it ships: gated experts
 (three matrices), rotary positions, dropless grouped matrix products. Prints one row per setting;
-run `benchmarks/train_step.py` right before or after on the same machine and compare the ratio.
+`train_step.py --rival PYTHON` times it in turns with glam, which is the comparison to trust.
 """
 
 import argparse
+import itertools
+import json
 import resource
 import statistics
+import sys
 import time
 
 import torch
@@ -43,7 +46,7 @@ def build(num_experts: int, dtype: torch.dtype) -> torch.nn.Module:
     return Qwen3MoeForCausalLM(config).to(dtype)
 
 
-def measure(num_experts: int, dtype: torch.dtype, optimizer_name: str, steps: int) -> None:
+def make_step(num_experts: int, dtype: torch.dtype, optimizer_name: str):
     model = build(num_experts, dtype)
     kinds = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
@@ -51,34 +54,56 @@ def measure(num_experts: int, dtype: torch.dtype, optimizer_name: str, steps: in
     }
     optimizer = kinds[optimizer_name](model.parameters())
     tokens = torch.randint(0, VOCAB, (ROWS, ROW_TOKENS))
-    seconds = []
-    for _ in range(steps + 2):
+
+    def step() -> float:
         start = time.perf_counter()
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
+        model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - start)
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"transformers E={num_experts:<4d} {str(dtype)[6:]:9s} {optimizer_name:10s} "
-        f"{statistics.median(seconds[2:]):7.3f} s/step  first {seconds[0]:5.1f} s  "
-        f"peak {peak_gb:4.1f} GB  loss {loss.item():.3f}",
-        flush=True,
-    )
+        return time.perf_counter() - start
+
+    return step
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def take_turns(step, steps: int) -> None:
+    """Says that it is ready, then a line of step times for each that is read (train_step.py).
+
+    Useful work is the workload's own: the third matrix of this model's experts is its own choice.
+    """
+    first = step()
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps([step() for _ in range(steps)]), flush=True)
+    summary = {"useful_flops": 90.2e9, "peak_bytes": peak_bytes(), "compile_seconds": first}
+    print(json.dumps(summary), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "adafactor"])
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for num_experts in options.experts:
-        for dtype in options.dtypes:
-            for optimizer in options.optimizers:
-                measure(num_experts, getattr(torch, dtype), optimizer, options.steps)
+    for num_experts, dtype, optimizer in itertools.product(
+        options.experts, options.dtypes, options.optimizers
+    ):
+        step = make_step(num_experts, getattr(torch, dtype), optimizer)
+        if options.turns:
+            take_turns(step, options.steps)
+            continue
+        first, seconds = step(), [step() for _ in range(options.steps + 1)][1:]
+        print(
+            f"transformers E={num_experts:<4d} {dtype:9s} {optimizer:10s} "
+            f"{statistics.median(seconds):7.3f} s/step  first {first:5.1f} s  "
+            f"peak {peak_bytes() / 2**30:4.1f} GB",
+            flush=True,
+        )
 
 
 main()

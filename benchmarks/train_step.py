@@ -1,13 +1,15 @@
 """Times one training step of the common workload, for several numbers of experts.
 
     python benchmarks/train_step.py                          # E = 8, 16, 64, 128 in float32
-    python benchmarks/train_step.py --experts 8 64 --dtypes float32 bfloat16
+    python benchmarks/train_step.py --experts 8 64 --dispatch gather einsum
+    python benchmarks/train_step.py --experts 8 64 --rival VENV/bin/python   # with torch in it
 
 The workload: 4 layers (two of experts), M=256, H=1024, 8 heads of 32, top-2, capacity factor 2.0,
-V=8192, 8 rows of 256 tokens, Adafactor. Each setting runs in a process of its own, so that peak
-memory is its own. Reported: median step time, tokens/s, useful FLOP/s (active parameters and
-attention, forward and backward), that as a share of the matrix product peak measured in the same
-process and dtype, peak memory, and seconds to compile.
+V=8192, 8 rows of 256 tokens, Adafactor. Each setting lives in a process of its own, so that peak
+memory is its own, and all take turns of a few steps, so that whatever else the machine does meets
+all of them. Reported: lower quartile and median of the step time, tokens/s, useful FLOP/s (active
+parameters and attention, forward and backward), that as a share of the matrix product peak
+measured in the same process and dtype, peak memory, and seconds to compile.
 """
 
 import argparse
@@ -18,8 +20,10 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 ROWS, ROW_TOKENS = 8, 256
+RIVAL = Path(__file__).with_name("rival_transformers.py")
 
 
 def recipe_values(options: argparse.Namespace) -> dict:
@@ -78,8 +82,11 @@ def matmul_peak(dtype: str, seconds: float = 2.0) -> float:
     return 2 * size**3 / best
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """One setting, in this process."""
+def take_turns(options: argparse.Namespace) -> None:
+    """One setting, in this process: ready, then a line of step times for each line read."""
+    from glamcli import libtpu
+
+    libtpu.quiet()
     import jax
     import numpy as np
 
@@ -104,44 +111,86 @@ def measure(options: argparse.Namespace) -> dict:
     step = jax.jit(make_train_step(decoder, recipe, 1), donate_argnums=0)
     compiled = step.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
-    seconds = []
-    for _ in range(options.steps + 2):
-        start = time.perf_counter()
-        state, sums = compiled(state, batch)
-        jax.block_until_ready((state, sums))
-        seconds.append(time.perf_counter() - start)
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        seconds = []
+        for _ in range(options.steps):
+            start = time.perf_counter()
+            state, sums = compiled(state, batch)
+            jax.block_until_ready((state, sums))
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps(seconds), flush=True)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    median = statistics.median(seconds[2:])
-    flops = useful_flops(recipe)
-    return {
-        "step_seconds": median,
-        "fastest_seconds": min(seconds[2:]),
-        "tokens_per_second": ROWS * ROW_TOKENS / median,
-        "useful_flops": flops,
-        "flops_per_second": flops / median,
+    summary = {
+        "useful_flops": useful_flops(recipe),
         "matmul_peak": matmul_peak(options.dtype),
         "peak_bytes": peak_bytes,
         "compile_seconds": compile_seconds,
-        "loss": float(sums["loss_nats"]) / (ROWS * ROW_TOKENS),
     }
+    print(json.dumps(summary), flush=True)
 
 
-def run(options: argparse.Namespace, **setting) -> dict:
-    """One setting, in a new process with huge pages."""
-    environment = dict(os.environ)
-    if options.huge_pages:
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    chosen = json.dumps({**vars(options), **setting})
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", chosen],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+class Setting:
+    """One line of the table: a process that steps when told to."""
+
+    def __init__(self, name: str, command: list[str], *, huge_pages: bool):
+        environment = dict(os.environ)
+        if huge_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        self.name = name
+        self.seconds: list[float] = []
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read()  # it has compiled, with the machine to itself
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} ended with exit status {self.process.wait()}")
+        return json.loads(line)
+
+    def turn(self, *, counted: bool) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds = self._read()
+        if counted:
+            self.seconds += seconds
+
+    def row(self) -> str:
+        self.process.stdin.close()
+        summary = self._read()
+        self.process.wait()
+        seconds = sorted(self.seconds)
+        quartile, median = seconds[len(seconds) // 4], statistics.median(seconds)
+        rate = summary["useful_flops"] / quartile
+        peak = f"{rate / summary['matmul_peak']:.0%}" if "matmul_peak" in summary else ""
+        return (
+            f"| {self.name} | {seconds[0]:.3f} | {quartile:.3f} | {median:.3f} "
+            f"| {ROWS * ROW_TOKENS / quartile:,.0f} | {rate / 1e9:.0f} | {peak} "
+            f"| {summary['peak_bytes'] / 2**30:.2f} | {summary['compile_seconds']:.1f} |"
+        )
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    settings = []
+    for dtype in options.dtypes:
+        for dispatch in options.dispatch:
+            for num_experts in options.experts:
+                chosen = vars(options) | {
+                    "dtype": dtype,
+                    "dispatch": dispatch,
+                    "num_experts": num_experts,
+                }
+                name = f"glam, {dispatch} | {num_experts} | {dtype}"
+                command = [sys.executable, __file__, "--one", json.dumps(chosen)]
+                settings.append(Setting(name, command, huge_pages=options.huge_pages))
+        for num_experts in options.experts if options.rival else ():
+            command = [options.rival, str(RIVAL), "--turns", "--steps", str(options.steps)]
+            command += ["--experts", str(num_experts), "--dtypes", dtype, "--optimizers", "adamw"]
+            name = f"transformers, AdamW | {num_experts} | {dtype}"
+            settings.append(Setting(name, command, huge_pages=options.huge_pages))
+    return settings
 
 
 def main() -> None:
@@ -151,28 +200,25 @@ def main() -> None:
     parser.add_argument("--dispatch", nargs="+", default=["auto"])
     parser.add_argument("--remat", default="none")
     parser.add_argument("--group-tokens", type=int, default=ROWS * ROW_TOKENS)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="steps of one turn")
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-huge-pages", dest="huge_pages", action="store_false")
+    parser.add_argument("--rival", help="a Python with torch and transformers, to time beside")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(argparse.Namespace(**json.loads(options.one)))))
+        take_turns(argparse.Namespace(**json.loads(options.one)))
         return
+    settings = settings_of(options)
+    for turn in range(options.turns + 1):
+        for setting in settings:
+            setting.turn(counted=turn > 0)  # in the first one memory is fresh
     print(
-        "| E | dtype | dispatch | s/step | tokens/s | useful GFLOP/s | of matmul peak "
-        "| peak GB | compile s |\n|--:|---|---|--:|--:|--:|--:|--:|--:|"
+        "| program | E | dtype | fastest s | lower quartile | median | tokens/s | useful GFLOP/s "
+        "| of matmul peak | peak GB | compile s |\n|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
-    for dtype in options.dtypes:
-        for dispatch in options.dispatch:
-            for num_experts in options.experts:
-                got = run(options, dtype=dtype, dispatch=dispatch, num_experts=num_experts)
-                print(
-                    f"| {num_experts} | {dtype} | {dispatch} | {got['step_seconds']:.3f} "
-                    f"| {got['tokens_per_second']:,.0f} | {got['flops_per_second'] / 1e9:.0f} "
-                    f"| {got['flops_per_second'] / got['matmul_peak']:.0%} "
-                    f"| {got['peak_bytes'] / 2**30:.2f} | {got['compile_seconds']:.1f} |",
-                    flush=True,
-                )
+    for setting in settings:
+        print(setting.row(), flush=True)
 
 
 main()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import click
 
 import glamcli
+from glamcli import libtpu
 from glamcli.errors import GlamError, printable, redacted
 
 COMMANDS = {
@@ -91,6 +92,8 @@ def run(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+    if not libtpu.has_tpu():
+        libtpu.quiet()
     shell = Shell()
     try:
         code = _run(args, shell)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from glamcli import libtpu
 from glamcli.cli.options import json_option, set_option
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.errors import PlanError, RecipeError
@@ -121,10 +122,9 @@ def _prepare(target: str) -> None:
             os.environ["XLA_FLAGS"] = flags.strip()
         if target.lower() != "local":
             os.environ["JAX_PLATFORMS"] = "cpu"  # described devices need none that are here
-    from glamcli.plan.compile import quiet
-
     if target.lower() != "local":
-        quiet()
+        libtpu.quiet()
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # nor the compiler's own warnings
 
 
 def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan:

@@ -6,7 +6,6 @@ ones. A program too large for them is refused by the compiler, with its bytes.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -26,16 +25,6 @@ from glamcli.train import programs
 NUM_SOURCES = 6
 """Sources of the mixture that per-source sums are kept for: a few numbers of the whole step."""
 
-QUIET = {
-    # No question to a metadata server, no complaint that this is no TPU machine, and several
-    # processes may compile at once.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v4-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -70,12 +59,6 @@ class TooLarge(PlanError):
         self.needed = _bytes(message, r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)")
         self.what_for = "temporaries" if "temporaries" in message else "arguments and temporaries"
         super().__init__("the step does not fit")
-
-
-def quiet() -> None:
-    """Settings of the TPU compiler; to be called before anything of jax runs."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
 
 
 def compile_step(recipe: Recipe, target: Target) -> Program:

@@ -13,6 +13,7 @@ ROWS = (
     ("glamcli.errors", 0),
     ("glamcli.progress", 0),
     ("glamcli.hugepages", 0),
+    ("glamcli.libtpu", 0),
     ("glamcli.config", 1),
     ("glamcli.parallel", 2),
     ("glamcli.data", 2),

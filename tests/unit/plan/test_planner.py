@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
+from glamcli import libtpu
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError
-from glamcli.plan import compile as compiling
 from glamcli.plan import topology
 from glamcli.plan.planner import Plan, Prices, make_plan
 
@@ -17,7 +17,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def plan(name: str, target: str, *sets: str) -> Plan:
-    compiling.quiet()
+    libtpu.quiet()
     return make_plan(load_recipe(name, sets).recipe, topology.parse(target, CHIPS), Prices())
 
 

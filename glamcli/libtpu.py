@@ -1,0 +1,39 @@
+"""Keeps libtpu off the screen where there is no TPU.
+
+Extra `[plan]` installs libtpu for its compiler. jax then starts it in every process, also where no
+TPU is, and it complains in four lines of its own about a pod that nobody asked for.
+"""
+
+import os
+from pathlib import Path
+
+PCI_DEVICES = "/sys/bus/pci/devices"
+GOOGLE = "0x1ae0"
+
+QUIET = {
+    # No question to a metadata server, no complaint that this is no TPU machine, and several
+    # processes may compile at once.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def quiet() -> None:
+    """What must be set before jax loads libtpu; leaves what the user has set."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def has_tpu(devices: str = PCI_DEVICES) -> bool:
+    """Whether a device of Google's is on the PCI bus, which is what jax itself looks for."""
+    return any(_read(vendor) == GOOGLE for vendor in Path(devices).glob("*/vendor"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
