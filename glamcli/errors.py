@@ -43,10 +43,15 @@ class GlamError(Exception):
     is_told = False
     """whether it was shown already, when that could not wait."""
 
-    def __init__(self, what: str, hint: str | None = None):
+    def __init__(self, what: str, hint: str | None = None, key: str | None = None):
         self.what = redacted(what)
+        self.key = key
+        """the recipe's key that decides it, when only a caller knows the file (config/load.py)"""
         self.hint = None if hint is None else redacted(hint)
         super().__init__(self.what)
+
+    def __str__(self) -> str:
+        return self.what
 
 
 class RecipeError(GlamError):

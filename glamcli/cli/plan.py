@@ -131,7 +131,8 @@ def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan
     from glamcli.cli import render
     from glamcli.plan.planner import make_plan
 
-    with render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}"):
+    telling = render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}")
+    with loaded.placing(), telling:
         return _interruptible(lambda: make_plan(loaded.recipe, target, prices))
 
 

@@ -15,7 +15,7 @@ from glamcli.cli import render
 from glamcli.cli.options import hosts_options, json_option, set_option
 from glamcli.cli.several import one_of_several
 from glamcli.cli.trained import keep_compiled_programs
-from glamcli.config.load import Loaded, load_recipe
+from glamcli.config.load import load_recipe
 from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, DataError, GlamError
 from glamcli.progress import Progress, Silent
@@ -70,23 +70,25 @@ def command(
         from glamcli.train.loop import train
 
         scoring = Scoring(loaded.recipe, folder, folder if host.is_first else None)
-        outcome = train(loaded.recipe, folder, progress, host, scoring.during)
+        with loaded.placing():
+            outcome = train(loaded.recipe, folder, progress, host, scoring.during)
         progress = progress if host.is_first else Silent()
-        return _conclude(loaded, recipe, sets, folder, run_dir, outcome, scoring, progress, as_json)
+        code = _conclude(outcome, scoring, progress, as_json)
+        again = ["glam", "train", recipe]
+        again += [p for each in sets if not _is_length(each) for p in ("--set", each)]
+        again += ["--set", f"train.steps={2 * outcome.step}"]
+        again += ["--run", str(folder)] if run_dir else []
+        _suggest(scoring, again, outcome, as_json)
+        return code
 
 
-def _conclude(
-    loaded: Loaded,
-    recipe: str,
-    sets: tuple[str, ...],
-    folder: Path,
-    run_dir: Path | None,
-    outcome: Outcome,
-    scoring: Scoring,
-    progress: Progress,
-    as_json: bool,
-) -> int:
+def _is_length(assignment: str) -> bool:
+    return assignment.startswith("train.steps=")
+
+
+def _conclude(outcome: Outcome, scoring: Scoring, progress: Progress, as_json: bool) -> int:
     """Says what came of it and asks the model what the recipe wants to know; the exit code."""
+    folder = scoring.folder
     if outcome.model is None:
         progress.say(f"{folder} is finished: step {outcome.step}, nothing left to do")
         code = 0
@@ -95,13 +97,12 @@ def _conclude(
         try:
             code = _finish(outcome.model, scoring, progress, as_json)
         except KeyboardInterrupt:
-            scores = shlex.join(_eval_words(folder, loaded.recipe.finish.suite))
+            scores = shlex.join(_eval_words(folder, scoring.recipe.finish.suite))
             progress.say(f"the model is trained and saved: `{scores}` scores it")
             raise
         if outcome.failed_evals:
             progress.warn(f"{outcome.failed_evals} evaluations during training failed")
             code = code or DataError.exit_code
-    _suggest(loaded, recipe, sets, folder, run_dir, outcome, as_json)
     return code
 
 
@@ -258,27 +259,15 @@ def _sample(model: Model, prompt: str, tokens: int, as_json: bool) -> None:
     render.sample(prompt, text)
 
 
-def _suggest(
-    loaded: Loaded,
-    recipe: str,
-    sets: tuple[str, ...],
-    folder: Path,
-    run_dir: Path | None,
-    outcome: Outcome,
-    as_json: bool,
-) -> None:
-    """What to do next, ready to paste."""
+def _suggest(scoring: Scoring, again: list[str], outcome: Outcome, as_json: bool) -> None:
+    """What to do next, ready to paste; `again` trains the same run for twice as long."""
     if as_json:
-        _emit("done", run=str(folder), step=outcome.step)
+        _emit("done", run=str(scoring.folder), step=outcome.step)
         return
-    finish = loaded.recipe.finish
-    again = ["glam", "train", recipe]
-    again += [p for each in sets if not each.startswith("train.steps=") for p in ("--set", each)]
-    again += ["--set", f"train.steps={2 * outcome.step}"]
-    again += ["--run", str(folder)] if run_dir else []
+    finish = scoring.recipe.finish
     commands = (
-        ["glam", "generate", str(folder), finish.prompt or "Once upon a time"],
-        _eval_words(folder, finish.suite),
+        ["glam", "generate", str(scoring.folder), finish.prompt or "Once upon a time"],
+        _eval_words(scoring.folder, finish.suite),
         again,
     )
     click.echo("\nnext:")

@@ -9,6 +9,7 @@ names it (`~/` is the home folder; variables are not expanded). How YAML is read
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from glamcli.config.files import shipped as shipped
 from glamcli.config.mixtures import load_mixture as load_mixture
 from glamcli.config.schema import Recipe
 from glamcli.config.tree import shown
-from glamcli.errors import RecipeError
+from glamcli.errors import GlamError, RecipeError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -78,6 +79,17 @@ class Loaded:
         """`file:line` or `--set` of a key for a message; the recipe's file for a default."""
         origin = self.origins.get(key)
         return display(self.path) if origin is None or origin.place is None else str(origin)
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Puts the place before an error that knows only the key: one of devices, say, that no
+        file names."""
+        try:
+            yield
+        except GlamError as error:
+            if error.key is not None:
+                error.what, error.key = f"{self.place(error.key)}: {error.what}", None
+            raise
 
 
 def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool = True) -> Loaded:

@@ -187,6 +187,7 @@ class Layout:
                     f"`{where}` has {size} along `{name}`, which does not split over {over}: "
                     f"{parts}",
                     hint=f"the largest split below that is {best}",
+                    key=f"mesh.{split[0]}",
                 )
 
 

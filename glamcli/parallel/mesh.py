@@ -31,6 +31,7 @@ def mesh_shape(mesh: schema.Mesh, num_devices: int) -> dict[str, int]:
         raise PlanError(
             f"the mesh asks for {asked} devices ({', '.join(MESH_AXES)}), found {num_devices}",
             hint=_proposal(sizes, num_devices),
+            key="mesh.data",
         )
     return sizes
 
@@ -65,6 +66,7 @@ def _grid(devices: Sequence[Any], shape: dict[str, int]) -> Any:
         raise PlanError(
             f"these devices are {slices} slices, but `mesh.slice` is {shape['slice']}",
             hint=f"use `mesh.slice` {slices}",
+            key="mesh.slice",
         )
     return create_hybrid_device_mesh(
         (1, *sizes[1:]), (slices, *(1,) * (len(sizes) - 1)), devices, allow_split_physical_axes=True
@@ -111,6 +113,7 @@ def check_batch(
             + f" x {microbatches} microbatches"
             * (microbatches > 1),
             hint=f"use a multiple of {parts}, for example {-(-batch.rows // parts) * parts}",
+            key="batch.rows",
         )
 
 

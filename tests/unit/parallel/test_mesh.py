@@ -2,9 +2,11 @@ import jax
 import pytest
 
 from glamcli.config import schema
+from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError, RecipeError
 from glamcli.parallel.axes import GLAM
 from glamcli.parallel.mesh import check_batch, make_mesh, mesh_shape
+from glamcli.train.programs import decoder_for
 
 
 def test_auto_takes_the_devices_that_the_other_axes_leave():
@@ -40,3 +42,14 @@ def test_rows_divide_over_shards_and_accumulated_parts():
     with pytest.raises(RecipeError, match=r"`batch\.rows` is 10") as caught:
         check_batch(schema.Batch(rows=10, row_tokens=8, accumulate=3), GLAM, shape)
     assert caught.value.hint == "use a multiple of 12, for example 12"
+
+
+def test_an_error_of_the_devices_is_placed_in_the_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: test-tiny\nbatch:\n  rows: 6\nmesh:\n  data: auto\n")
+    loaded = load_recipe(path)
+    with pytest.raises(RecipeError, match=r"mine\.yaml:3: `batch\.rows` is 6"), loaded.placing():
+        decoder_for(loaded.recipe, mesh_shape(loaded.recipe.mesh, 4))
+    asked = load_recipe(path, ["mesh.data=2"])
+    with pytest.raises(PlanError, match=r"^--set: the mesh asks for 2 devices"), asked.placing():
+        mesh_shape(asked.recipe.mesh, 4)
