@@ -256,8 +256,10 @@ def _item(text: str | None) -> tuple[str | None, int] | None:
 def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
     if run_dir is None or not results.scores:
         return
+    from glamcli.evals import kept
+
     try:
-        summary, items = results.write(run_dir / "eval")
+        summary, items = kept.write(results, run_dir / kept.FOLDER)
     except OSError as error:
         progress.warn(f"results were not kept: {error.strerror or error}: {run_dir / 'eval'}")
         return

@@ -16,6 +16,7 @@ from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import CheckpointError, DataError, GlamError
 from glamcli.evals.files import load_suite
+from glamcli.evals.results import file_name
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def overlap(
     read, documents = _corpus(what, run, processes, progress)
     tasks, failed = _asked(loaded, data_dir, limit, documents, progress)
     found = read(tasks)
-    name = loaded.name if preset == "glam" else f"{loaded.name}-{preset}"
-    name += "" if limit is None else f"-limit{limit}"
-    split = _splits(run, name, found, progress)
+    split = _splits(run, loaded, tasks, found, progress)
     told = {"suite": loaded.name, "of": what, "overlap": [_as_dict(each) for each in found]}
     told["scores"] = [asdict(each) for each in split]
     if as_json:
@@ -72,6 +71,7 @@ def overlap(
     else:
         _show(loaded.name, what, found, split)
     if run is not None:
+        name = file_name(loaded.name, {}, preset=preset, limit=limit)
         _keep(run / FOLDER / f"{name}.json", told, progress)
     return DataError.exit_code if failed else 0
 
@@ -145,19 +145,37 @@ def _asked(
     return found, failed
 
 
-def _splits(run: Path | None, name: str, found: list[Overlap], progress: Progress) -> list[Split]:
-    """Scores on clean and dirty items, where the run has results of this name."""
+def _splits(
+    run: Path | None,
+    suite: SuiteFile,
+    tasks: list[Asked],
+    found: list[Overlap],
+    progress: Progress,
+) -> list[Split]:
+    """Scores on clean and dirty items, from what the run keeps of the suite at its newest step.
+
+    Where several results have a task at the same number of shots, the first one is taken.
+    """
     from glamcli.evals import kept
     from glamcli.evals.overlap import splits
 
-    if run is None:
-        return []
-    try:
-        place = kept.find(run, name)
-        return splits(found, kept.load(place), kept.items(place))
-    except GlamError as error:
-        progress.say(f"no scores to split: {error.what}")
-        return []
+    told: dict[tuple[str, str], Split] = {}
+    for place in kept.of_suite(run, suite.name, suite.preset) if run is not None else []:
+        try:
+            split = splits(tasks, found, kept.load(place), kept.items(place))
+        except GlamError as error:
+            progress.warn(f"no scores on clean and dirty items: {error.what}")
+            continue
+        fresh = [each for each in split if (each.task, each.setting) not in told]
+        told |= {(each.task, each.setting): each for each in fresh}
+        if fresh:
+            progress.say(f"scores are those of {place}")
+    if run is not None and not told:
+        progress.say(
+            f"no scores on clean and dirty items: {run / kept.FOLDER} has none of these items"
+            f" (`glam eval {run} --suite ...` makes them)"
+        )
+    return list(told.values())
 
 
 def _as_dict(each: Overlap) -> dict[str, Any]:
@@ -184,20 +202,22 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
         return
     click.echo()
     render.table(
-        ("task", ">shots", "metric", ">all", ">clean", ">dirty"),
+        ("task", ">shots", "metric", ">all", ">clean", ">items", ">dirty", ">items"),
         [
             [
                 each.task,
                 each.setting,
                 each.metric,
-                *(
-                    "-" if value is None else shown(each.metric, value)
-                    for value in (each.all, each.clean, each.dirty)
-                ),
+                shown(each.metric, each.all),
+                "-" if each.clean is None else shown(each.metric, each.clean),
+                str(each.num_clean),
+                "-" if each.dirty is None else shown(each.metric, each.dirty),
+                str(each.num_dirty),
             ]
             for each in split
         ],
         title="scores on all, clean and dirty items, percent",
+        note="items that were not judged count as clean",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from glamcli.cli import render
 from glamcli.cli.eval import subject_of
 from glamcli.cli.trained import open_trained, prepare_process
 from glamcli.errors import RecipeError
+from glamcli.evals import kept
 from glamcli.evals.harness import Model, as_json, command_line, run
+from glamcli.evals.results import file_name
 from glamcli.evals.run import Subject
 from glamcli.progress import Progress
 
@@ -59,7 +62,8 @@ def score(
         versions = f"lm-eval {results['lm_eval_version']}, step {subject.identity.get('step')}"
         render.table(COLUMNS, _rows(results), title=versions)
     if run_dir is not None:
-        _keep(results, samples, tasks, subject, run_dir, progress)
+        folder = run_dir / kept.FOLDER / "harness"
+        keep(results, samples, folder, _name(tasks, subject, count, limit, seed), progress)
     subject.journal.finish()
     return 0
 
@@ -94,27 +98,50 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _keep(
-    results: dict[str, Any],
-    samples: dict[str, Any],
+def _name(
     tasks: Sequence[str],
     subject: Subject,
-    run_dir: Path,
+    shots: int | None,
+    limit: int | None,
+    seed: int,
+) -> str:
+    asked = "+".join(tasks).replace("/", "-")[:80]
+    model = {**subject.identity, "dispatch": subject.dispatch}
+    counts = None if shots is None else [str(shots)]
+    return file_name(asked, model, shots=counts, limit=limit, seed=seed)
+
+
+def keep(
+    results: dict[str, Any],
+    samples: dict[str, Any],
+    folder: Path,
+    name: str,
     progress: Progress,
 ) -> None:
-    folder = run_dir / "eval" / "harness"
-    name = "+".join(tasks).replace("/", "-")[:80] + f"-step{subject.identity.get('step')}"
+    """Writes NAME.json and NAME.items.jsonl, or NAME-2 where something else has the name."""
+    text = as_json(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(as_json(results) + "\n", encoding="utf-8")
-        with (folder / f"{name}.items.jsonl").open("w", encoding="utf-8") as file:
+        summary = kept.free(folder, name, partial(_is_same, json.loads(text)))
+        items = summary.with_name(summary.stem + kept.ITEMS_SUFFIX)
+        with items.open("w", encoding="utf-8") as file:
             for task, each in ((task, each) for task, some in samples.items() for each in some):
                 line = {"task": task, **json.loads(as_json(each))}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        summary.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
         return
-    progress.say(f"kept in {folder / name}.json, items in {name}.items.jsonl")
+    progress.say(f"kept in {summary}, items in {items.name}")
+
+
+def _is_same(content: dict[str, Any], path: Path) -> bool:
+    """Whether a file holds results of the same tasks on the same items."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        return all(other[key] == content[key] for key in ("configs", "task_hashes"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 if __name__ == "__main__":

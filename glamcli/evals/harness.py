@@ -10,9 +10,12 @@ Called by `glam eval RUN --harness TASKS`, and by lm-eval's own command (`cli/ha
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import json
 import logging
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +196,7 @@ def run(
     """
     import lm_eval
 
+    _quiet_git()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager(tasks, include_path)
     evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
@@ -214,7 +218,28 @@ def run(
             f"lm-eval could not run {', '.join(tasks)}: {type(error).__name__}: {reason}",
             hint="`glam --debug eval ...` shows the traceback",
         ) from error
-    return dict(results)
+    hashes = {task: _task_hash(some) for task, some in results["samples"].items()}
+    return {**results, "task_hashes": hashes}
+
+
+def _task_hash(samples: Sequence[Mapping[str, str]]) -> str:
+    """What was asked of a task's items, as lm-eval hashes it in the files it writes itself."""
+    names = ("doc_hash", "prompt_hash", "target_hash")
+    text = "".join(sample[name] for sample in samples for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _quiet_git() -> None:
+    """Outside of a repository, lm-eval's `git describe` would write an error onto the screen."""
+    import lm_eval.evaluator as evaluator
+
+    def commit() -> str | None:
+        found = subprocess.run(
+            ["git", "describe", "--always"], capture_output=True, text=True, check=False
+        )
+        return found.stdout.strip() or None
+
+    evaluator.get_git_commit_hash = commit if shutil.which("git") else lambda: None
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
@@ -252,5 +277,6 @@ def command_line(model: str) -> None:
     from lm_eval.api.registry import model_registry
 
     del lm_eval
+    _quiet_git()
     model_registry.register("glam", target=model)
     cli_evaluate()

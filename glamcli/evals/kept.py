@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results import (
     FORMAT,
-    ITEMS_SUFFIX,
     Average,
     Failure,
     Measured,
@@ -22,6 +25,52 @@ from glamcli.evals.results import (
 
 FOLDER = "eval"
 """of a run: where its results are."""
+ITEMS_SUFFIX = ".items.jsonl"
+_NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?")
+
+
+def write(results: Results, folder: Path) -> tuple[Path, Path]:
+    """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
+
+    What is there is replaced by the same evaluation only. One that differs in what its name does
+    not say (the files of the suite, the items) becomes NAME-2.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = free(folder, results.name, partial(_says_all_of, results))
+    items = summary.with_name(summary.stem + ITEMS_SUFFIX)
+    lines = (_json(item) for score in results.scores for item in score.items)
+    _replace(items, "".join(line + "\n" for line in lines))
+    _replace(summary, _json(results.as_dict(), indent=2) + "\n")
+    return summary, items
+
+
+def free(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
+    """The first of NAME.json, NAME-2.json, ... that is not there or holds the same evaluation."""
+    for number in itertools.count(1):
+        path = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
+        if not path.exists() or is_same(path):
+            return path
+    raise AssertionError  # counting does not end
+
+
+def _says_all_of(results: Results, path: Path) -> bool:
+    """Whether results hold every score of the file, by the same conventions on the same items."""
+    try:
+        others = _asked(load(path))
+    except DataError:
+        return False
+    return others.items() <= _asked(results).items()
+
+
+def _asked(results: Results) -> dict[tuple[str, str], str]:
+    """The conventions of every score, as text: JSON knows no tuples. Where its items were read
+    from does not matter, their digest is among them."""
+    return {
+        (score.task, score.setting): json.dumps(
+            {**score.conditions, "items_from": None}, sort_keys=True
+        )
+        for score in results.scores
+    }
 
 
 def find(path: Path, suite: str | None = None) -> Path:
@@ -33,24 +82,50 @@ def find(path: Path, suite: str | None = None) -> Path:
     if path.is_file():
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    found: dict[str, tuple[int, Path]] = {}
-    for each in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        name, _, step = each.stem.rpartition("-step")
-        kind, number = (name, int(step)) if step.isdecimal() else (each.stem, -1)
-        found[kind] = max(found.get(kind, (-1, each)), (number, each))
+    found: dict[str, Path] = {}
+    for each in sorted(folder.glob("*.json"), key=_age) if folder.is_dir() else []:
+        found[_kind(each)] = each
+    meant = [name for name in found if suite is None or name.startswith(f"{suite}-")]
     if suite is not None and suite in found:
-        return found[suite][1]
-    if suite is None and len(found) == 1:
-        return next(iter(found.values()))[1]
+        return found[suite]
+    if len(meant) == 1:
+        return found[meant[0]]
     if not found:
         hint = f"`glam eval {path}` makes them" if path.is_dir() else None
         raise RecipeError(f"no results of `glam eval` in {folder}", hint=hint)
     names = ", ".join(f"`{name}`" for name in found)
-    if suite is not None:
+    if suite is not None and not meant:
         raise RecipeError(f"{folder} has no results of `{suite}`", hint=f"it has {names}")
     raise RecipeError(
-        f"{folder} has results of several suites: {names}", hint="name one with `--suite`"
+        f"{folder} has several results: {names}", hint="name one with `--suite`, or give its file"
     )
+
+
+def of_suite(run: Path, suite: str, preset: str) -> list[Path]:
+    """The results of a suite that a run has at its newest step, those of the usual seed first."""
+    wanted = []
+    for path in sorted((run / FOLDER).glob("*.json"), key=_age):
+        try:
+            results = load(path)
+        except DataError:
+            continue
+        if (results.suite, results.preset) == (suite, preset):
+            wanted.append((path, results))
+    newest = max((results.model.get("step") or 0 for _, results in wanted), default=0)
+    at_newest = [each for each in wanted if (each[1].model.get("step") or 0) == newest]
+    return [path for path, results in sorted(at_newest, key=lambda each: each[1].seed)]
+
+
+def _kind(path: Path) -> str:
+    """The name without the step: what was asked."""
+    named = _NAME.fullmatch(path.stem)
+    return named["kind"] if named else path.stem
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """For sorting files of results: by step, and those of a step as they were made."""
+    named = _NAME.fullmatch(path.stem)
+    return (int(named["step"]), int(named["number"] or 1)) if named else (-1, 1)
 
 
 def load(path: Path) -> Results:
@@ -115,6 +190,7 @@ def _results(content: Mapping[str, Any]) -> Results:
         ),
         averaging=content["averaging"],
         preset=content["preset"],
+        shots=None if content.get("shots") is None else tuple(content["shots"]),
         seed=content["seed"],
         limit=content["limit"],
     )
@@ -139,3 +215,14 @@ def _measured(content: Any) -> tuple[Measured, ...]:
 
 def _published(content: Any) -> tuple[Reported, ...]:
     return tuple(Reported(**each) for each in content)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(unfinished, path)

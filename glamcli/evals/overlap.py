@@ -144,6 +144,8 @@ class Split:
     all: float
     clean: float | None
     dirty: float | None
+    num_clean: int
+    num_dirty: int
 
 
 def asked(task: str, keys: Sequence[str], texts: Sequence[str]) -> Asked:
@@ -174,25 +176,34 @@ def overlaps(tasks: Sequence[Asked], grams: Grams, hits: Mapping[str, np.ndarray
 
 
 def splits(
+    tasks: Sequence[Asked],
     found: Sequence[Overlap],
     results: Results,
     items: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
 ) -> list[Split]:
-    """Scores on the clean and the dirty items, by each task's first metric."""
+    """Scores on the clean and the dirty items, by each task's first metric.
+
+    Scores of items that were not looked for are left out.
+    """
     dirty = {each.task: set(each.dirty) for each in found}
+    looked_for = {each.task: set(each.keys) for each in tasks}
     told = []
     for score in results.scores:
-        if score.task not in dirty:
+        records = items.get((score.task, score.setting), ())
+        if not records or not {each["key"] for each in records} <= looked_for.get(
+            score.task, set()
+        ):
             continue
         metric = score.measured[0].metric
-        records = items.get((score.task, score.setting), ())
         parts = [
             [each for each in records if (each["key"] in dirty[score.task]) is wanted]
             for wanted in (False, True)
         ]
         clean, unclean = (totals.total(metric, part).value if part else None for part in parts)
         whole = score.measured[0].value
-        told.append(Split(score.task, score.setting, metric, whole, clean, unclean))
+        told.append(
+            Split(score.task, score.setting, metric, whole, clean, unclean, *map(len, parts))
+        )
     return told
 
 

@@ -1,18 +1,14 @@
-"""Scores with everything needed to know what they mean, and how they are kept on disk."""
+"""Scores with everything needed to know what they mean (`kept.py` writes and reads them)."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from glamcli.errors import GlamError
 
 FORMAT = 1
-ITEMS_SUFFIX = ".items.jsonl"
 
 
 @dataclass(frozen=True)
@@ -145,18 +141,22 @@ class Results:
     averaging: str = ""
     """the rule of the averages, in words."""
     preset: str = "glam"
+    shots: tuple[str, ...] | None = None
+    """what was asked for: `0`, `1`, ..., `few`; None: what the suite says."""
     seed: int = 0
     limit: int | None = None
 
     @property
     def name(self) -> str:
-        """What its files are called: evaluations that differ do not overwrite each other."""
-        parts = [self.suite]
-        parts += [self.preset] if self.preset != "glam" else []
-        parts += [f"limit{self.limit}"] if self.limit is not None else []
-        parts += [f"seed{self.seed}"] if self.seed else []
-        step = self.model.get("step")
-        return "-".join(parts + ([] if step is None else [f"step{step}"]))
+        """What its files are called: the suite, and in which conventions it differs from it."""
+        return file_name(
+            self.suite,
+            self.model,
+            preset=self.preset,
+            shots=self.shots,
+            limit=self.limit,
+            seed=self.seed,
+        )
 
     def curves(self) -> dict[str, float]:
         """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
@@ -186,6 +186,7 @@ class Results:
             "format": FORMAT,
             "suite": self.suite,
             "preset": self.preset,
+            "shots": self.shots,
             "seed": self.seed,
             "limit": self.limit,
             "model": dict(self.model),
@@ -195,22 +196,26 @@ class Results:
             "failures": failures,
         }
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Writes NAME.json and NAME.items.jsonl into the folder; both paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        summary, items = folder / f"{self.name}.json", folder / f"{self.name}{ITEMS_SUFFIX}"
-        lines = (_json(item) for score in self.scores for item in score.items)
-        _replace(items, "".join(line + "\n" for line in lines))
-        _replace(summary, _json(self.as_dict(), indent=2) + "\n")
-        return summary, items
 
-
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(unfinished, path)
+def file_name(
+    asked: str,
+    model: Mapping[str, Any],
+    *,
+    preset: str = "glam",
+    shots: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> str:
+    """A name for results, without a suffix: what was asked, every convention that is not the
+    usual one, and the step of the model."""
+    dispatch, step = model.get("dispatch"), model.get("step")
+    parts = [
+        asked,
+        *([preset] if preset != "glam" else []),
+        *(["shots" + ",".join(shots)] if shots is not None else []),
+        *([f"limit{limit}"] if limit is not None else []),
+        *([f"seed{seed}"] if seed else []),
+        *([dispatch] if dispatch not in (None, "dropless") else []),
+        *([f"step{step}"] if step is not None else []),
+    ]
+    return "-".join(parts)

@@ -164,6 +164,7 @@ def evaluate(
         averages=tuple(averages(suite, scores, list(position))),
         averaging=rule(suite),
         preset=suite.preset,
+        shots=None if settings == tuple(suite.shots) else tuple(map(str, settings)),
         seed=seed,
         limit=limit,
     )

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from cli.run_folder import make_run
+from glamcli.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,15 @@ def test_the_quick_suite_is_scored_beside_its_baselines_and_kept(glam, run):
     ]
     assert "random" in out
     assert "step 3" in out
-    kept = json.loads((run / "eval" / "quick-limit4-step3.json").read_text())
+    kept = json.loads((run / "eval" / "quick-shots0,1-limit4-step3.json").read_text())
     assert kept["model"]["dispatch"] == "dropless"
     assert kept["model"]["recipe_hash"]
     assert len(kept["model"]["params_digest"]) == 64
     random = [score["measured"][0]["baselines"]["random"] for score in kept["scores"]]
     assert random == [0.25, 0.25, 0.25, 0.25, 0.5, 0.5]
-    items = (run / "eval" / "quick-limit4-step3.items.jsonl").read_text().splitlines()
+    items = (run / "eval" / "quick-shots0,1-limit4-step3.items.jsonl").read_text().splitlines()
     assert len(items) == 6 * 4
-    assert str(run / "eval" / "quick-limit4-step3.json") in err
+    assert str(run / "eval" / "quick-shots0,1-limit4-step3.json") in err
     code, shown, _ = glam("show", run)
     assert code == 0
     assert shown.startswith(out.rstrip("\n"))
@@ -231,6 +232,21 @@ def test_lm_evals_tasks_are_scored_and_kept(glam, run, tmp_path, monkeypatch):
     code, _, err = glam(run, "--harness", "small", "--include-path", tmp_path, "--shots", "0,1")
     assert code == 2
     assert "one number of shots" in err
+
+
+def test_lm_evals_results_replace_those_of_the_same_items_only(tmp_path):
+    pytest.importorskip("lm_eval", reason="needs the extra [harness]")
+    from glamcli.cli.harness import keep
+
+    for item in ("stone", "sand", "stone"):
+        results = {"configs": {"t": {"task": "t"}}, "task_hashes": {"t": item}}
+        keep(results, {"t": [{"doc": item}]}, tmp_path, "t-step3", Silent())
+    made = {each.name: json.loads(each.read_text()) for each in tmp_path.iterdir()}
+    assert sorted(made) == [
+        "t-step3-2.items.jsonl", "t-step3-2.json", "t-step3.items.jsonl", "t-step3.json",
+    ]  # fmt: skip
+    assert made["t-step3.items.jsonl"] == {"task": "t", "doc": "stone"}
+    assert made["t-step3-2.json"]["task_hashes"] == {"t": "sand"}
 
 
 def test_a_changed_tokenizer_is_refused(glam, run, monkeypatch):

@@ -84,6 +84,17 @@ def samples(subject, folder):
     }
 
 
+def test_outside_of_a_repository_git_writes_nothing_onto_the_screen(
+    subject, folder, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(Model, "loglikelihood", lambda self, asked: [(0.0, False)] * len(asked))
+    results = run(Model(subject), ["choose"], include_path=folder, limit=1)
+    assert results["git_hash"] is None
+    assert "git" not in capfd.readouterr().err
+
+
 def test_both_roads_give_every_option_the_same_log_likelihood(subject, folder, samples):
     (score,) = evaluate(
         subject, load_suite(str(folder / "ours.yaml")), shots=[0], progress=Silent()

@@ -1,5 +1,6 @@
 """Results are read back as they were written, found by run folder, averaged and compared."""
 
+import dataclasses
 import json
 
 import pytest
@@ -47,7 +48,7 @@ def compared(first, second):
 
 def test_what_is_written_is_read_back(tmp_path):
     wrote = results(score(), score("b", "1"))
-    summary, _ = wrote.write(tmp_path)
+    summary, _ = kept.write(wrote, tmp_path)
     read = kept.load(summary)
     assert read.as_dict() == wrote.as_dict()
     assert read.failures[0].error.hint == "make one"
@@ -57,18 +58,50 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_a_run_folder_means_its_newest_results_of_a_suite(tmp_path):
     folder = tmp_path / "eval"
     for step in (9, 10):
-        newest, _ = results(score(), step=step).write(folder)
+        newest, _ = kept.write(results(score(), step=step), folder)
     assert kept.find(tmp_path) == newest
-    results(score(), suite="other").write(folder)
-    with pytest.raises(RecipeError, match="several suites: `other`, `s`"):
+    kept.write(results(score(), suite="other"), folder)
+    with pytest.raises(RecipeError, match="several results: `other`, `s`"):
         kept.find(tmp_path)
     assert kept.find(tmp_path, "s") == newest
     with pytest.raises(RecipeError, match="no results of `x`"):
         kept.find(tmp_path, "x")
 
 
+def test_evaluations_that_differ_have_files_of_their_own_whose_names_say_how(tmp_path):
+    changes: list[dict] = [
+        {}, {"shots": ("0",)}, {"shots": ("0", "few")}, {"preset": "gpt3"}, {"limit": 5},
+        {"seed": 1}, {"seed": 1, "limit": 5},
+    ]  # fmt: skip
+    names = [
+        kept.write(dataclasses.replace(results(score()), **each), tmp_path)[0].name
+        for each in changes
+    ]
+    assert names == [
+        "s-step3.json", "s-shots0-step3.json", "s-shots0,few-step3.json", "s-gpt3-step3.json",
+        "s-limit5-step3.json", "s-seed1-step3.json", "s-limit5-seed1-step3.json",
+    ]  # fmt: skip
+    einsum, _ = kept.write(results(score(), dispatch="einsum"), tmp_path)
+    assert einsum.name == "s-einsum-step3.json"
+
+
+def test_what_the_name_does_not_say_is_counted_and_the_same_replaced(tmp_path):
+    first = score(task_sha256="1", stop=("x",), items_from="here")
+    elsewhere = score(task_sha256="1", stop=("x",), items_from="there")
+    summary, _ = kept.write(results(first), tmp_path)
+    assert kept.write(results(elsewhere, score("b")), tmp_path)[0] == summary
+    other, items = kept.write(results(score(task_sha256="2")), tmp_path)
+    assert (other.name, items.name) == ("s-step3-2.json", "s-step3-2.items.jsonl")
+    fewer, _ = kept.write(results(first), tmp_path)  # would lose the score of `b`
+    assert fewer.name == "s-step3-3.json"
+    assert [each.task for each in kept.load(summary).scores] == ["a", "b"]
+    assert kept.find(tmp_path) == fewer
+    kept.write(results(score(), step=2), tmp_path)
+    assert kept.find(tmp_path) == fewer
+
+
 def test_damaged_items_are_refused_with_the_line(tmp_path):
-    summary, items = results(score()).write(tmp_path)
+    summary, items = kept.write(results(score()), tmp_path)
     items.write_text(items.read_text() + '{"task": "a"}\n')
     with pytest.raises(DataError, match=r"s-step3\.items\.jsonl:4: not the record of an item"):
         kept.items(summary)

@@ -114,5 +114,10 @@ def test_scores_are_told_apart_for_clean_and_dirty_items():
     records = [{"key": key, "accuracy": value} for key, value in
                (("long", 1.0), ("short", 0.0), ("eight", 1.0), ("fresh", 0.0))]  # fmt: skip
     score = Score("t", 0, "0", (Measured("accuracy", 0.5, None, {}),), 4, 0, 0, 0, (), {}, (), ())
-    (split,) = splits([found], Results("s", {}, (score,), ()), {("t", "0"): records})
+    results = Results("s", {}, (score,), ())
+    (split,) = splits([NINE], [found], results, {("t", "0"): records})
     assert (split.all, split.clean, split.dirty) == (0.5, pytest.approx(1 / 3), 1.0)
+    assert (split.num_clean, split.num_dirty) == (3, 1)
+    # Scores of items that were not looked for say nothing of what is clean.
+    others = [*records, {"key": "other", "accuracy": 1.0}]
+    assert splits([NINE], [found], results, {("t", "0"): others}) == []

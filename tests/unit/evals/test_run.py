@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.errors import RecipeError
+from glamcli.evals import kept
 from glamcli.evals.files import load_suite
 from glamcli.evals.journal import Journal
 from glamcli.evals.run import evaluate
@@ -154,7 +155,7 @@ def test_a_limit_takes_the_first_items_with_the_same_prompts(subject, suite, res
 
 
 def test_results_on_disk_hold_scores_and_items(results, tmp_path):
-    summary, items = results.write(tmp_path / "eval")
+    summary, items = kept.write(results, tmp_path / "eval")
     assert summary.name == "suite-step7.json"
     read = json.loads(summary.read_text())
     assert len(read["scores"]) == 6
