@@ -55,7 +55,13 @@ class Generator:
     """A model that continues texts. Programs are compiled once per shape and kept."""
 
     def __init__(
-        self, decoder: Decoder, params: Any, tokenizer: Tokenizer, *, dispatch: Any = None
+        self,
+        decoder: Decoder,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        dispatch: Any = None,
+        compile_tokens: int = 16384,
     ):
         self.tokenizer = tokenizer
         few = decoder.model.num_layers <= UNROLLED_LAYERS
@@ -76,6 +82,10 @@ class Generator:
         allowed_V[: tokenizer.vocab_size] = True
         allowed_V[[tokenizer.pad_id, tokenizer.bos_id]] = False
         self._allowed_V = jnp.asarray(allowed_V)
+        self.compile_tokens = compile_tokens
+        """tokens that are read in about the time that compiling another program takes"""
+        self.shapes: set[tuple[int, int, int]] = set()
+        """rows and `room` of batches so far, of callers that choose it"""
 
     def renew(self, params: Any) -> None:
         """Goes on with other weights of the same model; its programs are kept."""
@@ -133,6 +143,7 @@ class Generator:
         tokens: int = 64,
         alpha: float = 0.6,
         stop: Sequence[str] = (),
+        room: tuple[int, int] | None = None,
     ) -> list[list[Hypothesis]]:
         """The best continuations of each prompt (ids with BOS), best first, up to `width` each.
 
@@ -142,7 +153,7 @@ class Generator:
         have not ended compete as they are. Width 1 with alpha 0 is greedy decoding.
         """
         searches = [Search(self.tokenizer, list(ids), width, alpha, tuple(stop)) for ids in prompts]
-        cache, logits_BV = self._prefill(prompts, tokens)
+        cache, logits_BV = self._prefill(prompts, tokens, room)
         logits_RV = logits_BV
         if width > 1:
             rows_R = np.repeat(np.arange(len(prompts), dtype=np.int32), width)
@@ -169,18 +180,22 @@ class Generator:
         """BOS and the ids of a prompt."""
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[Cache, Array]:
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], tokens: int, room: tuple[int, int] | None = None
+    ) -> tuple[Cache, Array]:
         """A cache that holds the prompts with room for more, and the logits after each."""
         longest = max(len(ids) for ids in prompts)
-        size = _rounded(longest, MIN_PROMPT)
+        size, length = room or (
+            _rounded(longest, MIN_PROMPT),
+            _rounded(longest + tokens, MIN_CACHE),
+        )
         tokens_BT = np.zeros((len(prompts), size), np.int32)
         segments_BT = np.zeros_like(tokens_BT)
         for row, ids in enumerate(prompts):
             tokens_BT[row, : len(ids)] = ids
             segments_BT[row, : len(ids)] = 1
         last_B = np.array([len(ids) - 1 for ids in prompts], np.int32)
-        length = _rounded(max(longest + tokens, size), MIN_CACHE)
-        return self._read(self._params, tokens_BT, segments_BT, last_B, length=length)
+        return self._read(self._params, tokens_BT, segments_BT, last_B, length=max(length, size))
 
 
 def _read(

@@ -8,6 +8,7 @@ from typing import Any
 
 from glamcli.beam import Hypothesis
 from glamcli.errors import DataError
+from glamcli.evals.batches import Kind, plan, power_within, rounded
 from glamcli.evals.choice import Outcome, about
 from glamcli.evals.journal import Journal, digest
 from glamcli.evals.metrics import normalized, text_metric
@@ -15,9 +16,10 @@ from glamcli.evals.prompts import Prompt
 from glamcli.evals.question import Question
 from glamcli.evals.results import Explanation, Scored
 from glamcli.evals.tasks import Task
-from glamcli.generate import Generator
+from glamcli.generate import MIN_CACHE, Generator
 
 BATCH_ROWS = 32
+MIN_STEP = 8
 
 
 def answer_freely(
@@ -94,21 +96,43 @@ def best_texts(
     """
     size = max(1, BATCH_ROWS // search["width"])
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    rooms = _rooms([len(prompts[each[0]]) for each in batches], size, search["tokens"], generator)
     found: dict[int, Hypothesis] = {}
-    for start in range(0, len(order), size):
-        members = order[start : start + size]
+    for members, room in zip(batches, rooms, strict=True):
         batch = [prompts[index] for index in members]
         batch += [batch[-1]] * (size - len(batch))  # every batch has one shape
         key = digest([batch, search])
         known = journal.get(key)
         if known is None:
-            best = [found[0] for found in generator.beams(batch, **search)]
+            best = [found[0] for found in generator.beams(batch, **search, room=room)]
             journal.add(key, {"best": [asdict(each) for each in best]})
         else:
             best = [_hypothesis(each) for each in known["best"]]
         found |= dict(zip(members, best, strict=False))
         advance(len(members))
     return [found[index] for index in range(len(prompts))]
+
+
+def _rooms(
+    longest: Sequence[int], rows: int, new: int, generator: Generator
+) -> list[tuple[int, int]]:
+    """Tokens that each batch's prompts are padded to and places of its cache: as few as they need,
+    unless padding to a larger program in use costs less than compiling one more."""
+    shapes = [(rows, *_room(each, new)) for each in longest]
+    known = {shape for shape in generator.shapes if shape[0] == rows}
+    buckets = plan(shapes, Kind(), generator.compile_tokens // rows, known)
+    generator.shapes |= {bucket.shape for bucket in buckets}
+    rooms = {index: bucket.shape[1:] for bucket in buckets for index in bucket.members}
+    return [rooms[index] for index in range(len(longest))]
+
+
+def _room(longest: int, new: int) -> tuple[int, int]:
+    """A prompt is padded by an eighth at most. Steps are compiled for the cache too, but take
+    hardly longer for more places, so their sizes are further apart."""
+    step = max(MIN_STEP, power_within(longest) // 8)
+    size = -(-longest // step) * step
+    return size, rounded(size + new, MIN_CACHE)
 
 
 def _hypothesis(kept: Mapping[str, Any]) -> Hypothesis:

@@ -22,6 +22,7 @@ from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals import measure
 from glamcli.evals.answer import answer_freely, explain_answer
 from glamcli.evals.averages import averages, rule
+from glamcli.evals.batches import COMPILE_BATCHES
 from glamcli.evals.choice import answer_choices, answer_nats, explain_choice
 from glamcli.evals.files import SuiteFile, TaskFile
 from glamcli.evals.items import Documents, Library
@@ -63,22 +64,32 @@ class Subject:
         moe = self.decoder.moe
         return None if moe is None else moe.eval_dispatch
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that one program reads at once."""
+        return CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS
+
     @cached_property
     def likelihoods(self) -> Likelihoods:
-        on_cpu = jax.default_backend() == "cpu"
         return Likelihoods(
             self.decoder,
             self.params,
             window=self.window,
             vocab_size=self.decoder.model.vocab_size,
             dispatch=self.dispatch,
-            batch_tokens=CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS,
+            batch_tokens=self.batch_tokens,
             journal=self.journal,
         )
 
     @cached_property
     def generator(self) -> Generator:
-        return Generator(self.decoder, self.params, self.tokenizer, dispatch=self.dispatch)
+        return Generator(
+            self.decoder,
+            self.params,
+            self.tokenizer,
+            dispatch=self.dispatch,
+            compile_tokens=COMPILE_BATCHES * self.batch_tokens,
+        )
 
     def renew(self, params: Any, identity: Mapping[str, Any]) -> None:
         """Goes on with other weights of the same model, as training makes them."""

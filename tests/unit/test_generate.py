@@ -145,7 +145,7 @@ def test_beams_with_room_for_every_text_are_all_texts_in_order(params, forward, 
 
 def test_beams_of_a_batch_are_those_of_each_prompt(generator):
     prompts = [generator.encode(text) for text in ("a", "longer prompt", "")]
-    together = generator.beams(prompts, width=4, tokens=6)
+    together = generator.beams(prompts, width=4, tokens=6, room=(24, 40))
     for prompt, found in zip(prompts, together, strict=True):
         (alone,) = generator.beams([prompt], width=4, tokens=6)
         assert [each.ids for each in alone] == [each.ids for each in found]
