@@ -63,7 +63,7 @@ def overlap(
     read, documents = _corpus(what, run, processes, progress)
     tasks, failed = _asked(loaded, data_dir, limit, documents, progress)
     found = read(tasks)
-    split = _splits(run, loaded, tasks, found, progress)
+    split = _splits(run, suite, loaded, tasks, found, progress)
     told = {"suite": loaded.name, "of": what, "overlap": [_as_dict(each) for each in found]}
     told["scores"] = [asdict(each) for each in split]
     if as_json:
@@ -129,24 +129,27 @@ def _asked(
     from glamcli.evals.ready import read
 
     library = Library(data_dir, documents)
-    found, failed = [], False
+    found: list[Asked] = []
+    errors: list[GlamError] = []
     for file in suite.tasks:
         try:
             ready = read(file, library, limit)
         except GlamError as error:
             progress.warn(f"task `{file.name}` was not looked for: {error.what}")
-            failed = True
+            errors.append(error)
             continue
         task, questions = ready.at(0).task, ready.at(0).questions
         texts = [full_text(task, each) for each in questions]
         found.append(asked(file.name, [each.key for each in questions], texts))
     if not found:
-        raise DataError(f"no task of `{suite.name}` can be read", hint="`glam eval data` says why")
-    return found, failed
+        hint = errors[0].hint if errors else None
+        raise DataError(f"no task of `{suite.name}` can be read", hint=hint)
+    return found, bool(errors)
 
 
 def _splits(
     run: Path | None,
+    asked: str,
     suite: SuiteFile,
     tasks: list[Asked],
     found: list[Overlap],
@@ -172,8 +175,8 @@ def _splits(
             progress.say(f"scores are those of {place}")
     if run is not None and not told:
         progress.say(
-            f"no scores on clean and dirty items: {run / kept.FOLDER} has none of these items"
-            f" (`glam eval {run} --suite ...` makes them)"
+            "no scores on clean and dirty items:"
+            f" `glam eval {run} --suite {asked}` has not scored these items yet"
         )
     return list(told.values())
 
@@ -192,7 +195,7 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
         share = f"{100 * each.dirty_frac:.1f}"
         rows.append([each.task, *map(str, counts), share, ", ".join(held) or "-"])
     render.table(
-        ("task", ">n", ">items", ">judged", ">dirty", ">percent", "in"),
+        ("task", ">n", ">items", ">judged", ">dirty", ">% of judged", "in"),
         rows,
         title=f"items of {suite} in the training text of {what}",
         note="dirty: n words in a row of the question and its answer stand in a training document; "

@@ -69,11 +69,12 @@ class Bucket:
 
 
 def plan(
-    shapes: Sequence[Shape], kind: Kind, batch_tokens: int, compiled: Collection[Shape] = ()
+    shapes: Sequence[Shape], kind: Kind, compile_tokens: int, compiled: Collection[Shape] = ()
 ) -> list[Bucket]:
     """Requests, each given by the smallest shape it fits, sorted into few shapes.
 
-    Requests join the cheapest larger shape in use when the padding costs less than a compilation.
+    Requests join the cheapest larger shape in use when the padding costs less than a compilation,
+    which takes as long as reading `compile_tokens`.
     """
     groups: dict[Shape, list[int]] = {}
     for index, shape in enumerate(shapes):
@@ -88,7 +89,7 @@ def plan(
             continue
         best = min(larger, key=lambda other: (kind.tokens(other), other))
         padding = len(groups[shape]) * (kind.tokens(best) - kind.tokens(shape))
-        if padding < COMPILE_BATCHES * batch_tokens:
+        if padding < compile_tokens:
             groups[best] = groups.get(best, []) + groups.pop(shape)
     return [Bucket(shape, tuple(sorted(groups[shape]))) for shape in sorted(groups)]
 

@@ -65,7 +65,8 @@ class Likelihoods:
         self._params = params
         self._budget = Budget(batch_tokens, vocab_size, _place_bytes(decoder))
         self._share = share_prefixes
-        self._min_saved = COMPILE_BATCHES * batch_tokens if min_saved is None else min_saved
+        self._compile_tokens = COMPILE_BATCHES * batch_tokens
+        self._min_saved = self._compile_tokens if min_saved is None else min_saved
         self._journal = journal or Journal()
         self._read: Any = jax.jit(partial(_read, decoder, dispatch), static_argnames="rows")
         self._score: Any = jax.jit(partial(_score, decoder, dispatch))
@@ -150,7 +151,7 @@ class Likelihoods:
         for kind, members in sorted(kinds.items()):
             shapes = [self._shape(kind, units[index]) for index in members]
             compiled = self._compiled.setdefault(kind, set())
-            buckets = plan(shapes, kind, self._budget.tokens, compiled)
+            buckets = plan(shapes, kind, self._compile_tokens, compiled)
             compiled |= {bucket.shape for bucket in buckets}
             for bucket in buckets:
                 rows = bucket.shape[0]

@@ -15,7 +15,7 @@ kinds = st.builds(Kind, st.sampled_from([0, 64]), st.integers(1, 5), st.booleans
 def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, kind):
     budget = Budget(batch_tokens, 1000)
     shapes = [shape_for(length, count, kind, budget) for length, count in sizes]
-    buckets = plan(shapes, kind, batch_tokens)
+    buckets = plan(shapes, kind, 8 * batch_tokens)
     assert sorted(i for bucket in buckets for i in bucket.members) == list(range(len(sizes)))
     for bucket in buckets:
         for index in bucket.members:
@@ -52,7 +52,7 @@ def test_sizes_are_few_and_pad_by_a_third_at_most(count, smallest):
 
 def test_few_requests_share_one_shape():
     shapes = [shape_for(length, 4, ROWS, Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
-    (bucket,) = plan(shapes, ROWS, 2048)
+    (bucket,) = plan(shapes, ROWS, 8 * 2048)
     assert bucket.shape == (8, 256, 8)
 
 
@@ -65,4 +65,4 @@ def test_few_requests_share_one_shape():
     ],
 )
 def test_a_compiled_shape_is_used_unless_padding_costs_more(count, compiled, shape):
-    assert plan([(64, 32, 8)] * count, ROWS, 2048, compiled)[0].shape == shape
+    assert plan([(64, 32, 8)] * count, ROWS, 8 * 2048, compiled)[0].shape == shape
