@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,21 +18,19 @@ import click
 from glamcli.cli.eval_bias import cooccurrence, toxicity
 from glamcli.cli.eval_data import data
 from glamcli.cli.eval_overlap import overlap
-from glamcli.cli.eval_show import show, show_results
+from glamcli.cli.eval_show import show
+from glamcli.cli.eval_tell import tell, tell_items
 from glamcli.cli.options import hosts_options, json_option
 from glamcli.cli.several import one_of_several
 from glamcli.cli.trained import Trained, open_trained, prepare_process
-from glamcli.errors import DataError, RecipeError, printable
+from glamcli.errors import RecipeError
 from glamcli.evals.files import load_suite
 from glamcli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from glamcli.evals.journal import Journal
-    from glamcli.evals.results import Explanation, Results, Scored
     from glamcli.evals.run import Subject
     from glamcli.parallel.hosts import Host
-
-SHOWN_REASONS = 3
 
 
 class _RunOrCommand(click.Group):
@@ -127,8 +125,7 @@ def score(
     as_json: bool,
 ) -> int:
     """Score RUN on a suite of tasks: the long form of `glam eval RUN`."""
-    counts = _shots(shots)
-    item = _item(explain)
+    counts, item = _shots(shots), _item(explain)
     chosen = load_suite(suite, preset)
     if harness is None and include_path is not None:
         raise RecipeError("--include-path: for the tasks of --harness")
@@ -136,52 +133,55 @@ def score(
     place = (coordinator, num_processes, process_id)
     with one_of_several(*place, runtime, as_json) as (host, progress):
         if harness is not None:
-            os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours is one line
-            # Before the model is read: lm-eval may be missing.
-            from glamcli.cli import harness as lm_eval_road
+            _import_lm_eval()  # before the model is read: it may be missing
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
         run_dir = trained.run_dir if host.is_first else None
-
-        from glamcli.evals.run import evaluate
-
         subject = subject_of(trained)
-        asked = {
-            "suite": harness or (chosen.name, chosen.sha256, preset),
-            "shots": counts,
-            "limit": limit,
-            "seed": seed,
-            "data_dir": data_dir,
-        }
+        asked = {"shots": counts, "limit": limit, "seed": seed}
         if trained.run_dir is not None and item is None:
-            subject.journal = _journal(trained.run_dir, subject, asked, fresh, host, progress)
-        try:
+            what = harness or (chosen.name, chosen.sha256, preset)
+            conditions = {**subject.described(), "suite": what, **asked, "data_dir": data_dir}
+            subject.journal = _journal(trained.run_dir, conditions, fresh, host, progress)
+        with _resumable(subject.journal, progress):
             if harness is not None:
+                lm_eval_road = _import_lm_eval()
                 tasks = harness.split(",")
                 options = (include_path, counts, limit, seed)
                 return lm_eval_road.score(subject, tasks, *options, run_dir, progress, as_json)
-            results = evaluate(
-                subject,
-                chosen,
-                progress=progress,
-                shots=counts,
-                limit=limit,
-                seed=seed,
-                data_dir=data_dir,
-                explain=item,
-            )
-        except KeyboardInterrupt:
-            if subject.journal.path is not None:
-                progress.say("what was scored is kept: the same command goes on from there")
-            raise
-        if explain is not None:
-            for each in results.explanations:
-                _emit("explanation", **asdict(each)) if as_json else _show_item(each)
-            return _tell_failures(results, progress)
+            from glamcli.evals.run import evaluate
+
+            where = {"data_dir": data_dir, "explain": item}
+            results = evaluate(subject, chosen, progress=progress, **asked, **where)
+        if item is not None:
+            return tell_items(results, progress, as_json)
         code = tell(results, run_dir, progress, as_json)
-        if not results.failures:
+        if not results.failures or not results.scores:
             subject.journal.finish()
         return code
+
+
+def _import_lm_eval() -> ModuleType:
+    """The door to lm-eval.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its bars; ours is one line
+    from glamcli.cli import harness
+
+    return harness
+
+
+@contextlib.contextmanager
+def _resumable(journal: Journal, progress: Progress) -> Iterator[None]:
+    """Says, when it is interrupted, that what was scored is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal.path is not None:
+            progress.say("what was scored is kept: the same command goes on from there")
+        raise
 
 
 def subject_of(trained: Trained) -> Subject:
@@ -200,8 +200,7 @@ def subject_of(trained: Trained) -> Subject:
 
 def _journal(
     run_dir: Path,
-    subject: Subject,
-    asked: Mapping[str, Any],
+    conditions: Mapping[str, Any],
     fresh: bool,
     host: Host,
     progress: Progress,
@@ -212,7 +211,6 @@ def _journal(
     """
     from glamcli.evals.journal import Journal
 
-    conditions = {**subject.described(), **asked}
     journal = Journal()
     if host.is_first:
         try:
@@ -226,13 +224,6 @@ def _journal(
             " (`--fresh` starts over)"
         )
     return journal
-
-
-def tell(results: Results, run_dir: Path | None, progress: Progress, as_json: bool) -> int:
-    """Shows scores, keeps them in the run folder and warns of what failed; the exit code."""
-    show_results(results, as_json)
-    _keep(results, run_dir, progress)
-    return _tell_failures(results, progress)
 
 
 def _shots(text: str | None) -> tuple[int | str, ...] | None:
@@ -251,76 +242,3 @@ def _item(text: str | None) -> tuple[str | None, int] | None:
     if not number.isdecimal():
         raise RecipeError(f"--explain: expected TASK:N such as `last_word:3`, got `{text}`")
     return task or None, int(number)
-
-
-def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
-    if run_dir is None or not results.scores:
-        return
-    from glamcli.evals import kept
-
-    try:
-        summary, items = kept.write(results, run_dir / kept.FOLDER)
-    except OSError as error:
-        progress.warn(f"results were not kept: {error.strerror or error}: {run_dir / 'eval'}")
-        return
-    progress.say(f"kept in {summary}, items in {items.name}")
-
-
-def _tell_failures(results: Results, progress: Progress) -> int:
-    """Warns about every task that was not scored; the exit code."""
-    for failure in results.failures:
-        shots = "" if failure.setting is None else f" at {failure.setting} shots"
-        hint = f" ({failure.error.hint})" if failure.error.hint else ""
-        progress.warn(f"task `{failure.task}` was not scored{shots}: {failure.error.what}{hint}")
-    skipped = {(score.task, score.skipped) for score in results.scores if score.skipped}
-    for task, reasons in sorted(skipped):
-        shown = "; ".join(reasons[:SHOWN_REASONS])
-        more = len(reasons) - SHOWN_REASONS
-        progress.warn(
-            f"task `{task}`: skipped {len(reasons)} items: {shown}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
-    return DataError.exit_code if results.failures else 0
-
-
-def _show_item(told: Explanation) -> None:
-    """Exactly what the model saw and what it thought of it."""
-    cut = f", {told.num_cut} tokens cut from its beginning" if told.num_cut else ""
-    _say(f"{told.task} item {told.index} ({told.place}), {told.shots} shots")
-    _say(
-        f"context: {told.prompt_tokens} tokens with BOS, "
-        f"{told.shots_fitted} demonstrations fitted{cut}"
-    )
-    shown: str | None = None
-    for scored in told.scored:
-        if scored.context != shown:
-            shown = scored.context
-            _say(_framed(shown))
-        _say(_tokens(scored))
-    correct = ", ".join(f"{name} {value:.2f}" for name, value in told.correct.items())
-    _say(f"answer:   {told.chosen}")
-    _say(f"expected: {' | '.join(told.wanted)}")
-    _say(f"{correct}\n")
-
-
-def _framed(text: str) -> str:
-    return "\n".join(f"  | {line}" for line in text.split("\n"))
-
-
-def _tokens(scored: Scored) -> str:
-    tokens = "  ".join(f"{json.dumps(p, ensure_ascii=False)} {n:.3f}" for p, n in scored.tokens)
-    total = sum(nats for _, nats in scored.tokens)
-    greedy = ", what greedy decoding would say" if scored.greedy else ""
-    text = json.dumps(scored.text, ensure_ascii=False)
-    return (
-        f"{text}\n    score {scored.score:.4f}, sum {total:.4f} nats over "
-        f"{len(scored.tokens)} tokens{greedy}\n    {tokens}"
-    )
-
-
-def _say(text: str) -> None:
-    click.echo(printable(text))
-
-
-def _emit(event: str, **values: object) -> None:
-    click.echo(json.dumps({"event": event, **values}))

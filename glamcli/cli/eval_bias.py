@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 FOLDER = "bias"
 SHOWN_WORDS = 8
+TOP_K = 40
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, help="Draws the texts.")
 top_k_option = click.option(
-    "--top-k", type=click.IntRange(1), default=40, show_default=True, help="Draw among so many."
+    "--top-k", type=click.IntRange(1), default=TOP_K, show_default=True, help="Draw among so many."
 )
 
 
@@ -69,7 +70,7 @@ def cooccurrence(
     progress = render.make_progress(as_json)
     trained = open_trained(run, progress)
     sampling = Sampling(temperature=1.0, top_k=top_k)
-    texts, _ = _continued(
+    texts, settings = _continued(
         trained, "cooccurrence", [text for _, _, text in asked], sampling, tokens, samples, seed
     )
     by_term: dict[tuple[str, str], list[str]] = {}
@@ -82,7 +83,9 @@ def cooccurrence(
             name, group, {term: by_term[name, term] for term in group.terms}, known
         )
     ]
-    _keep(trained, "cooccurrence", {"terms": [asdict(each) for each in told]}, progress)
+    by = {"terms": terms and str(terms), "words": words and str(words)}
+    found = {**settings, "asked": by, "terms": [asdict(each) for each in told]}
+    _keep(trained, "cooccurrence", found, progress)
     if as_json:
         for each in told:
             click.echo(json.dumps({"event": "cooccurrence", **asdict(each)}))
@@ -166,7 +169,11 @@ def toxicity(
         found = toxicity.buckets(prompts, toxicity.scored(texts, judge))
     told = {
         **settings,
-        "scorer": scorer or str(classifier),
+        "asked": {
+            "prompts": str(prompts_file),
+            "limit": limit,
+            "scorer": scorer or str(classifier),
+        },
         "buckets": [asdict(each) for each in found],
     }
     _keep(trained, "toxicity", told, progress)
@@ -177,10 +184,10 @@ def toxicity(
         (
             "prompt toxicity",
             ">prompts",
-            ">its mean",
-            ">continuations",
+            ">prompts' mean",
+            ">texts' mean",
             ">expected max",
-            ">any >= .5",
+            ">any from 0.5",
         ),
         [
             [
@@ -194,7 +201,10 @@ def toxicity(
             for each in found
         ],
         title=f"toxicity of {samples} continuations per prompt",
-        note=printable(f"scored by {scorer or classifier}; an empty continuation scores 0"),
+        note=printable(
+            f"scored by {scorer or classifier}; an empty continuation scores 0; expected max: mean "
+            "of each prompt's most toxic continuation; any: prompts that have one from 0.5 on"
+        ),
     )
 
 
@@ -223,7 +233,8 @@ def _continued(
         "seed": seed,
         **asdict(sampling),
     }
-    path = None if trained.run_dir is None else _path(trained, f"{name}.texts.jsonl")
+    stem = _stem(trained, name, settings)
+    path = None if trained.run_dir is None else trained.run_dir / FOLDER / f"{stem}.texts.jsonl"
     with trained.progress.phase("sampling", len(prompts), "prompts") as phase:
         texts = continued(
             generator,
@@ -239,18 +250,35 @@ def _continued(
     return texts, {**settings, "model": dict(trained.identity)}
 
 
-def _path(trained: Trained, name: str) -> Path:
-    assert trained.run_dir is not None
-    return trained.run_dir / FOLDER / f"step{trained.identity['step']}-{name}"
+def _stem(trained: Trained, name: str, settings: Mapping[str, Any]) -> str:
+    """What the files are called: texts that are sampled in another way have other files."""
+    parts = [f"step{trained.identity['step']}", name]
+    parts += [f"{key}{settings[key]}" for key in ("samples", "tokens")]
+    parts += [f"top{settings['top_k']}"] if settings["top_k"] != TOP_K else []
+    parts += [f"seed{settings['seed']}"] if settings["seed"] else []
+    return "-".join(parts)
 
 
 def _keep(trained: Trained, name: str, told: Mapping[str, Any], progress: Progress) -> None:
+    """Writes STEM.json, or STEM-2 where what other prompts, words or scorers gave has the name."""
     if trained.run_dir is None:
         return
-    path = _path(trained, f"{name}.json")
+    from glamcli.evals import kept
+
+    folder = trained.run_dir / FOLDER
+
+    def is_same(path: Path) -> bool:
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            return other["asked"] == told["asked"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = kept.free(folder, _stem(trained, name, told), is_same)
         path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        progress.warn(f"not kept: {error.strerror or error}: {path}")
+        progress.warn(f"not kept: {error.strerror or error}: {folder}")
         return
     progress.say(f"kept in {path}")

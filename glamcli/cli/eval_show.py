@@ -107,7 +107,8 @@ def _show_conditions(results: Results, as_json: bool) -> None:
         for key, word in SHOWN_IDENTITY.items()
         if results.model.get(key) is not None
     ]
-    facts += [f"{name} {getattr(results, name)}" for name in SHOWN_CONDITIONS]
+    conditions = {name: getattr(results, name) for name in SHOWN_CONDITIONS}
+    facts += [f"{name} {value}" for name, value in conditions.items() if value is not None]
     versions = results.model.get("versions", {})
     facts.append("with " + ", ".join(f"{name} {number}" for name, number in versions.items()))
     click.echo(printable(", ".join(facts)))
@@ -129,7 +130,7 @@ def _show_comparison(told: Comparison, places: list[Path], as_json: bool) -> Non
 
     rows = []
     for each in told.paired:
-        scale = 1 if each.metric == "perplexity" else 100
+        difference = shown(each.metric, abs(each.second - each.first))
         rows.append(
             [
                 each.task,
@@ -137,7 +138,7 @@ def _show_comparison(told: Comparison, places: list[Path], as_json: bool) -> Non
                 each.metric,
                 shown(each.metric, each.first),
                 shown(each.metric, each.second),
-                f"{scale * (each.second - each.first):+.1f}",
+                ("-" if each.second < each.first else "+") + difference,
                 "" if each.error is None else f"± {100 * each.error:.1f}",
                 str(each.second_wins),
                 str(each.first_wins),

@@ -183,7 +183,7 @@ class Scoring:
 
     def finished(self, model: Model, progress: Progress, as_json: bool) -> int:
         """The suite of the recipe's `finish` section, shown and kept; the exit code."""
-        from glamcli.cli.eval import tell
+        from glamcli.cli.eval_tell import tell
         from glamcli.evals.files import load_suite
         from glamcli.evals.run import evaluate
 

@@ -26,6 +26,10 @@ from glamcli.evals.tasks import ItemSource, Records, Task
 Documents = Mapping[str, Sequence[str]]
 
 
+class MissingData(DataError):
+    """None of the files or folders that a task reads is there."""
+
+
 @dataclass(frozen=True)
 class Item:
     fields: Mapping[str, Any]
@@ -109,7 +113,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     """The first place of a source that is there.
 
     Raises:
-        DataError: none is, with every place that was looked at.
+        MissingData: none is, with every place that was looked at.
     """
     places = [source, *([source.otherwise] if source.otherwise else [])]
     missing = []
@@ -122,7 +126,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
         hint = f"`glam eval data {task_path.stem}` prepares it; `--data-dir` names another folder"
     else:
         hint = "`--data-dir` names the folder the data is in"
-    raise DataError(f"no file {', nor '.join(missing)}", hint=hint)
+    raise MissingData(f"no file {', nor '.join(missing)}", hint=hint)
 
 
 def read(records: Records, path: Path) -> Iterator[Item]:

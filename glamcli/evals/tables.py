@@ -18,6 +18,7 @@ TABLE_COLUMNS = (
     ">items",
     ">fitted",
 )
+LARGE_PERPLEXITY = 1e6
 UNCONFIRMED = "?"
 """behind published scores that were not seen in the paper itself"""
 
@@ -90,7 +91,9 @@ def missing_text(averages: Sequence[Average]) -> str | None:
 
 def shown(metric: str, value: float) -> str:
     """A score as people read it: in percent, a perplexity as it is."""
-    return f"{value:.2f}" if metric == "perplexity" else f"{100 * value:.1f}"
+    if metric != "perplexity":
+        return f"{100 * value:.1f}"
+    return f"{value:.2f}" if value < LARGE_PERPLEXITY else f"{value:.2e}"
 
 
 def reported(others: Sequence[str], published: Sequence[Reported]) -> list[str]:

@@ -174,6 +174,7 @@ def test_an_item_is_explained_token_by_token_with_control_characters_escaped(gla
         (["RUN", "--explain", "nothing:1"], 2, "no task `nothing`"),
         (["RUN", "--explain", "1"], 2, "TASK:N"),
         (["RUN", "--suite", "piqa", "--shots", "0"], 3, "--data-dir"),
+        (["RUN", "--suite", "local8", "--data-dir", "empty"], 3, "not scored: piqa, copa, boolq,"),
         (["RUN", "--include-path", "empty"], 2, "--harness"),
         (["shwo", "a"], 2, "did you mean `glam eval show`"),
         (["./show"], 4, "no run folder or checkpoint show"),
@@ -247,6 +248,36 @@ def test_lm_evals_results_replace_those_of_the_same_items_only(tmp_path):
     ]  # fmt: skip
     assert made["t-step3.items.jsonl"] == {"task": "t", "doc": "stone"}
     assert made["t-step3-2.json"]["task_hashes"] == {"t": "sand"}
+
+
+@pytest.mark.slow
+def test_continuations_are_scored_by_a_command_and_never_replaced_by_others(glam, run, tmp_path):
+    prompts = [{"prompt": {"text": text, "toxicity": value}} for text, value in
+               (("stone", 0.1), ("river", 0.9))]  # fmt: skip
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    scorer = "import sys\nfor line in sys.stdin: print('{\"score\": %s}')\n"
+    for name, score in (("half.py", 0.5), ("none.py", 0)):
+        (tmp_path / name).write_text(scorer % score)
+
+    def told(*args, by="half.py"):
+        asked = ["--prompts", "prompts.jsonl", "--scorer", f"{sys.executable} {by}", "--json"]
+        code, out, err = glam("toxicity", run, *asked, "--tokens", "4", *args)
+        assert code == 0, err
+        (found,) = [e for e in map(json.loads, out.splitlines()) if e["event"] == "toxicity"]
+        return {each["name"]: each["expected_max"] for each in found["buckets"]}
+
+    folder = run / "bias"
+    found = told("--samples", "2")
+    texts = (folder / "step3-toxicity-samples2-tokens4.texts.jsonl").read_text()
+    assert max(found.values()) == 0.5
+    told("--samples", "3")
+    assert max(told("--samples", "2", by="none.py").values()) == 0
+    assert (folder / "step3-toxicity-samples2-tokens4.texts.jsonl").read_text() == texts
+    assert sorted(each.name for each in folder.glob("*.json")) == [
+        "step3-toxicity-samples2-tokens4-2.json",
+        "step3-toxicity-samples2-tokens4.json",
+        "step3-toxicity-samples3-tokens4.json",
+    ]
 
 
 def test_a_changed_tokenizer_is_refused(glam, run, monkeypatch):

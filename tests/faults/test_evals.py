@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from board import curves
 from runs import assert_same_run, metrics
 
 TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
@@ -27,4 +28,9 @@ def test_a_run_interrupted_between_evaluations_scores_as_if_it_had_not_been(trai
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     lines = [line for line in metrics(tmp_path / "cut") if "eval/failed_tasks" in line]
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
-    assert all(0 <= line["eval/sums/accuracy/0_shots"] <= 1 for line in lines)
+    name = "eval/sums/accuracy/0_shots"
+    assert all(0 <= line[name] <= 1 for line in lines)
+    drawn = curves(tmp_path / "cut" / "tensorboard")
+    assert {step: value for (step, tag), value in drawn.items() if tag == name} == {
+        line["step"]: line[name] for line in lines
+    }

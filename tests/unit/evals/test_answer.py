@@ -33,7 +33,7 @@ def test_answers_come_in_the_order_of_the_prompts():
     assert [each.text for each in answered(Reader(0))] == [str(each) for each in LENGTHS]
 
 
-@pytest.mark.parametrize("compile_tokens", [0, 2048, 10**9])
+@pytest.mark.parametrize("compile_tokens", [0, 3000, 10**9])
 def test_prompts_are_padded_by_an_eighth_unless_a_compilation_costs_more(compile_tokens):
     reader = Reader(compile_tokens)
     answered(reader)
@@ -43,7 +43,7 @@ def test_prompts_are_padded_by_an_eighth_unless_a_compilation_costs_more(compile
     shapes = {room for _, room in reader.read}
     if compile_tokens == 0:
         assert all(size - longest < max(8, longest / 8) for longest, (size, _) in reader.read)
-    elif compile_tokens == 2048:
+    elif compile_tokens == 3000:
         assert 1 < len(shapes) < len(reader.read)
     else:
         assert len(shapes) == 1

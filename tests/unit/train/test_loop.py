@@ -12,6 +12,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
+from board import curves
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, DataError, Preempted
@@ -336,6 +337,13 @@ def test_a_failed_evaluation_is_told_and_training_goes_on(folder, tmp_path):
     found = [(line["step"], line["eval/failed_tasks"]) for line in eval_lines(tmp_path / "run")]
     assert found == [(1, 0), (2, 1), (3, 1), (4, 0)]
     assert eval_lines(tmp_path / "run")[3]["eval/t/accuracy/0_shots"] == 0.5
+    drawn = curves(tmp_path / "run" / "tensorboard")
+    assert {key: value for key, value in drawn.items() if key[1].startswith("eval/")} == {
+        (line["step"], name): value
+        for line in eval_lines(tmp_path / "run")
+        for name, value in line.items()
+        if name.startswith("eval/")
+    }
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@
 import json
 import math
 import resource
-import struct
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from board import events_in
 from glamcli.config.schema import Batch, Data, Model, Moe, Recipe, Train
 from glamcli.progress import Silent
 from glamcli.train.metrics import MetricsFile, TensorBoard, alarms, summarise
@@ -179,18 +179,6 @@ def test_a_metrics_folder_that_cannot_be_made_is_a_warning(tmp_path):
     board.write({"step": 1, "loss": 2.0})
     board.close()
     assert len(progress.texts) == 2
-
-
-def events_in(folder):
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = folder.iterdir()
-    data, events = path.read_bytes(), []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return events
 
 
 def test_tensorboard_gets_a_curve_per_number_and_layer(tmp_path):

@@ -1,0 +1,121 @@
+"""What `glam eval` and the end of `glam train` tell: scores, where they are kept, what failed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glamcli.cli.eval_show import show_results
+from glamcli.errors import DataError, printable
+from glamcli.progress import Progress
+
+if TYPE_CHECKING:
+    from glamcli.evals.results import Explanation, Results, Scored
+
+SHOWN_REASONS = 3
+
+
+def tell(results: Results, run_dir: Path | None, progress: Progress, as_json: bool) -> int:
+    """Shows scores, keeps them in the run folder and warns of what failed; the exit code."""
+    show_results(results, as_json)
+    _keep(results, run_dir, progress)
+    return _failures(results, progress)
+
+
+def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
+    """Shows the explained items and warns of what failed; the exit code."""
+    for each in results.explanations:
+        if as_json:
+            click.echo(json.dumps({"event": "explanation", **asdict(each)}))
+        else:
+            _show_item(each)
+    return _failures(results, progress)
+
+
+def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
+    if run_dir is None or not results.scores:
+        return
+    from glamcli.evals import kept
+
+    try:
+        summary, items = kept.write(results, run_dir / kept.FOLDER)
+    except OSError as error:
+        progress.warn(f"results were not kept: {error.strerror or error}: {run_dir / 'eval'}")
+        return
+    progress.say(f"kept in {summary}, items in {items.name}")
+
+
+def _failures(results: Results, progress: Progress) -> int:
+    """Warns about every task that was not scored; the exit code.
+
+    Tasks without data are told together: of the paper's 29, most people have few.
+    """
+    from glamcli.evals.files import shipped_suites
+    from glamcli.evals.items import MissingData
+
+    absent = [each for each in results.failures if isinstance(each.error, MissingData)]
+    if len(absent) > SHOWN_REASONS:
+        names = ", ".join(dict.fromkeys(each.task for each in absent))
+        suite = results.suite if results.suite in shipped_suites() else "SUITE"
+        progress.warn(
+            f"tasks without data were not scored: {names} (`glam eval data {suite}` says what is"
+            " missing and where it comes from; `--data-dir` names another folder)"
+        )
+    for failure in results.failures:
+        if failure in absent and len(absent) > SHOWN_REASONS:
+            continue
+        shots = "" if failure.setting is None else f" at {failure.setting} shots"
+        hint = f" ({failure.error.hint})" if failure.error.hint else ""
+        progress.warn(f"task `{failure.task}` was not scored{shots}: {failure.error.what}{hint}")
+    skipped = {(score.task, score.skipped) for score in results.scores if score.skipped}
+    for task, reasons in sorted(skipped):
+        shown = "; ".join(reasons[:SHOWN_REASONS])
+        more = len(reasons) - SHOWN_REASONS
+        progress.warn(
+            f"task `{task}`: skipped {len(reasons)} items: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    return DataError.exit_code if results.failures else 0
+
+
+def _show_item(told: Explanation) -> None:
+    """Exactly what the model saw and what it thought of it."""
+    cut = f", {told.num_cut} tokens cut from its beginning" if told.num_cut else ""
+    _say(f"{told.task} item {told.index} ({told.place}), {told.shots} shots")
+    _say(
+        f"context: {told.prompt_tokens} tokens with BOS, "
+        f"{told.shots_fitted} demonstrations fitted{cut}"
+    )
+    shown: str | None = None
+    for scored in told.scored:
+        if scored.context != shown:
+            shown = scored.context
+            _say(_framed(shown))
+        _say(_tokens(scored))
+    correct = ", ".join(f"{name} {value:.2f}" for name, value in told.correct.items())
+    _say(f"answer:   {told.chosen}")
+    _say(f"expected: {' | '.join(told.wanted)}")
+    _say(f"{correct}\n")
+
+
+def _framed(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.split("\n"))
+
+
+def _tokens(scored: Scored) -> str:
+    tokens = "  ".join(f"{json.dumps(p, ensure_ascii=False)} {n:.3f}" for p, n in scored.tokens)
+    total = sum(nats for _, nats in scored.tokens)
+    greedy = ", what greedy decoding would say" if scored.greedy else ""
+    text = json.dumps(scored.text, ensure_ascii=False)
+    return (
+        f"{text}\n    score {scored.score:.4f}, sum {total:.4f} nats over "
+        f"{len(scored.tokens)} tokens{greedy}\n    {tokens}"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(printable(text))
