@@ -131,17 +131,23 @@ def score(
         raise RecipeError("--include-path: for the tasks of --harness")
     runtime = prepare_process(run)
     place = (coordinator, num_processes, process_id)
+    asked = {
+        "suite": harness or (chosen.name, chosen.sha256, preset),
+        "shots": counts,
+        "limit": limit,
+        "seed": seed,
+        "data_dir": data_dir,
+    }
     with one_of_several(*place, runtime, as_json) as (host, progress):
         if harness is not None:
             _import_lm_eval()  # before the model is read: it may be missing
+        _refuse_other_options(host, {"explain": explain, "harness": harness, "fresh": fresh}, asked)
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
         run_dir = trained.run_dir if host.is_first else None
-        subject = subject_of(trained)
-        asked = {"shots": counts, "limit": limit, "seed": seed}
+        subject = subject_of(trained, host)
         if trained.run_dir is not None and item is None:
-            what = harness or (chosen.name, chosen.sha256, preset)
-            conditions = {**subject.described(), "suite": what, **asked, "data_dir": data_dir}
+            conditions = {**subject.described(), **asked}
             subject.journal = _journal(trained.run_dir, conditions, fresh, host, progress)
         with _resumable(subject.journal, progress):
             if harness is not None:
@@ -151,8 +157,9 @@ def score(
                 return lm_eval_road.score(subject, tasks, *options, run_dir, progress, as_json)
             from glamcli.evals.run import evaluate
 
+            drawn = {"shots": counts, "limit": limit, "seed": seed}
             where = {"data_dir": data_dir, "explain": item}
-            results = evaluate(subject, chosen, progress=progress, **asked, **where)
+            results = evaluate(subject, chosen, progress=progress, **drawn, **where)
         if item is not None:
             return tell_items(results, progress, as_json)
         code = tell(results, run_dir, progress, as_json)
@@ -184,9 +191,19 @@ def _resumable(journal: Journal, progress: Progress) -> Iterator[None]:
         raise
 
 
-def subject_of(trained: Trained) -> Subject:
+def _refuse_other_options(host: Host, *asked: Mapping[str, Any]) -> None:
+    """Refuses processes that were given other options; the data is compared by content."""
+    from glamcli.train import identity
+
+    options = {f"--{name}": value for some in asked for name, value in some.items()}
+    del options["--data_dir"]
+    identity.refuse_differences(host, identity.of_command(host, options))
+
+
+def subject_of(trained: Trained, host: Host | None = None) -> Subject:
     """A trained run to be evaluated."""
     from glamcli.evals.run import Subject
+    from glamcli.parallel.hosts import ALONE
 
     return Subject(
         decoder=trained.decoder,
@@ -195,6 +212,7 @@ def subject_of(trained: Trained) -> Subject:
         window=trained.recipe.batch.row_tokens,
         identity=trained.identity,
         documents=trained.documents,
+        host=host or ALONE,
     )
 
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glamcli.cli import render
+from glamcli.cli.options import hosts_options, json_option
+from glamcli.cli.several import one_of_several
 from glamcli.cli.trained import open_trained, prepare_process
 from glamcli.errors import RecipeError, printable
+from glamcli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from glamcli.generate import Generator, Sampling
+    from glamcli.parallel.hosts import Host
 
 MAX_TOKENS = 65_536
 
@@ -61,7 +64,8 @@ class FiniteRange(click.FloatRange):
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same text.")
 @click.option("--samples", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per sample.")
+@hosts_options
+@json_option
 def command(
     run: Path,
     prompt: str | None,
@@ -73,37 +77,55 @@ def command(
     alpha: float,
     seed: int,
     samples: int,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
     as_json: bool,
 ) -> None:
     """Continue PROMPT with RUN, a run folder or a checkpoint.
 
-    Without PROMPT, every line typed (or piped in) is one.
+    Without PROMPT, every line typed (or piped in) is one. On several hosts, start the same command
+    on each of them: the first process reads the lines and shows the texts.
     """
     if beam is not None and samples > beam:
         raise RecipeError(f"a beam of {beam} has no {samples} samples", hint="raise `--beam`")
-    prepare_process(run)
-    progress = render.make_progress(as_json)
-    trained = open_trained(run, progress)
+    runtime = prepare_process(run)
+    with one_of_several(coordinator, num_processes, process_id, runtime, as_json) as (
+        host,
+        progress,
+    ):
+        from glamcli.train import identity
 
-    from glamcli.generate import Generator, Sampling
+        options = {"PROMPT": prompt, "--tokens": tokens, "--temperature": temperature}
+        options |= {"--top-k": top_k, "--top-p": top_p, "--beam": beam, "--alpha": alpha}
+        options |= {"--seed": seed, "--samples": samples, "--json": as_json}
+        identity.refuse_differences(host, identity.of_command(host, options))
+        trained = open_trained(run, progress, host)
+        progress = progress if host.is_first else Silent()
 
-    sampling = Sampling(temperature, top_k, top_p)
-    generator = Generator(
-        trained.decoder, trained.params, trained.tokenizer, dispatch=trained.dispatch
-    )
-    asked = Asked(generator, sampling, tokens, beam, alpha, seed, samples)
-    for each in _prompts(prompt):
-        length = len(generator.encode(each)) + tokens
-        if length > trained.recipe.batch.row_tokens:
-            progress.warn(
-                f"{length} tokens are more than the {trained.recipe.batch.row_tokens} of the rows "
-                "it was trained on"
-            )
-        if as_json:
-            for number, text in enumerate(asked.texts(each)):
-                click.echo(json.dumps({"prompt": each, "sample": number, "text": text}))
-        else:
-            _show(asked, each)
+        from glamcli.generate import Generator, Sampling
+
+        sampling = Sampling(temperature, top_k, top_p)
+        generator = Generator(
+            trained.decoder, trained.params, trained.tokenizer, dispatch=trained.dispatch
+        )
+        asked = Asked(generator, sampling, tokens, beam, alpha, seed, samples)
+        for each in _prompts_of_all(prompt, host):
+            _answer(asked, each, trained.recipe.batch.row_tokens, progress, as_json)
+
+
+def _answer(asked: Asked, prompt: str, row_tokens: int, progress: Progress, as_json: bool) -> None:
+    """Makes and shows the continuations of one prompt."""
+    length = len(asked.generator.encode(prompt)) + asked.tokens
+    if length > row_tokens:
+        progress.warn(
+            f"{length} tokens are more than the {row_tokens} of the rows it was trained on"
+        )
+    if as_json:
+        for number, text in enumerate(asked.texts(prompt)):
+            click.echo(json.dumps({"prompt": prompt, "sample": number, "text": text}))
+    else:
+        _show(asked, prompt)
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,13 @@ class Asked:
         """The only continuation, piece by piece."""
         pieces = self.generator.stream(prompt, self.sampling, tokens=self.tokens, seed=self.seed)
         return (text for _, text in pieces)
+
+
+def _prompts_of_all(prompt: str | None, host: Host) -> Iterator[str]:
+    """The prompts of the first process, in all of them."""
+    mine = _prompts(prompt) if host.is_first else iter(())
+    while (each := host.gather("prompt", next(mine, None))[0]) is not None:
+        yield each
 
 
 def _prompts(prompt: str | None) -> Iterator[str]:

@@ -22,6 +22,7 @@ from glamcli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from glamcli.evals.run import Subject
+    from glamcli.parallel.hosts import Host
     from glamcli.train.loop import Model, Outcome
 
 
@@ -69,7 +70,7 @@ def command(
             _set_aside(folder, progress)
         from glamcli.train.loop import train
 
-        scoring = Scoring(loaded.recipe, folder, folder if host.is_first else None)
+        scoring = Scoring(loaded.recipe, folder, host)
         with loaded.placing():
             outcome = train(loaded.recipe, folder, progress, host, scoring.during)
         progress = progress if host.is_first else Silent()
@@ -157,11 +158,10 @@ def _show_heldout(outcome: Outcome, as_json: bool) -> None:
 class Scoring:
     """Scores the growing model of a run and the finished one, with the same programs."""
 
-    def __init__(self, recipe: Recipe, folder: Path, keep: Path | None):
+    def __init__(self, recipe: Recipe, folder: Path, host: Host):
         self.recipe = recipe
         self.folder = folder
-        self.keep = keep
-        """where results go: nowhere in all but the first of several processes"""
+        self.host = host
         self._subject: Subject | None = None
 
     def during(self, model: Model, progress: Progress) -> dict[str, float]:
@@ -192,18 +192,18 @@ class Scoring:
         results = evaluate(subject, suite, progress=progress, shots=finish.shots)
         if not as_json:
             click.echo()
-        return tell(results, self.keep, progress, as_json)
+        return tell(results, self.folder if self.host.is_first else None, progress, as_json)
 
     def _renewed(self, model: Model) -> Subject:
         identity = {"run": str(self.folder), **model.identity}
         if self._subject is None:
-            self._subject = _subject(model, identity)
+            self._subject = _subject(model, identity, self.host)
         else:
             self._subject.renew(model.params, identity)
         return self._subject
 
 
-def _subject(model: Model, identity: dict[str, Any]) -> Subject:
+def _subject(model: Model, identity: dict[str, Any], host: Host) -> Subject:
     from glamcli.evals.run import Subject
 
     prepared = model.dataset.prepared
@@ -216,6 +216,7 @@ def _subject(model: Model, identity: dict[str, Any]) -> Subject:
         documents=lambda: {
             name: prepared.heldout_documents(name) for name in model.dataset.source_names
         },
+        host=host,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import glamcli
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals import measure
+from glamcli.evals import journal, measure
 from glamcli.evals.answer import answer_freely, explain_answer
 from glamcli.evals.averages import averages, rule
 from glamcli.evals.batches import COMPILE_BATCHES
@@ -28,7 +28,6 @@ from glamcli.evals.files import SuiteFile, TaskFile
 from glamcli.evals.items import Documents, Library
 from glamcli.evals.journal import Journal
 from glamcli.evals.prompts import Prompt
-from glamcli.evals.question import Question
 from glamcli.evals.ready import Ready, number_of_shots, read
 from glamcli.evals.results import Explanation, Failure, Results, Score
 from glamcli.evals.score import Likelihoods
@@ -36,6 +35,7 @@ from glamcli.evals.tasks import Task, conventions
 from glamcli.generate import Generator
 from glamcli.model.decoder import Decoder
 from glamcli.model.digest import digest
+from glamcli.parallel.hosts import Host
 from glamcli.progress import Progress
 
 CPU_BATCH_TOKENS = 2048
@@ -57,6 +57,8 @@ class Subject:
     """held-out documents by source, for the quick suite."""
     journal: Journal = field(default_factory=Journal)
     """what an unfinished evaluation of it has found."""
+    host: Host = field(default_factory=Host)
+    """this process among those that hold the weights; all of them evaluate alike."""
 
     @property
     def dispatch(self) -> str | None:
@@ -138,12 +140,15 @@ def evaluate(
     """
     settings = tuple(dict.fromkeys(suite.shots if shots is None else shots))
     files = _explained_files(suite, explain)
+    asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
+    subject.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
     library = Library(data_dir, subject.documents)
     tasks: list[Ready] = []
     failures: list[Failure] = []
     for file in files:
         try:
-            tasks.append(read(file, library, None if explain else limit))
+            reading = partial(read, file, library, None if explain else limit)
+            tasks.append(subject.host.alike(f"items of task `{file.name}`", reading))
         except GlamError as error:
             failures.append(Failure(file.name, None, error))
     scores: list[Score] = []
@@ -225,9 +230,10 @@ class _Run:
     def score(
         self, ready: Ready, setting: str, shots: int, advance: Callable[[int], None]
     ) -> Score:
-        subject, asked = self.subject, ready.at(shots)
+        subject = self.subject
+        prompts = _prompts(subject, ready, shots, self.seed)
+        asked = ready.at(shots)
         task = asked.task
-        prompts = [_prompt(subject, ready, each, shots, self.seed) for each in asked.questions]
         likelihoods, tokenizer = subject.likelihoods, subject.tokenizer
         skipped: list[str] = []
         if task.scorer == "generate":
@@ -271,18 +277,30 @@ class _Run:
         }
 
 
-def _prompt(subject: Subject, ready: Ready, question: Question, shots: int, seed: int) -> Prompt:
-    return ready.prompt(question, shots, seed, subject.tokenizer.encode, subject.window)
+def _prompts(
+    subject: Subject, ready: Ready, shots: int, seed: int, index: int | None = None
+) -> list[Prompt]:
+    """What is asked in the order of the questions, or of one of them: the same in all processes."""
+    name = ready.file.name
+
+    def made() -> list[Prompt]:
+        questions = ready.at(shots).questions
+        if index is not None and not 0 <= index < len(questions):
+            raise RecipeError(f"task `{name}` has items 0 to {len(questions) - 1}, no item {index}")
+        return [
+            ready.prompt(each, shots, seed, subject.tokenizer.encode, subject.window)
+            for each in (questions if index is None else [questions[index]])
+        ]
+
+    def told(prompts: list[Prompt]) -> str:
+        return journal.digest([each.contexts, each.question.continuations] for each in prompts)
+
+    return subject.host.alike(f"prompts of task `{name}` at {shots} shots", made, told)
 
 
 def _explain(subject: Subject, ready: Ready, shots: int, seed: int, index: int) -> Explanation:
-    name, asked = ready.file.name, ready.at(shots)
-    task = asked.task
-    if not 0 <= index < len(asked.questions):
-        raise RecipeError(
-            f"task `{name}` has items 0 to {len(asked.questions) - 1}, no item {index}"
-        )
-    prompt = _prompt(subject, ready, asked.questions[index], shots, seed)
+    (prompt,) = _prompts(subject, ready, shots, seed, index)
+    name, task = ready.file.name, ready.at(shots).task
     if task.scorer == "generate":
         generator, window = subject.generator, subject.window
         return explain_answer(task, name, shots, index, prompt, generator, window)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from glamcli.config.schema import Runtime
-from glamcli.errors import GlamError, Preempted, RecipeError
+from glamcli.errors import DataError, GlamError, Preempted, RecipeError
 from glamcli.parallel.wire import GONE_SECONDS, Wire, meet, split_address
 from glamcli.progress import Progress, Silent
 
@@ -39,6 +39,7 @@ SHUTDOWN_SECONDS = 60
 CLUSTERS = {"slurm": "Slurm", "ompi": "Open MPI", "gcetpu": "the TPU VM", "gketpu": "the TPU pod"}
 
 Tell = Callable[[str, str | None], None]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,43 @@ class Host:
         """Whether it is so in any process: the same answer in all of them."""
         return any(self.gather(name, value))
 
+    def alike(
+        self,
+        name: str,
+        make: Callable[[], Made],
+        told: Callable[[Made], Any] = lambda made: None,
+    ) -> Made:
+        """What `make` makes, once all processes have made it and told the same of it (for JSON).
+
+        A process that goes on without another one waits for it for ever; so what each reads for
+        itself is read through this. `make` must not wait for other processes.
+
+        Raises: GlamError in all processes when `make` raises it in one, or they differ.
+        """
+        if self.count == 1:
+            return make()
+        made, error, mine = None, None, {}
+        try:
+            made = make()
+            mine["told"] = told(made)
+        except GlamError as caught:
+            error = caught
+            mine["error"] = [caught.what, caught.hint]
+        theirs = self.gather(name, mine)
+        if error is not None:
+            raise error
+        for index, each in enumerate(theirs):
+            if "error" in each:
+                what, hint = each["error"]
+                raise DataError(f"{self.name(index)}: {what}", hint=hint)
+        odd = [self.name(index) for index, each in enumerate(theirs) if each != theirs[0]]
+        if odd:
+            raise DataError(
+                f"{name}: not the same in {', '.join(odd)} as in {self.name(0)}",
+                hint="all machines need the same files",
+            )
+        return made  # pyright: ignore[reportReturnType]
+
     def shares(self, folder: Path) -> list[bool]:
         """Of every process, whether it sees the same folder as process 0 under this path."""
         if self.count == 1:
@@ -125,6 +163,8 @@ class Host:
             self.tell(what, hint)
         elif isinstance(error, KeyboardInterrupt):
             what, hint, code = "interrupted", None, 130
+        elif isinstance(error, BrokenPipeError):
+            what, hint, code = "whoever read its output left", None, 141
         else:
             # A collective that breaks off is how a process first feels that another is gone.
             time.sleep(NEWS_SECONDS)

@@ -144,6 +144,14 @@ def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:
     return {"recipe": settings, "versions": versions(), "code of glamcli": _code()}
 
 
+def of_command(host: Host, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a command that asks a trained model; its options by name, for JSON."""
+    if host.count == 1:
+        return {}
+    mine = {**options, "versions": versions(), "code of glamcli": _code()}
+    return json.loads(json.dumps(mine))  # as the others will see it: no tuples
+
+
 def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
     """Refuses to go on unless `mine` is the same in all processes.
 
@@ -170,7 +178,7 @@ def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
     rest = [f"and {len(odd) - SHOWN_PROCESSES} processes more"] * (len(odd) > SHOWN_PROCESSES)
     raise RecipeError(
         "the processes of this run differ: " + "; ".join(found + rest),
-        hint="start all of them with the same recipe, code and libraries, on the same data",
+        hint="start all of them with the same command, code and libraries, on the same data",
     )
 
 

@@ -348,6 +348,9 @@ class Run:
         except Exception as error:  # whatever it was, the training is worth more
             reason = str(error).split("\n")[0][:200]
             self.progress.warn(f"step {step}: not scored: {type(error).__name__}: {reason}")
+        # If this process alone failed, the others are in the middle of a computation: it must not
+        # send them parts of another one, and the watchdog ends all.
+        self.host.wait("scored")
         self.failed_evals += values.get(FAILED_TASKS, 0) > 0
         self.meter.evaluated(step, values)
 

@@ -43,7 +43,9 @@ def make_run(folder, *more_settings):
         lambda shape: jnp.asarray(rng.normal(0, 0.2, shape.shape), jnp.float32),
         Decoder(recipe.model, recipe.moe).shapes,
     )
-    who = identity.identity(recipe, dataset, make_mesh(recipe.mesh, jax.devices()[:1]))
+    num_devices = recipe.mesh.slice * recipe.mesh.stage * recipe.mesh.expert * recipe.mesh.model
+    mesh = make_mesh(recipe.mesh, jax.devices()[:num_devices])
+    who = identity.identity(recipe, dataset, mesh)
     run = folder / "runs" / "words"
     checkpoints = Checkpoints(run / "checkpoints")
     checkpoints.save(3, {"params": params}, identity.at_step(who, dataset, 3))

@@ -57,4 +57,4 @@ def test_options_that_contradict_each_other_are_refused(glam):
 def test_a_recipe_that_does_not_divide_is_one_line(glam):
     code, _, err = glam("plan", "test-tiny", "--target", "8xh100", "--set", "batch.rows=12")
     assert code == 2
-    assert "error: `batch.rows` is 12, which does not divide over 8 data shards" in err
+    assert "error: --set: `batch.rows` is 12, which does not divide over 8 data shards" in err

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.errors import HostError, RecipeError
+from glamcli.errors import DataError, HostError, RecipeError
 from glamcli.parallel import wire
 from glamcli.parallel.hosts import ALONE, Host, Place, place_asked, place_detected
 from glamcli.parallel.mesh import local_rows
@@ -226,6 +226,42 @@ def test_the_odd_process_is_named_with_what_differs():
     assert caught.value.what == (
         "the processes of this run differ: process 1: `seed` is 1 there, 0 elsewhere"
     )
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (["a", "a", "a"], [None] * 3),
+        (
+            ["a", "a", "b"],
+            [f"items: not the same in process 2 ({HERE}) as in process 0 ({HERE})"] * 3,
+        ),
+        (
+            ["a", DataError("no file x", hint="copy it"), "a"],
+            [f"process 1 ({HERE}): no file x", "no file x", f"process 1 ({HERE}): no file x"],
+        ),
+        ([DataError("none"), DataError("none"), DataError("none")], ["none"] * 3),
+    ],
+)
+def test_what_each_reads_for_itself_is_the_same_or_an_error_in_all(made, said):
+    def one(index, address):
+        line = meet(address, address, index, 3, 10)
+        line.start(lambda *what: None)
+
+        def make():
+            if isinstance(made[index], str):
+                return made[index]
+            raise made[index]
+
+        try:
+            found = Host(index, 3, line).alike("items", make, lambda text: {"text": text})
+        except DataError as error:
+            found = error
+        line.close(lambda: None)  # still in step with each other
+        return found
+
+    for mine, found, what in zip(made, together(3, one), said, strict=True):
+        assert found == mine if what is None else str(found) == what
 
 
 def test_processes_may_keep_their_data_in_different_folders():
