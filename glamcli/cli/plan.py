@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from glamcli.plan.topology import Chip, Target
 
 T = TypeVar("T")
-BAR_WIDTH = 60
+BAR_WIDTH = 52
+MAX_ROWS = 8
 MARKS = "█▓▒░▞▚·"
 
 
@@ -151,14 +152,15 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     from glamcli.plan import words
 
     click.echo(f"{loaded.name} on {plan.target.words}: fits")
-    click.echo(f"mesh: {words.mesh_words(plan)}   ({words.method_words(plan)})\n")
-    for line in bar(plan):
-        click.echo(line)
-    click.echo()
+    lines = (*words.method_words(plan).split("; "), "", *bar(plan), "", *mesh_lines(plan), "")
+    click.echo("\n".join(lines))
     memory = f"memory of one {words.device(plan)}"
     render.table((memory, ">size"), list(words.memory_rows(plan)))
     sections: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
-        (("weights", "split over", ">each device"), list(words.lives(plan))),
+        (
+            ("array", "dimensions / mesh axes", f">each on a {words.device(plan)}"),
+            list(words.lives(plan)),
+        ),
         (("operations", ">per token"), list(words.flops_rows(plan))),
     ]
     if plan.collectives:
@@ -179,13 +181,29 @@ def bar(plan: Plan) -> list[str]:
     whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
     marks, legend = "", []
     for mark, (name, size) in zip(MARKS, plan.bytes.items(), strict=False):
-        width = round(BAR_WIDTH * size / whole)
+        width = round(BAR_WIDTH * size / whole) or int(200 * size >= whole)
         marks += mark * width
         if width:
             legend.append(f"{mark} {name}")
     left = plan.headroom_frac
     room = "" if left is None else f" {100 * left:.0f} % of {whole / 2**30:.1f} GiB free"
-    return [f"[{marks[:BAR_WIDTH].ljust(BAR_WIDTH)}]{room}", " " + "  ".join(legend)]
+    key = "  ".join(legend) or "everything together takes less than a mark"
+    return [f"[{marks[:BAR_WIDTH].ljust(BAR_WIDTH)}]{room}", f" {key}"]
+
+
+def mesh_lines(plan: Plan) -> list[str]:
+    """The mesh, and its devices as blocks of squares."""
+    from glamcli.plan import words
+
+    mesh = words.MeshPicture.of(plan)
+    rows, columns = min(mesh.rows, MAX_ROWS), min(mesh.columns, BAR_WIDTH // 2)
+    shown = min(mesh.num_blocks, max(1, BAR_WIDTH // (columns + 1)))
+    cut = (" ..." if shown < mesh.num_blocks else "", " ..." if columns < mesh.columns else "")
+    line = " ".join(["▪" * columns] * shown) + "".join(cut)
+    lines = [f"mesh: {words.mesh_words(plan)}", *[f" {line}"] * rows]
+    if rows < mesh.rows:
+        lines.append(f" ... {mesh.rows} rows")
+    return [*lines, *(f" {sentence}" for sentence in mesh.caption(shown))]
 
 
 def _write_page(loaded: Loaded, plan: Plan, path: Path) -> None:

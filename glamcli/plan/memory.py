@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 
+from glamcli.config import layout as arrays
 from glamcli.config.schema import Model, Moe, Optimizer, Recipe
+from glamcli.config.sizes import capacity
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.plan.compile import Program
@@ -26,7 +28,7 @@ INT32 = 4
 
 @dataclass(frozen=True)
 class Kept:
-    """One array that lives from step to step."""
+    """One array and how it is laid out."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,14 +83,49 @@ def _kept(
     names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     found = []
     for (path, leaf), dims in zip(leaves, names, strict=True):
-        split = tuple(
-            tuple(axis for axis in layout.split(name) if mesh_shape[axis] > 1) for name in dims
-        )
-        parts = [math.prod(mesh_shape[axis] for axis in each) for each in split]
-        sizes = (-(-size // n) for size, n in zip(leaf.shape, parts, strict=True))
         name = ".".join(str(getattr(entry, "key", entry)) for entry in path)
-        found.append(Kept(name, leaf.shape, split, math.prod(sizes) * leaf.dtype.itemsize))
+        split = tuple(layout.split(dim) for dim in dims)
+        found.append(_laid_out(name, leaf.shape, split, leaf.dtype.itemsize, mesh_shape))
     return tuple(found)
+
+
+def _laid_out(
+    name: str,
+    shape: tuple[int, ...],
+    split: tuple[tuple[str, ...], ...],
+    itemsize: int,
+    mesh_shape: Mapping[str, int],
+) -> Kept:
+    split = tuple(tuple(axis for axis in each if mesh_shape[axis] > 1) for each in split)
+    parts = [math.prod(mesh_shape[axis] for axis in each) for each in split]
+    sizes = (-(-size // n) for size, n in zip(shape, parts, strict=True))
+    return Kept(name, shape, split, math.prod(sizes) * itemsize)
+
+
+def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[Kept, ...]:
+    """What passes between layers in one pass over a part of the batch: the residual stream and
+    the slots that experts read. Whole shapes, bytes on one device."""
+    layout, model, batch = Layout.of(recipe.mesh), recipe.model, recipe.batch
+    rows = batch.rows // batch.accumulate // (recipe.pipeline.microbatches or 1)
+    itemsize = 2 if model.activation_dtype == "bfloat16" else 4
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes["the residual stream"] = (rows, batch.row_tokens, model.model_dim)
+    if (moe := recipe.moe) is not None:
+        groups = rows * batch.row_tokens // moe.group_tokens
+        shapes["tokens by expert"] = (moe.num_experts, groups, capacity(moe), model.model_dim)
+    return tuple(
+        _laid_out(
+            name,
+            shape,
+            tuple(
+                layout.split_of(dim, size, mesh_shape)
+                for dim, size in zip(arrays.ACTIVATIONS[name], shape, strict=True)
+            ),
+            itemsize,
+            mesh_shape,
+        )
+        for name, shape in shapes.items()
+    )
 
 
 def groups(state: State, recipe: Recipe, program: Program) -> dict[str, int]:

@@ -5,118 +5,224 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from glamcli.config.sizes import short
+from glamcli.plan import words
+from glamcli.plan.memory import Kept
 from glamcli.plan.planner import Plan
-from glamcli.plan.words import (
-    collective_rows,
-    cost_rows,
-    device,
-    flops_rows,
-    lives,
-    memory_rows,
-    mesh_words,
-    method_words,
-    time_rows,
-)
 
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#9498a0", "#97bbf5")
+MAX_CELLS = 2048
+"""Devices that the picture of the mesh shows at most."""
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1b1e23; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+:root { color-scheme: light dark; --text: #1b1e23; --soft: #5c6370; --line: #e3e6eb;
+  --back: #fff; --card: #f5f6f8; --free: #e9ebef; --mark: #4269d0 }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa1ad; --line: #2d3138;
+  --back: #16181c; --card: #1f2228; --free: #2a2e35; --mark: #7f9cf0 } }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1.2rem; color: var(--text); background: var(--back) }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere }
+h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
+p { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem }
+.cards { display: grid; gap: .8rem; margin: 1.4rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)) }
+.cards div { background: var(--card); border-radius: .5rem; padding: .7rem .8rem; font-size: .9rem }
+.cards b { display: block; font-size: 1.3rem; line-height: 1.4; white-space: nowrap }
+.bar { display: flex; height: 2.2rem; border-radius: .4rem; overflow: hidden;
+  background: var(--free); margin-bottom: .6rem }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .2rem .8rem .2rem 0;
-  border-bottom: 1px solid #e4e6ea; vertical-align: top } td.n, th.n { text-align: right;
-  font-variant-numeric: tabular-nums }
-svg { width: 100%; height: auto } .note { color: #5c6370; font-size: .9rem }
-@media (prefers-color-scheme: dark) { body { color: #e6e8eb; background: #16181c }
-  td, th { border-color: #33373e } .note { color: #9aa1ad } svg text { fill: #e6e8eb } }
+td, th { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top;
+  border-bottom: 1px solid var(--line) }
+th { font-weight: 600; font-size: .9rem; color: var(--soft) }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+td:last-child, th:last-child { padding-right: 0 }
+tr.sum td { font-weight: 600 }
+.key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem;
+  margin-right: .5rem }
+code { font: .88em ui-monospace, monospace; white-space: nowrap }
+.mesh { display: flex; flex-wrap: wrap; gap: 8px; margin: .8rem 0 }
+.block { display: grid; gap: 1px; align-content: start }
+.block i { width: 8px; height: 8px; border-radius: 1px; background: var(--mark); opacity: .3 }
+.block:first-child i { opacity: .65 } .block:first-child i:first-child { opacity: 1 }
+.tile { display: flex; gap: .6rem; white-space: nowrap; font-variant-numeric: tabular-nums }
+.tile svg { width: 72px; height: 22px; background: var(--free); border-radius: 2px }
+.tile rect { fill: var(--mark) }
 """
+
+# fmt: off
+COLOURS = (
+    "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e",
+    "#ff8ab7", "#9498a0",
+)
+# fmt: on
+WAITING = ("#d1495b", "#e07a5f", "#b5838d", "#e5989b")
 
 
 def page(name: str, plan: Plan) -> str:
     """The whole page as text."""
     title = f"{escape(name)} on {escape(plan.target.words)}"
     parts = [
-        f"<h1>{title}</h1>",
-        f"<p class=note>{escape(method_words(plan))}</p>",
-        f"<h2>Memory of one {device(plan)}</h2>",
-        _bar(plan),
-        _table(("", ">size"), memory_rows(plan)),
+        f"<h1>{escape(name)}</h1><p>on {escape(plan.target.words)}: it fits</p>",
+        f"<p class=soft>{escape(words.method_words(plan))}</p>",
+        _cards(plan),
+        f"<h2>Memory of one {words.device(plan)}</h2>",
+        _memory(plan),
         "<h2>Mesh</h2>",
-        f"<p>{escape(mesh_words(plan))}</p>",
-        _grid(plan),
+        _mesh(plan),
         "<h2>Where arrays live</h2>",
-        _table(("weights", "split over", ">each device"), lives(plan)),
-        "<h2>Operations per token</h2>",
-        _table(("", ">per token"), flops_rows(plan)),
+        _arrays(plan),
     ]
+    if plan.time is not None:
+        parts += ["<h2>Time of a step (estimate)</h2>", _time(plan)]
     if plan.collectives:
         columns = ("collective", "over", ">times a step", ">bytes a step")
-        parts += ["<h2>Collectives</h2>", _table(columns, collective_rows(plan))]
-    if plan.time is not None:
-        parts += ["<h2>Time of a step (estimate)</h2>", _table(("", ">time"), time_rows(plan))]
+        parts += ["<h2>Collectives</h2>", _table(columns, _escaped(words.collective_rows(plan)))]
+    parts += [
+        "<h2>Operations of a training step</h2>",
+        _table(("", ">per token"), _escaped(words.flops_rows(plan))),
+    ]
     if plan.cost is not None:
-        parts += ["<h2>The whole run (estimate)</h2>", _table(("", ""), cost_rows(plan))]
+        parts += [
+            "<h2>The whole run (estimate)</h2>",
+            _table(("", ""), _escaped(words.cost_rows(plan))),
+        ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body>{''.join(parts)}</body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
-def _bar(plan: Plan) -> str:
-    """A bar of the memory, a piece per group."""
+def _cards(plan: Plan) -> str:
+    """What is asked first, in large figures."""
+    gib = f"{plan.total_bytes / 2**30:.1f} GiB"
+    left = plan.headroom_frac
+    room = "" if left is None else f", {100 * left:.0f} % free"
+    found = [(gib, f"a {words.device(plan)}{room}")]
+    if (cost := plan.cost) is not None:
+        found += [
+            (words.seconds_words(cost.step_seconds), "a step"),
+            (f"{short(cost.tokens_per_second)}/s", "tokens"),
+            (f"{100 * cost.utilization_frac:.1f} %", "utilization"),
+            (f"{words.figure(cost.days)} days", f"{_large(cost.chip_hours)} chip-hours"),
+        ]
+        energy = f"{words.figure(cost.mwh)} MWh"
+        if cost.dollars is None:
+            found.append((energy, "energy"))
+        else:
+            found.append((f"${_large(cost.dollars)}", energy))
+    cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
+    return f"<div class=cards>{''.join(cards)}</div>"
+
+
+def _large(value: float) -> str:
+    return short(value) if value >= 1000 else words.figure(value)
+
+
+def _memory(plan: Plan) -> str:
+    """A bar of a device's memory, a piece per group, and its key with sizes."""
     chip = plan.target.chip
     whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
-    left, pieces, labels = 0.0, [], []
-    for index, (name, size) in enumerate(plan.bytes.items()):
-        width = 1000 * max(size, 0) / whole
-        colour = COLOURS[index % len(COLOURS)]
-        pieces.append(
-            f'<rect x="{left:.1f}" y="0" width="{width:.1f}" height="40" fill="{colour}"/>'
-        )
-        x, y = 250 * (index % 4), 68 + 26 * (index // 4)
-        labels.append(
-            f'<rect x="{x}" y="{y - 12}" width="14" height="14" fill="{colour}"/>'
-            f'<text x="{x + 20}" y="{y}" font-size="14">{escape(name)}</text>'
-        )
-        left += width
-    return (
-        '<svg viewBox="0 0 1000 110" role="img" aria-label="memory"><rect x="0" y="0" width="1000" '
-        f'height="40" fill="none" stroke="#9498a0"/>{"".join(pieces)}{"".join(labels)}</svg>'
-    )
-
-
-def _grid(plan: Plan) -> str:
-    """Devices as a grid: rows are data x expert shards, columns the model axis."""
-    rows = plan.mesh["slice"] * plan.mesh["data"] * plan.mesh["expert"]
-    columns = plan.mesh["model"]
-    shown_rows, shown_columns = min(rows, 16), min(columns, 32)
-    cells = [
-        f'<rect x="{30 * column + 1}" y="{18 * row + 1}" width="27" height="15" rx="2" '
-        f'fill="{COLOURS[row % len(COLOURS)]}" fill-opacity="{1 - 0.6 * column / columns:.2f}"/>'
-        for row in range(shown_rows)
-        for column in range(shown_columns)
+    sizes = {name: float(max(size, 0)) for name, size in plan.bytes.items()}
+    rows = list(_escaped(words.memory_rows(plan)))
+    colours = [*COLOURS[: len(sizes)], *[""] * (len(rows) - len(sizes))]
+    keyed = [
+        (_key(colour) + name, held) for colour, (name, held) in zip(colours, rows, strict=True)
     ]
-    width, height = 30 * max(shown_columns, 20), 18 * shown_rows
-    cut = f", the first {shown_rows} rows shown" if rows > shown_rows else ""
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="mesh">{"".join(cells)}</svg>'
-        f"<p class=note>a row is a shard of the batch ({rows:,} of them{cut}); its "
-        f"{columns} device(s) share the width of every layer</p>"
+    return _bar(zip(COLOURS, sizes.values(), strict=False), whole) + _table(
+        ("", ">size"), keyed, sums=len(rows) - len(sizes)
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _time(plan: Plan) -> str:
+    """A bar of a step, a piece per part of the model and per network, and its key with seconds."""
+    assert plan.time is not None
+    parts, rows, counts = [], [], [0, 0]
+    for name, seconds in words.time_parts(plan):
+        waits = name.startswith("waiting")
+        palette = WAITING if waits else COLOURS
+        colour = palette[counts[waits] % len(palette)]
+        counts[waits] += 1
+        parts.append((colour, seconds))
+        rows.append((_key(colour) + escape(name), words.seconds_words(seconds)))
+    rows.append(("in all", words.seconds_words(plan.time.total)))
+    return _bar(parts, plan.time.total) + _table(("", ">time"), rows, sums=1)
+
+
+def _bar(parts: Iterable[tuple[str, float]], whole: float) -> str:
+    pieces = (
+        f'<div style="width:{100 * size / whole:.2f}%;background:{colour}"></div>'
+        for colour, size in parts
+    )
+    return f"<div class=bar>{''.join(pieces)}</div>"
+
+
+def _key(colour: str) -> str:
+    return f'<span class=key style="background:{colour or "none"}"></span>'
+
+
+def _mesh(plan: Plan) -> str:
+    """The devices: a block per shard of the outer axis, the inner axes down and across it."""
+    mesh = words.MeshPicture.of(plan)
+    cells = "<i></i>" * (mesh.rows * mesh.columns)
+    block = (
+        f'<div class=block style="grid-template-columns:repeat({mesh.columns},8px)">{cells}</div>'
+    )
+    shown = max(1, min(mesh.num_blocks, MAX_CELLS // (mesh.rows * mesh.columns)))
+    caption = "; ".join(mesh.caption(shown))
+    return (
+        f"<p>{escape(words.mesh_words(plan))}</p><div class=mesh>{block * shown}</div>"
+        f"<p class=soft>{escape(caption)}</p>"
+    )
+
+
+def _arrays(plan: Plan) -> str:
+    rows = [
+        (f"<code>{escape(name)}</code>", f"<code>{escape(dims)}</code>", _tile(array, plan), held)
+        for array, name, dims, held in words.laid_out(plan)
+    ]
+    columns = ("array", "dimensions / mesh axes", "share", f">each on a {words.device(plan)}")
+    note = f"filled: what one {words.device(plan)} holds of each array; 3 pixels at least"
+    return f"{_table(columns, rows)}<p class=soft>{note}</p>"
+
+
+def _tile(array: Kept, plan: Plan) -> str:
+    """A rectangle for the whole array, and in it the part of one device."""
+    parts = [words.num_parts(axes, plan.mesh) for axes in array.split]
+    cuts = [n for n in parts if n > 1]
+    across = cuts[-1] if cuts else 1
+    down = 1
+    for n in cuts[:-1]:
+        down *= n
+    wide, high = max(72 / across, 3), max(22 / down, 3)
+    share = f"1/{across * down:,}" if cuts else "all of it"
+    return (
+        '<div class=tile><svg viewBox="0 0 72 22" aria-hidden="true">'
+        f'<rect width="{wide:.1f}" height="{high:.1f}"/></svg>{share}</div>'
+    )
+
+
+def _escaped(rows: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    return [tuple(map(escape, row)) for row in rows]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], sums: int = 0) -> str:
+    """Cells are HTML; the last `sums` rows stand out."""
     right = [name.startswith(">") for name in columns]
 
-    def line(cells: Sequence[str], tag: str) -> str:
+    def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
         marked = (
-            f"<{tag}{' class=n' if number else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{' class=n' if number else ''}>{cell}</{tag}>"
             for cell, number in zip(cells, right, strict=True)
         )
-        return f"<tr>{''.join(marked)}</tr>"
+        return f"<tr{kind}>{''.join(marked)}</tr>"
 
-    head = line([name.removeprefix(">") for name in columns], "th")
-    return f"<table>{head}{''.join(line(row, 'td') for row in rows)}</table>"
+    rows = list(rows)
+    names = [name.removeprefix(">") for name in columns]
+    head = line(names, "th") if any(names) else ""
+    body = (
+        line(row, "td", " class=sum" if number >= len(rows) - sums else "")
+        for number, row in enumerate(rows)
+    )
+    return f"<div class=wide><table>{head}{''.join(body)}</table></div>"

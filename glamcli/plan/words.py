@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
 from glamcli.config.sizes import count, flops_per_token, short, tokens_total
 from glamcli.plan.cost import PAPER
+from glamcli.plan.memory import Kept, passing
 from glamcli.plan.planner import Plan
 
 Rows = Iterator[tuple[str, ...]]
@@ -19,7 +23,7 @@ def method_words(plan: Plan) -> str:
     if plan.time is None:
         return f"compiled in {took}; this compiler tells nothing about time"
     return (
-        f"compiled in {took}; bytes and collectives are the compiler's, times are estimates from "
+        f"compiled in {took}; bytes and collectives are the compiler's; times are estimates from "
         "its schedule (docs/planning.md)"
     )
 
@@ -28,6 +32,43 @@ def mesh_words(plan: Plan) -> str:
     """The mesh, without axes of one device."""
     axes = [f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1]
     return " x ".join(axes) or "one device"
+
+
+@dataclass(frozen=True)
+class MeshPicture:
+    """A mesh to draw: blocks of rows x columns of devices, all of it once per slice and stage."""
+
+    block_axis: str
+    num_blocks: int
+    row_axis: str
+    rows: int
+    columns: int
+    outer: tuple[tuple[str, int], ...]
+    device: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> MeshPicture:
+        """A block is a shard of experts, with `data` down and `model` across; without experts on
+        several devices it is a shard of `data`."""
+        mesh = plan.mesh
+        outer = tuple((axis, mesh[axis]) for axis in ("slice", "stage") if mesh[axis] > 1)
+        blocks, rows = ("expert", "data") if mesh["expert"] > 1 else ("data", "expert")
+        return cls(blocks, mesh[blocks], rows, mesh[rows], mesh["model"], outer, device(plan))
+
+    def caption(self, shown: int) -> list[str]:
+        """What the picture shows, in parts of a sentence; `shown` blocks were drawn."""
+        shards = f"one of {self.num_blocks:,} shards of `{self.block_axis}`"
+        square = f"a square is a {self.device}"
+        if self.rows * self.columns == 1:
+            found = [f"{square}, {shards}"]
+        else:
+            inside = ((self.rows, f"`{self.row_axis}` goes down"), (self.columns, "`model` across"))
+            directions = " and ".join(what for n, what in inside if n > 1)
+            found = [f"{square}, a block {shards}", f"{directions} a block"]
+        if shown < self.num_blocks:
+            found.append(f"the first {shown} are shown")
+        found += [f"there are {n} of this, one per `{axis}`" for axis, n in self.outer]
+        return found
 
 
 def flops_rows(plan: Plan) -> Rows:
@@ -48,20 +89,27 @@ def collective_rows(plan: Plan) -> Rows:
             yield kind, " x ".join(axes), f"{times:,}", size(sent)
 
 
-def time_rows(plan: Plan) -> Rows:
-    """The time of a step by what it is spent on, down to a thousandth."""
+def time_parts(plan: Plan) -> Iterator[tuple[str, float]]:
+    """What a step's seconds are spent on, down to a thousandth of it."""
     time = plan.time
     assert time is not None
     least = time.total / 1000
-    for scope, seconds in sorted(time.scopes.items(), key=lambda item: -item[1]):
-        if seconds >= least:
-            yield f"computing: {scope}", seconds_words(seconds)
-    if not time.scopes:
-        yield "computing", seconds_words(time.compute)
-    for axes, seconds in sorted(time.exposed.items(), key=lambda item: -item[1]):
-        if seconds >= least:
-            yield f"waiting: {axes}", seconds_words(seconds)
-    yield "in all", seconds_words(time.total)
+    parts = {f"computing: {scope}": seconds for scope, seconds in _longest(time.scopes)}
+    parts = parts or {"computing": time.compute}
+    parts |= {f"waiting: {axes}": seconds for axes, seconds in _longest(time.exposed)}
+    yield from ((name, seconds) for name, seconds in parts.items() if seconds >= least)
+
+
+def _longest(times: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(times.items(), key=lambda item: -item[1])
+
+
+def time_rows(plan: Plan) -> Rows:
+    """The same in words, and the sum."""
+    assert plan.time is not None
+    for name, seconds in time_parts(plan):
+        yield name, seconds_words(seconds)
+    yield "in all", seconds_words(plan.time.total)
 
 
 def cost_rows(plan: Plan) -> Rows:
@@ -72,11 +120,11 @@ def cost_rows(plan: Plan) -> Rows:
     yield "tokens per second", f"{cost.tokens_per_second:,.0f}"
     yield "utilization", f"{100 * cost.utilization_frac:.1f} % of peak, active FLOPs only"
     yield "tokens of the run", short(tokens)
-    yield "days", f"{cost.days:,.1f}"
-    yield "chip-hours", f"{cost.chip_hours:,.0f}"
+    yield "days", figure(cost.days)
+    yield "chip-hours", figure(cost.chip_hours)
     if cost.dollars is not None:
-        yield "price", f"${cost.dollars:,.0f}"
-    yield "energy", f"{cost.mwh:,.1f} MWh"
+        yield "price", f"${figure(cost.dollars)}"
+    yield "energy", f"{figure(cost.mwh)} MWh"
     yield (
         "the paper",
         f"{PAPER['mwh']:.0f} MWh for 600B tokens; {PAPER['half_mwh']:.0f} MWh and "
@@ -85,12 +133,41 @@ def cost_rows(plan: Plan) -> Rows:
 
 
 def lives(plan: Plan) -> Rows:
-    """Every array of weights: its name, what its dimensions are split over, bytes on a device."""
+    """Every array: its name, its dimensions over the mesh axes that split them, its bytes."""
+    for _, *row in laid_out(plan):
+        yield tuple(row)
+
+
+def laid_out(plan: Plan) -> Iterator[tuple[Kept, str, str, str]]:
+    """The same, after the array itself. Weights that are laid out alike share a line."""
+    alike: dict[Kept, list[str]] = {}
     for array in plan.arrays:
-        split = [" x ".join(axes) if axes else "-" for axes in array.split]
-        whole = all(each == "-" for each in split)
-        where = "on every device" if whole else "[" + ", ".join(split) + "]"
-        yield array.name, where, size(array.bytes)
+        alike.setdefault(replace(array, name=""), []).append(array.name)
+    named = [replace(array, name=together(names)) for array, names in alike.items()]
+    for array in (*named, *passing(plan.recipe, plan.mesh)):
+        yield array, array.name, dims(array), size(array.bytes)
+
+
+def together(names: list[str]) -> str:
+    """Dotted names that differ in few places, as one: `attention.{query,key}`; layers are named
+    where not all of them have it."""
+    columns = [list(dict.fromkeys(each)) for each in zip_longest(*(n.split(".") for n in names))]
+    if None in chain(*columns) or math.prod(map(len, columns)) != len(names):
+        return ", ".join(names)
+    if columns[0] == ["blocks"]:
+        columns = columns[1:] if len(columns[1]) == 1 else columns[2:]
+    return ".".join(each[0] if len(each) == 1 else f"{{{','.join(each)}}}" for each in columns)
+
+
+def num_parts(axes: tuple[str, ...], mesh: dict[str, int]) -> int:
+    """In how many parts these mesh axes split a dimension."""
+    return math.prod(mesh[axis] for axis in axes)
+
+
+def dims(array: Kept) -> str:
+    """An array's dimensions, each over the mesh axes that it is split over: `[64/expert, 512]`."""
+    each = ("/".join((f"{n}", *axes)) for n, axes in zip(array.shape, array.split, strict=True))
+    return f"[{', '.join(each)}]"
 
 
 def memory_rows(plan: Plan) -> Rows:
@@ -116,6 +193,11 @@ def size(held: float) -> str:
         if held >= 0.9995 * of:
             return f"{held / of:,.2f} {unit}"
     return f"{held:,.0f} B"
+
+
+def figure(value: float) -> str:
+    """A number with at least two figures that say something."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def seconds_words(seconds: float) -> str:

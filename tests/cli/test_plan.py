@@ -19,7 +19,10 @@ def test_a_plan_for_gpus_in_words_in_json_and_as_a_page(glam, tmp_path):
     text = page.read_text()
     assert "<script" not in text
     assert "http" not in text, "nothing is fetched"
-    assert text.count("<svg") == 2
+    assert text.count("<i></i>") == 8, "a square for every GPU"
+    assert ", 64/expert, " in text, "experts are split over the mesh axis of that name"
+    assert "one of 2 shards of `expert`" in text
+    assert "one of 2 shards of `expert`" in out
     code, out, _ = glam("plan", "quickstart", "--target", "8xh100", *MESH, "--json", "--price", 2)
     plan = json.loads(out.splitlines()[-1])
     assert plan["cost"]["dollars"] == pytest.approx(2 * plan["cost"]["chip_hours"])
