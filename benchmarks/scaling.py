@@ -1,145 +1,118 @@
-"""How the cost of a step grows with chips, experts, depth and rows, from compiled programs.
+"""How the cost of a step grows with chips, experts, layers and pipelining, from compiled programs.
 
     python benchmarks/scaling.py             # compiles what results/scaling.jsonl lacks
-    python benchmarks/scaling.py chips       # one study: chips, experts, depth or rows
+    python benchmarks/scaling.py chips       # one study: chips, experts, pipeline or layers
     python benchmarks/scaling.py --table     # prints tables, writes docs/scaling_*.svg
-    python benchmarks/scaling.py --formula   # the same studies by arithmetic, in seconds
 
 Weak scaling keeps the work of a chip: rows grow with the slice, and the model stays. Experts grow
-with the slice as in GShard, one per chip. One compilation after the other; needs libtpu.
+with the slice as in GShard, one per chip. Models have 8 of their layers: layers are scanned, so
+more of them repeat what is estimated. Points that are not compiled yet are shown by the planner's
+formula alone, and say so. Recipes as they are come from plans.py. Needs libtpu.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from plans import compiled, read
+from compiled import Kept, markdown
+from plans import RESULTS as PLANS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.jsonl"
+COLUMNS = (
+    " | >chips | >parameters | >GiB per chip | >s a step | >computing | >routing and dispatch | "
+    ">waiting | >all-to-all, GB | >utilization | >compile, CPU s | >by arithmetic: GiB | >s"
+)
 
-# Name, recipe, target, settings: 8B/64E over more chips, 1.7B otherwise; 8 rows per chip.
-BASE = ("train.steps=1", "moe.dispatch=einsum")
+
+@dataclass(frozen=True)
+class Point:
+    """A program to compile: a recipe with settings on a target."""
+
+    name: str
+    recipe: str
+    target: str
+    sets: tuple[str, ...]
 
 
-def studies() -> dict[str, list[tuple[str, str, str, tuple[str, ...]]]]:
-    chips = [
-        (
-            f"{n} chips",
-            "glam_8b_64e",
-            f"v4-{2 * n}",
-            (*BASE, "mesh.expert=64", f"mesh.data={n // 64}", f"batch.rows={8 * n}"),
-        )
-        for n in (64, 256, 1024, 4096)
-    ]
-    experts = [
-        (
-            f"{n} experts",
-            "glam_1.7b_64e",
-            f"v4-{2 * n}",
-            # A group needs two tokens per expert, or its four slots are mostly empty.
-            (
-                *BASE,
-                f"moe.num_experts={n}",
-                f"moe.group_tokens={max(1024, 2 * n)}",
-                f"mesh.expert={n}",
-                f"batch.rows={8 * n}",
-            ),
-        )
-        for n in (64, 256, 1024, 2048)
-    ]
-    experts.insert(
-        0,
-        (
-            "32 experts",
-            "glam_1.7b_64e",
-            "v4-64",
-            (*BASE, "moe.num_experts=32", "mesh.expert=32", "batch.rows=256"),
+def studies() -> dict[str, list[Point]]:
+    """Every study's points."""
+    base = ("train.steps=1", "moe.dispatch=einsum", "model.num_layers=8")
+
+    def chips(n: int) -> Point:
+        mesh = (f"mesh.data={n // 64}", "mesh.expert=64", f"batch.rows={8 * n}")
+        return Point(f"{n:,} chips", "glam_8b_64e", f"v4-{2 * n}", (*base, *mesh))
+
+    def experts(n: int) -> Point:
+        # A group needs two tokens per expert, or its four slots are mostly empty.
+        moe = (f"moe.num_experts={n}", f"moe.group_tokens={max(1024, 2 * n)}")
+        mesh = ("mesh.data=1", f"mesh.expert={n}", f"batch.rows={8 * n}")
+        return Point(f"{n:,} experts", "glam_1.7b_64e", f"v4-{2 * n}", (*base, *moe, *mesh))
+
+    def layers(n: int) -> Point:
+        sets = (*base[:2], f"model.num_layers={n}", "mesh.data=1", "batch.rows=512")
+        return Point(f"{n} layers", "glam_1.7b_64e", "v4-128", sets)
+
+    staged = ("mesh.stage=8", "mesh.data=32", "mesh.model=4", "batch.rows=1024")
+    pipeline = [
+        Point("data 256 x model 4", "glam_137b", "v4-2048", ()),
+        Point(
+            "stage 8 x data 32 x model 4, 16 microbatches",
+            "glam_137b",
+            "v4-2048",
+            (*staged, "pipeline.microbatches=16"),
         ),
-    )
-    depth = [
-        (
-            f"{n} layers",
-            "glam_1.7b_64e",
-            "v4-128",
-            (*BASE, f"model.num_layers={n}", "mesh.expert=64", "batch.rows=512"),
-        )
-        for n in (12, 24, 48)
+        Point(
+            "the same, 32 microbatches, each stage 2 times",
+            "glam_137b",
+            "v4-2048",
+            (*staged, "pipeline.microbatches=32", "pipeline.repeats=2"),
+        ),
     ]
-    rows = [
-        (
-            f"{n} rows per chip",
-            "glam_1.7b_64e",
-            "v4-128",
-            (*BASE, "mesh.expert=64", f"batch.rows={64 * n}"),
-        )
-        for n in (4, 8, 16)
-    ]
-    return {"chips": chips, "experts": experts, "depth": depth, "rows": rows}
+    return {
+        "chips": [chips(n) for n in (64, 512, 4096)],
+        "experts": [experts(n) for n in (32, 128, 512, 2048)],
+        "pipeline": pipeline,
+        "layers": [layers(n) for n in (8, 24, 48)],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", choices=[[], *studies()])
+    parser.add_argument("--point", help="only this one")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--formula", action="store_true")
     asked = parser.parse_args()
-    if asked.formula:
-        for study, points in studies().items():
-            print(f"\n{study}\n\n{formula_table(points)}")
-        return
-    known = {(row["study"], row["point"]): row for row in read(RESULTS)}
+    kept, plans = Kept(RESULTS), Kept(PLANS).rows
     for study, points in studies().items():
-        for point, recipe, target, sets in points:
-            wanted = not asked.studies or study in asked.studies
-            if asked.table or not wanted or (study, point) in known:
-                continue
-            print(f"{study}: {point} ...", flush=True)
-            words = [word for each in sets for word in ("--set", each)]
-            row = compiled(recipe, "--target", target, *words)
-            known[study, point] = {"study": study, "point": point, **row}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
-    for study, points in studies().items():
-        rows = [known[study, point[0]] for point in points if (study, point[0]) in known]
-        if rows:
-            print(f"\n{study}\n\n{table(rows)}")
-            picture(study, rows)
-
-
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| | chips | parameters | GiB per chip | s a step | computing | dispatch and routing "
-        "| waiting | all-to-all, GB | utilization | compile, CPU s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        if "error" in row:
-            lines.append(f"| {row['point']} | {row['error'].splitlines()[-1]} |")
+        if asked.studies and study not in asked.studies:
             continue
-        time = row["estimate"]
-        exchanged = sum(c["bytes"] for c in row["collectives"] if c["kind"] == "all-to-all")
-        cells = (
-            row["point"],
-            f"{row['num_chips']:,}",
-            f"{row['parameters']['total'] / 1e9:.0f}B",
-            f"{row['total_bytes'] / 2**30:.1f}",
-            f"{time['step_seconds']:.2f}",
-            f"{time['compute_seconds']:.2f}",
-            f"{100 * routing_share(row):.0f} %",
-            f"{sum(time['exposed_seconds'].values()):.2f}",
-            f"{exchanged / 1e9:.1f}",
-            f"{100 * row['cost']['utilization_frac']:.1f} %",
-            f"{row['compile_cpu_seconds']:.0f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for point in points:
+            if point.sets and not asked.table and asked.point in (None, point.name):
+                kept.compile(point.name, point.recipe, point.sets, point.target)
+        known = plans | kept.rows
+        rows = [
+            (point, known.get(point.name if point.sets else point.recipe, {}), by_formula(point))
+            for point in points
+        ]
+        print(f"\n{study}\n\n{markdown(COLUMNS, (cells(*row) for row in rows))}")
+        (HERE.parent / "docs" / f"scaling_{study}.svg").write_text(picture(rows))
 
 
-def formula_table(points: list[tuple[str, str, str, tuple[str, ...]]]) -> str:
-    """The points of a study by `glamcli/plan/formula.py`; nothing is compiled."""
+@dataclass(frozen=True)
+class Formula:
+    """What arithmetic alone says."""
+
+    chips: int
+    parameters: int
+    gib: float
+    seconds: float
+
+
+def by_formula(point: Point) -> Formula:
+    """A point by `glamcli/plan/formula.py`; nothing is compiled."""
     from glamcli.config.load import load_recipe
     from glamcli.config.sizes import count
     from glamcli.parallel.mesh import mesh_shape
@@ -147,62 +120,82 @@ def formula_table(points: list[tuple[str, str, str, tuple[str, ...]]]) -> str:
     from glamcli.plan.memory import state_bytes
     from glamcli.plan.network import Network
 
-    sent = ("dense weights", "experts' weights", "tokens to experts")
-    lines = [
-        f"| | chips | parameters | GiB per chip | computing, s | {', s | '.join(sent)}, s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for point, name, target, sets in points:
-        recipe, devices = (
-            load_recipe(name, sets).recipe,
-            topology.parse(target, topology.load_chips()),
-        )
-        shape = mesh_shape(recipe.mesh, devices.num_devices)
-        network = Network(devices, None, shape)
-        found = formula.estimate(recipe, state_bytes(recipe, shape), network)
-        cells = (
-            point,
-            f"{devices.num_chips:,}",
-            f"{count(recipe).total / 1e9:.0f}B",
-            f"{found.total / 2**30:.1f}",
-            f"{found.compute_seconds:.3f}",
-            *(f"{found.network.get(what, 0):.3f}" for what in sent),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    recipe = load_recipe(point.recipe, point.sets).recipe
+    devices = topology.parse(point.target, topology.load_chips())
+    shape = mesh_shape(recipe.mesh, devices.num_devices)
+    found = formula.estimate(recipe, state_bytes(recipe, shape), Network(devices, None, shape))
+    return Formula(devices.num_chips, count(recipe).total, found.total / 2**30, found.seconds)
 
 
-def routing_share(row: dict) -> float:
-    """Share of routing and of the one-hot products of dispatch in the time of a step."""
+def cells(point: Point, row: dict, guess: Formula) -> list[str]:
+    """A line of a table."""
+    head = [point.name, f"{guess.chips:,}", f"{guess.parameters / 1e9:.1f}B"]
+    tail = [f"{guess.gib:.1f}", f"{guess.seconds:.3f}"]
+    if "estimate" not in row:
+        why = row["error"].splitlines()[0] if "error" in row else "not compiled"
+        return [*head, why, *["-"] * 7, *tail]
     time = row["estimate"]
-    parts = time["compute_by_part"]
-    return (parts.get("router", 0) + parts.get("dispatch", 0)) / time["step_seconds"]
+    exchanged = sum(c["bytes"] for c in row["collectives"] if c["kind"] == "all-to-all")
+    routing = sum(time["compute_by_part"].get(part, 0) for part in ("router", "dispatch"))
+    return [
+        *head,
+        f"{row['total_bytes'] / 2**30:.1f}",
+        f"{time['step_seconds']:.3f}",
+        f"{time['compute_seconds']:.3f}",
+        f"{100 * routing / time['step_seconds']:.0f} %",
+        f"{sum(time['exposed_seconds'].values()):.3f}",
+        f"{exchanged / 1e9:.1f}",
+        f"{100 * row['cost']['utilization_frac']:.1f} %",
+        f"{row['compile_cpu_seconds']:.0f}",
+        *tail,
+    ]
 
 
-def picture(study: str, rows: list[dict]) -> None:
-    """Bars of computing and waiting, as docs/scaling_<study>.svg."""
-    rows = [row for row in rows if "error" not in row]
-    most = max(row["estimate"]["step_seconds"] for row in rows)
-    parts = []
-    for index, row in enumerate(rows):
-        top, time = 30 + 34 * index, row["estimate"]
-        wide = 560 * time["compute_seconds"] / most
-        rest = 560 * (time["step_seconds"] - time["compute_seconds"]) / most
+STYLE = (
+    "text{font:14px system-ui,sans-serif;fill:#1b1e23}.soft{fill:#5c6370}"
+    ".c{fill:#4269d0}.r{fill:#efb118}.w{fill:#d1495b}.f{fill:none;stroke:#9498a0;"
+    "stroke-dasharray:4 3}@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.soft{fill:#9aa1ad}}"
+)
+KEY = (("c", "computing"), ("r", "routing and dispatch"), ("w", "waiting for the network"))
+
+
+def picture(rows: list[tuple[Point, dict, Formula]]) -> str:
+    """Bars of a step's seconds: compiled ones filled, and what arithmetic says as an outline."""
+    most = max(
+        max(row.get("estimate", {}).get("step_seconds", 0), guess.seconds) for _, row, guess in rows
+    )
+    parts, left = [], 0
+    for kind, what in (*KEY, ("f", "by arithmetic alone")):
         parts.append(
-            f'<text x="0" y="{top + 17}" font-size="14">{row["point"]}</text>'
-            f'<rect x="150" y="{top}" width="{wide:.1f}" height="24" fill="#4269d0"/>'
-            f'<rect x="{150 + wide:.1f}" y="{top}" width="{rest:.1f}" height="24" fill="#ff725c"/>'
-            f'<text x="{160 + wide + rest:.1f}" y="{top + 17}" font-size="14">'
-            f"{time['step_seconds']:.2f} s</text>"
+            f'<rect x="{left}" y="4" width="14" height="14" class="{kind}"/>'
+            f'<text x="{left + 20}" y="16" class="soft">{what}</text>'
         )
-    head = (
-        '<text x="150" y="18" font-size="14">computing (blue), waiting for the network (red)</text>'
+        left += 50 + 7 * len(what)
+    for index, (point, row, guess) in enumerate(rows):
+        top = 36 + 66 * index
+        parts.append(f'<text x="0" y="{top + 12}">{point.name}</text>')
+        if time := row.get("estimate"):
+            routing = sum(time["compute_by_part"].get(part, 0) for part in ("router", "dispatch"))
+            waiting = sum(time["exposed_seconds"].values())
+            seconds = (("c", time["compute_seconds"] - routing), ("r", routing), ("w", waiting))
+            parts.append(_bar(top + 18, seconds, most, time["step_seconds"]))
+        parts.append(_bar(top + 38, (("f", guess.seconds),), most, guess.seconds))
+    high = 36 + 66 * len(rows)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {high}" width="760">'
+        f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {40 + 34 * len(rows)}" '
-        f'font-family="sans-serif">{head}{"".join(parts)}</svg>\n'
-    )
-    (HERE.parent / "docs" / f"scaling_{study}.svg").write_text(svg)
+
+
+def _bar(top: int, parts: tuple[tuple[str, float], ...], most: float, whole: float) -> str:
+    left, found = 0.5, []
+    for kind, seconds in parts:
+        width = 660 * seconds / most
+        found.append(
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="16" class="{kind}"/>'
+        )
+        left += width
+    return f'{"".join(found)}<text x="{left + 8:.1f}" y="{top + 13}">{whole:.2f} s</text>'
 
 
 if __name__ == "__main__":

@@ -36,7 +36,11 @@ MARKS = "█▓▒░▞▚·"
     help="v4-2048, v5e-64, 2xv5e-256, 8xh100, cpu:8 or local.  [default: the recipe's plan.target]",
 )
 @click.option("--search", "searching", is_flag=True, help="Rank layouts, and name the best.")
-@click.option("--all-targets", is_flag=True, help="Find the smallest slice of every TPU that fits.")
+@click.option(
+    "--all-targets",
+    is_flag=True,
+    help="Find the smallest slice of every TPU that fits; with --target v5e only of that kind.",
+)
 @click.option(
     "--compile",
     "num_compiled",
@@ -96,7 +100,7 @@ def command(
     chips = topology.load_chips(chips_path or topology.TABLE)
     prices = Prices(price, watts, pue)
     if all_targets:
-        _tell_all(loaded, chips, prices, as_json)
+        _tell_all(loaded, topology.kind(target, chips) if target else chips, prices, as_json)
         return
     devices = topology.parse(name, chips)
     if searching:
@@ -288,15 +292,14 @@ def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
     from glamcli.plan import words
     from glamcli.plan.search import all_targets
 
-    progress = render.make_progress(as_json)
+    progress, found = render.make_progress(as_json), []
+    slices = all_targets(loaded.recipe, chips, prices, progress.say)
     with progress.phase(f"looking for slices that fit {loaded.name}"):
-        found = _interruptible(lambda: all_targets(loaded.recipe, chips, prices, progress.say))
+        while (each := _interruptible(lambda: next(slices, None))) is not None:
+            found.append(each)
+            if as_json:
+                _emit_slice(loaded, *each)
     if as_json:
-        for chip, plan, why in found:
-            row = (
-                {"event": "plan", **plan.described()} if plan else {"event": "refused", "why": why}
-            )
-            click.echo(json.dumps({"recipe": loaded.name, "chip": chip.name, **row}))
         return
     rows: list[Sequence[str]] = []
     for chip, plan, why in found:
@@ -320,3 +323,8 @@ def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
         "layout, or why none",
     )
     render.table(columns, rows, title=f"{loaded.name}: smallest slices (estimates)")
+
+
+def _emit_slice(loaded: Loaded, chip: Chip, plan: Plan | None, why: str) -> None:
+    about = {"event": "plan", **plan.described()} if plan else {"event": "refused", "why": why}
+    click.echo(json.dumps({"recipe": loaded.name, "chip": chip.name, **about}))

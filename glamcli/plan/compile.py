@@ -7,12 +7,15 @@ ones. A program too large for them is refused by the compiler, with its bytes.
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.stages import Compiled, Lowered
 
 from glamcli.config.schema import Recipe
 from glamcli.errors import PlanError
@@ -74,14 +77,14 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
     flops = matrix_flops(traced.jaxpr, mesh.size)
     try:
-        compiled = traced.lower().compile()
+        compiled, hlo = _compiled(traced.lower(), target)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLarge(str(error)) from error
         raise
     memory: Any = compiled.memory_analysis()
     return Program(
-        hlo=compiled.as_text() or "",
+        hlo=hlo,
         mesh=mesh,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -91,6 +94,23 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
         seconds=time.monotonic() - started,
         cpu_seconds=time.process_time() - cpu_started,
     )
+
+
+def _compiled(lowered: Lowered, target: Target) -> tuple[Compiled, str]:
+    """The executable and its optimized HLO.
+
+    For TPUs the compiler writes the HLO into a file itself. `as_text` would hand it over to
+    jaxlib, which cannot read programs with parts on SparseCores (jaxlib 0.10.2, libtpu 0.0.52:
+    most programs for v5p, v6e and 7x).
+    """
+    if target.kind != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text() or ""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        written = sorted(Path(folder).glob("*.after_codegen.txt"))
+        return compiled, written[-1].read_text() if written else compiled.as_text() or ""
 
 
 def _bytes(message: str, pattern: str) -> float | None:

@@ -111,7 +111,14 @@ def _cards(plan: Plan) -> str:
         if cost.dollars is None:
             found.append((energy, "energy"))
         else:
-            found.append((f"${_large(cost.dollars)}", energy))
+            found.append(
+                (
+                    f"${short(cost.dollars)}"
+                    if cost.dollars >= 1000
+                    else words.dollars(cost.dollars),
+                    energy,
+                )
+            )
     cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
     return f"<div class=cards>{''.join(cards)}</div>"
 

@@ -62,7 +62,7 @@ class _Clock:
             self._done[name] = self._walk(name)
         return self._done[name]
 
-    def _walk(self, name: str) -> Time:
+    def _walk(self, computation: str) -> Time:
         total = _Sum()
         now = 0.0
         # When each direction of a network is free again.
@@ -70,7 +70,7 @@ class _Clock:
         finish: dict[str, tuple[float, str]] = {}  # by who waits for it
         answers: dict[str, str] = {}
         seen: set[str] = set()
-        for line in self._module.computations[name]:
+        for line in self._module.computations[computation]:
             for key, ways, seconds in self._transfers(line, seen):
                 until = max(now, *(free[key, way] for way in ways)) + seconds
                 for way in ways:
@@ -83,6 +83,9 @@ class _Clock:
                 else:
                     total.exposed[key] += until - now
                     now = until
+            if line.opcode == "async-update":  # stands between a start and its end
+                for name in finish.keys() & set(line.operands):
+                    finish[line.name] = finish.pop(name)
             if line.opcode == "recv":
                 answers[line.name] = _rendezvous(line)
             elif line.opcode.endswith("-done"):

@@ -150,14 +150,16 @@ def all_targets(
     chips: dict[str, Chip],
     prices: Prices,
     tell: Callable[[str], None],
-) -> list[tuple[Chip, Plan | None, str]]:
+) -> Iterator[tuple[Chip, Plan | None, str]]:
     """For every TPU the smallest slice that the compiler finds the recipe to fit, or why none.
 
-    On each size the layout that arithmetic likes best is compiled; a refusal moves on to the next
-    size. GPUs are left out: nothing compiles for them here.
+    Sizes on which no layout fits by arithmetic are passed over. On the next one the layout that
+    arithmetic likes best is compiled; a refusal moves on. GPUs are left out: nothing compiles for
+    them here.
     """
-    tpus = (chip for chip in chips.values() if chip.family == "tpu")
-    return [(chip, *_smallest(recipe, chip, prices, tell)) for chip in tpus]
+    for chip in chips.values():
+        if chip.family == "tpu":
+            yield chip, *_smallest(recipe, chip, prices, tell)
 
 
 def _smallest(
@@ -165,20 +167,24 @@ def _smallest(
 ) -> tuple[Plan | None, str]:
     why = "no slice is large enough by arithmetic"
     state = 2 * 4 * count(recipe).total  # float32 weights and gradients, over all devices at best
+    passed = 0
     for size in sizes(chip):
         target = target_of(chip, size)
-        if state > target.num_devices * chip.usable_bytes:
-            continue
-        kept = candidates(recipe, target, Counter(), vary_run=False)
-        fitting = [each for each in kept if each.bytes <= chip.usable_bytes]
+        fitting: list[Candidate] = []
+        if state <= target.num_devices * chip.usable_bytes:
+            fitting = list(candidates(recipe, target, Counter(), vary_run=False))
         if not fitting:
+            passed += 1
             continue
         best = min(fitting, key=lambda each: each.seconds_per_token)
-        tell(f"{target.name}: {' '.join(best.settings) or 'as in the recipe'}")
+        tell(
+            f"{target.name}: {' '.join(best.settings) or 'as in the recipe'} "
+            f"({passed} smaller sizes are too small by arithmetic)"
+        )
         try:
             return make_plan(best.recipe, target, prices), ""
         except PlanError as error:
-            why = error.what
+            why = f"{target.name}: {error.what}"
     return None, why
 
 

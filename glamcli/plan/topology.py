@@ -132,6 +132,22 @@ def parse(name: str, chips: dict[str, Chip]) -> Target:
     raise PlanError(f"unknown target `{name}`", _nearest(text, chips))
 
 
+def kind(name: str, chips: dict[str, Chip]) -> dict[str, Chip]:
+    """The section of the table that a kind's name without a size stands for.
+
+    Raises: PlanError when it names no TPU.
+    """
+    text = name.strip().lower()
+    found = {key: chip for key, chip in chips.items() if text in (key, *chip.also)}
+    if not any(chip.family == "tpu" for chip in found.values()):
+        kinds = ", ".join(f"`{key}`" for key, chip in chips.items() if chip.family == "tpu")
+        raise PlanError(
+            f"`--all-targets` goes through the sizes of a kind of TPU, `{name}` is none",
+            f"`--target` may then be {kinds}, or left out for all of them",
+        )
+    return found
+
+
 def sizes(chip: Chip) -> list[int]:
     """Numbers of chips in a slice, from one host's to a pod, powers of two."""
     smallest = 4 if chip.torus == 3 or chip.name_counts == "cores" else 1

@@ -123,7 +123,7 @@ def cost_rows(plan: Plan) -> Rows:
     yield "days", figure(cost.days)
     yield "chip-hours", figure(cost.chip_hours)
     if cost.dollars is not None:
-        yield "price", f"${figure(cost.dollars)}"
+        yield "price", dollars(cost.dollars)
     yield "energy", f"{figure(cost.mwh)} MWh"
     yield (
         "the paper",
@@ -196,8 +196,15 @@ def size(held: float) -> str:
 
 
 def figure(value: float) -> str:
-    """A number with at least two figures that say something."""
+    """A number with at least two figures that say something, down to a hundredth."""
+    if value < 0.01:
+        return "below 0.01"
     return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def dollars(value: float) -> str:
+    """US dollars."""
+    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
 
 
 def seconds_words(seconds: float) -> str:

@@ -67,6 +67,18 @@ def test_a_refusal_of_the_compiler_lists_bytes_by_group():
     assert caught.value.hint == "--set train.remat=full"
 
 
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["v3-8", "v5e-8", "v5p-16", "v6e-8", "7x-8", "2xv5e-8"])
+def test_every_kind_of_tpu_compiles_and_says_nothing_on_the_way(target, capfd):
+    slices = topology.parse(target, CHIPS).num_slices
+    found = plan("test-tiny", target, "mesh.expert=4", "mesh.model=2", f"mesh.slice={slices}")
+    assert capfd.readouterr() == ("", "")
+    assert found.method == "compiled"
+    assert "expert" in {axis for _, axes, _, _ in found.collectives for axis in axes}
+    assert {"attention", "experts"} <= set(found.time.scopes)
+
+
 def test_what_arithmetic_rules_out_is_refused_before_compiling(monkeypatch):
     monkeypatch.setattr("glamcli.plan.planner.compile_step", None)
     mesh = ("mesh.expert=1", "mesh.data=auto", "batch.rows=4")

@@ -56,6 +56,14 @@ def test_computing_hides_what_is_sent_meanwhile(network):
     assert seconds(both, network) == (1.0, 0.0)  # links work in both directions
 
 
+def test_what_is_updated_on_its_way_is_awaited_at_its_end(network):
+    start = permute("s1")
+    update = f"u1 = u8[{BYTES}] async-update(%s1)"
+    end = f"d1 = u8[{BYTES}] async-done(%u1)"
+    assert seconds(program(start, work("w1"), update, end), network) == (1.0, 0.0)
+    assert seconds(program(start, update, end, work("w1")), network) == (1.0, 1.0)
+
+
 def test_loops_count_as_often_as_they_run(network):
     extra = (
         "%body (p: f32[8]) -> f32[8] {\n  %" + work("w1") + "\n}\n"

@@ -79,9 +79,21 @@ def test_all_targets_moves_to_larger_slices_until_one_fits(monkeypatch):
 
     monkeypatch.setattr(search, "make_plan", make_plan)
     some = {name: CHIPS[name] for name in ("v5e", "h100")}
-    ((chip, plan, why),) = search.all_targets(TINY, some, Prices(), str)
+    told = []
+    ((chip, plan, why),) = search.all_targets(TINY, some, Prices(), told.append)
     assert (chip.name, plan.target.name, why) == ("v5e", "v5e-4", "")
     assert tried == ["v5e-1", "v5e-4"]
+    large = load_recipe("glam_0.1b_64e").recipe
+    list(search.all_targets(large, some, Prices(), told.append))
+    assert tried[2:] == ["v5e-32"]
+    assert told[-1].endswith("(4 smaller sizes are too small by arithmetic)")
+
+
+def test_a_kind_without_a_size_is_one_section_of_the_table():
+    assert set(topology.kind("v5litepod", CHIPS)) == {"v5e"}
+    for name in ("v5e-64", "h100", "local"):
+        with pytest.raises(PlanError, match="goes through the sizes of a kind of TPU"):
+            topology.kind(name, CHIPS)
 
 
 def test_state_bytes_follow_the_table():
