@@ -1,11 +1,17 @@
 """Names of targets: what they stand for, and what is said of those there are not."""
 
+import importlib.util
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
+from glamcli import libtpu
 from glamcli.errors import PlanError
 from glamcli.plan import topology
+from glamcli.plan.compile import TooLarge
 from glamcli.plan.network import Network
 from glamcli.plan.topology import parse
 
@@ -80,3 +86,17 @@ def test_axes_that_fill_a_dimension_are_rings_and_others_lines():
     assert network.rate(("data", "expert"))[0] > network.rate(("model",))[0]
     between = Network(parse("2xv5e-256", CHIPS), None, shape | {"slice": 2, "data": 1})
     assert between.rate(("slice",))[0] == CHIPS["v5e"].dcn
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("name", ["v2-8", "v3-8", "v4-8", "v5e-4", "v5p-8", "v6e-4", "7x-8"])
+def test_the_table_knows_what_the_compiler_lets_a_program_have(name):
+    libtpu.quiet()
+    target = parse(name, CHIPS)
+    assert target.chip is not None
+    place = SingleDeviceSharding(topology.devices(target)[0])
+    x = jax.ShapeDtypeStruct((60, 2**30), jnp.float32, sharding=place)
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.jit(lambda x: (x @ x.T) @ x).lower(x).compile()
+    said = TooLarge(str(caught.value)).available
+    assert said == pytest.approx(target.chip.usable_bytes, rel=1e-4)
