@@ -52,7 +52,8 @@ def recipe_hash(name: str, sets: tuple[str, ...] = ()) -> str:
 
 def _plan(recipe: str, words: list[str]) -> dict:
     """What `glam plan` says, and the largest memory of this script's processes so far."""
-    command = [*GLAM, "plan", recipe, "--json", *words]
+    anew = ["--set", "runtime.compile_cache=false"]  # whose seconds and memory are told
+    command = [*GLAM, "plan", recipe, "--json", *anew, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     plan = next((row for row in found if row["event"] == "plan"), None)

@@ -6,10 +6,17 @@ ones. A program too large for them is refused by the compiler, with its bytes.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import hashlib
+import json
+import os
 import re
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +24,9 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
+import glamcli
 from glamcli.config.schema import Recipe
+from glamcli.data.open import cache_dir
 from glamcli.errors import PlanError
 from glamcli.parallel.mesh import make_mesh
 from glamcli.plan import topology
@@ -76,24 +85,55 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     decoder = programs.make_decoder(recipe, mesh)
     traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
     flops = matrix_flops(traced.jaxpr, mesh.size)
+    lowered = traced.lower()
+    kept = _kept_at(recipe, target, lowered, mesh)
+    if kept is not None and kept.exists():
+        return Program(
+            mesh=mesh, matrix_flops=flops, **json.loads(gzip.decompress(kept.read_bytes()))
+        )
     try:
-        compiled, hlo = _compiled(traced.lower(), target)
+        compiled, hlo = _compiled(lowered, target)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLarge(str(error)) from error
         raise
     memory: Any = compiled.memory_analysis()
-    return Program(
-        hlo=hlo,
-        mesh=mesh,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        code=memory.generated_code_size_in_bytes,
-        matrix_flops=flops,
-        seconds=time.monotonic() - started,
-        cpu_seconds=time.process_time() - cpu_started,
-    )
+    found = {
+        "hlo": hlo,
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "outputs": max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        "code": memory.generated_code_size_in_bytes,
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+    }
+    if kept is not None:
+        _keep(kept, found)
+    return Program(mesh=mesh, matrix_flops=flops, **found)
+
+
+def _kept_at(recipe: Recipe, target: Target, lowered: Lowered, mesh: Mesh) -> Path | None:
+    """Where what the compiler said of this very program is kept: named by its text, by the places
+    of the devices, by the versions of the compiler, and by our own sources, because the names of
+    scopes are not in the text. Off TPUs jax keeps programs itself."""
+    if target.kind != "tpu" or not recipe.runtime.compile_cache:
+        return None
+    places = [(device.id, device.coords) for device in mesh.devices.flat]
+    versions = [version(name) for name in ("jax", "jaxlib", "libtpu")]
+    name = hashlib.sha256(repr((target.name, places, versions)).encode())
+    name.update(lowered.as_text().encode())
+    for source in sorted(Path(glamcli.__file__).parent.glob("*/*.py")):
+        name.update(source.read_bytes())
+    return cache_dir(recipe) / "plans" / f"{name.hexdigest()[:32]}.json.gz"
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    """Writes it whole or not at all; a full disk only costs the next plan its time."""
+    part = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(gzip.compress(json.dumps(found).encode()))
+        part.replace(path)
 
 
 def _compiled(lowered: Lowered, target: Target) -> tuple[Compiled, str]:
@@ -106,7 +146,9 @@ def _compiled(lowered: Lowered, target: Target) -> tuple[Compiled, str]:
     if target.kind != "tpu":
         compiled = lowered.compile()
         return compiled, compiled.as_text() or ""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Where the user lets jax keep programs it keeps these too, and cannot read them again.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options)
         written = sorted(Path(folder).glob("*.after_codegen.txt"))

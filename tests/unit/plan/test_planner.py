@@ -18,12 +18,19 @@ needs_libtpu = pytest.mark.skipif(
 
 def plan(name: str, target: str, *sets: str) -> Plan:
     libtpu.quiet()
+    sets = ("runtime.compile_cache=false", *sets)
     return make_plan(load_recipe(name, sets).recipe, topology.parse(target, CHIPS), Prices())
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Plan:
-    return plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2")
+def kept(tmp_path_factory) -> tuple[str, ...]:
+    """Settings that keep programs in a folder of these tests."""
+    return "runtime.compile_cache=true", f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="module")
+def tiny(kept) -> Plan:
+    return plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2", *kept)
 
 
 @needs_libtpu
@@ -54,6 +61,23 @@ def test_the_estimate_says_where_the_time_goes(tiny):
     assert cost.dollars == pytest.approx(CHIPS["v4"].price * cost.chip_hours)
     assert cost.mwh == pytest.approx(cost.chip_hours * 326 * 1.11 / 1e6)
     assert tiny.described()["estimate"]["step_seconds"] == time.total
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_same_program_is_compiled_once_and_another_one_again(tiny, kept, monkeypatch):
+    class Compiled(Exception):
+        pass
+
+    def compiled(*_):
+        raise Compiled
+
+    monkeypatch.setattr("glamcli.plan.compile._compiled", compiled)
+    again = plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2", *kept)
+    assert again.described() == tiny.described()
+    for other in (("v4-16", "mesh.expert=2"), ("v5e-8", "mesh.expert=4")):
+        with pytest.raises(Compiled):
+            plan("test-tiny", other[0], other[1], "mesh.model=2", *kept)
 
 
 @needs_libtpu
