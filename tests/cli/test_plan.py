@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from glamcli.errors import PlanError
+
 MESH = ("--set", "mesh.expert=2", "--set", "mesh.model=2")
 
 
@@ -55,6 +57,22 @@ def test_options_that_contradict_each_other_are_refused(glam):
     code, _, err = glam("plan", "test-tiny", "--target", "cpu:8", "--search")
     assert code == 5
     assert "a search needs a target whose speed is known" in err
+
+
+def test_all_targets_of_one_kind_end_in_a_line_per_kind(glam, monkeypatch):
+    def make_plan(recipe, target, prices):
+        raise PlanError("the step needs 41.2 GiB per chip")
+
+    monkeypatch.setattr("glamcli.plan.search.make_plan", make_plan)
+    monkeypatch.setattr("glamcli.plan.search.sizes", lambda chip: [4])
+    code, out, _ = glam("plan", "test-tiny", "--all-targets", "--target", "v5e", "--json")
+    assert code == 0
+    *_, refused = [row for row in map(json.loads, out.splitlines()) if row["event"] == "refused"]
+    assert refused["chip"] == "v5e"
+    assert refused["why"] == "v5e-4: the step needs 41.2 GiB per chip"
+    code, out, err = glam("plan", "test-tiny", "--all-targets", "--target", "v5e-4")
+    assert (code, out) == (5, "")
+    assert "`v5e-4` is none" in err
 
 
 def test_a_recipe_that_does_not_divide_is_one_line(glam):
