@@ -15,8 +15,9 @@ import re
 import tempfile
 import time
 import warnings
+import zlib
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,8 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     flops = matrix_flops(traced.jaxpr, mesh.size)
     lowered = traced.lower()
     kept = _kept_at(recipe, target, lowered, mesh)
-    if kept is not None and kept.exists():
-        return Program(
-            mesh=mesh, matrix_flops=flops, **json.loads(gzip.decompress(kept.read_bytes()))
-        )
+    if kept is not None and (found := _kept(kept)):
+        return Program(mesh=mesh, matrix_flops=flops, **found)
     try:
         compiled, hlo = _compiled(lowered, target)
     except jax.errors.JaxRuntimeError as error:
@@ -119,12 +118,23 @@ def _kept_at(recipe: Recipe, target: Target, lowered: Lowered, mesh: Mesh) -> Pa
     if target.kind != "tpu" or not recipe.runtime.compile_cache:
         return None
     places = [(device.id, device.coords) for device in mesh.devices.flat]
-    versions = [version(name) for name in ("jax", "jaxlib", "libtpu")]
-    name = hashlib.sha256(repr((target.name, places, versions)).encode())
+    try:
+        versions = [version(name) for name in ("jax", "jaxlib", "libtpu")]
+    except PackageNotFoundError:  # a libtpu that no package installer knows
+        return None
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    name = hashlib.sha256(repr((target.name, places, versions, flags)).encode())
     name.update(lowered.as_text().encode())
     for source in sorted(Path(glamcli.__file__).parent.glob("*/*.py")):
         name.update(source.read_bytes())
     return cache_dir(recipe) / "plans" / f"{name.hexdigest()[:32]}.json.gz"
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What `_keep` wrote; None where there is nothing or the file is damaged."""
+    with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):
+        return json.loads(gzip.decompress(path.read_bytes()))
+    return None
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:

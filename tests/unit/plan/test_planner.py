@@ -7,7 +7,7 @@ import pytest
 from glamcli import libtpu
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError
-from glamcli.plan import topology
+from glamcli.plan import compile, topology
 from glamcli.plan.planner import Plan, Prices, make_plan
 
 CHIPS = topology.load_chips()
@@ -78,6 +78,17 @@ def test_the_same_program_is_compiled_once_and_another_one_again(tiny, kept, mon
     for other in (("v4-16", "mesh.expert=2"), ("v5e-8", "mesh.expert=4")):
         with pytest.raises(Compiled):
             plan("test-tiny", other[0], other[1], "mesh.model=2", *kept)
+
+
+def test_a_damaged_file_of_a_kept_program_is_as_good_as_none(tmp_path):
+    path = tmp_path / "plans" / "a.json.gz"
+    assert compile._kept(path) is None
+    compile._keep(path, {"hlo": "text", "code": 1})
+    assert compile._kept(path) == {"hlo": "text", "code": 1}
+    assert [each.name for each in path.parent.iterdir()] == ["a.json.gz"]
+    for damaged in (path.read_bytes()[:-9], b"", b"no gzip"):
+        path.write_bytes(damaged)
+        assert compile._kept(path) is None
 
 
 @needs_libtpu
