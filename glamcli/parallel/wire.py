@@ -222,7 +222,7 @@ def meet(address: str, listen: str, index: int, count: int, seconds: float) -> W
         )
     if "refused" in answer:
         kind = RecipeError if answer["code"] == RecipeError.exit_code else HostError
-        raise kind(answer["refused"])
+        raise kind(answer["refused"], hint=answer["hint"])
     return Wire(index, answer["names"], {0: line})
 
 
@@ -244,7 +244,7 @@ def _listen(address: str, count: int) -> socket.socket:
         return socket.create_server(place[:2], family=family, backlog=count)  # pyright: ignore
     except OSError as error:
         hints = {
-            errno.EADDRINUSE: "choose another port, or end the process that has it",
+            errno.EADDRINUSE: "is process 0 started twice? else choose another port",
             errno.EADDRNOTAVAIL: "the address must be one of the machine of process 0",
         }
         number = error.errno or 0
@@ -332,7 +332,7 @@ def _forget_gone(names: dict[int, str], lines: dict[int, Line]) -> bool:
 
 def _refuse_all(lines: dict[int, Line], error: GlamError) -> None:
     for line in lines.values():
-        line.send({"refused": error.what, "code": error.exit_code})
+        line.send({"refused": error.what, "hint": error.hint, "code": error.exit_code})
         line.close()
     raise error
 

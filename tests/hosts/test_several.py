@@ -47,6 +47,20 @@ def hang(run, batch):
     return put(run, batch)
 loop.Run._put = hang
 """
+# What is asked to stop in process `victim` waits at the last save for what does not come.
+SAVES_FOR_EVER = """
+import pathlib, time
+from glamcli.train import loop
+finish = loop.Run.finish_saving
+def stuck(run, step, state):
+    if run.host.index == {victim}:
+        run.checkpoints.folder.parent.joinpath("stuck").touch()
+        time.sleep(500)
+    finish(run, step, state)
+loop.Run.finish_saving = stuck
+"""
+TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
+ITEM = '{"a": %d, "b": %d, "o": ["odd", "even"], "right": %d}\n'
 LONG = ("--set", "train.steps=100000")
 
 
@@ -92,6 +106,23 @@ def rows(*files: Path) -> dict[int, dict[str, str]]:
 
 def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics(folder) if "loss" in line}
+
+
+def scores(folder: Path) -> dict[tuple[int, str], float]:
+    """Scores of tasks by step and name."""
+    return {
+        (line["step"], name): value
+        for line in metrics(folder)
+        for name, value in line.items()
+        if name.startswith("eval/")
+    }
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def listening() -> list[tuple[str, int]]:
@@ -220,6 +251,78 @@ def test_the_error_of_one_process_ends_all_with_its_words(several, tmp_path):
     assert [code for code, _ in ends] == [3, 3], ends
     assert ends[1][1].count("error: disk 7 is gone\nhint: look") == 1
     assert f"process 1 ({socket.gethostname()}) failed: disk 7 is gone\nhint: look" in ends[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_second_signal_leaves_at_once_and_takes_the_others_along(several, tmp_path, victim):
+    # The victim saves for ever, so that the second signal finds it at it.
+    runs = several(tmp_path / "run", *LONG, first=SAVES_FOR_EVER.format(victim=victim))
+    runs[0].until_step(8)
+    runs[victim].process.send_signal(signal.SIGTERM)
+    # That all are asked to stop is told by the checkpoint that none of them finishes.
+    wait_for(tmp_path / "run" / "stuck")
+    runs[victim].process.send_signal(signal.SIGINT)
+    assert runs[victim].finish()[0] == 128 + signal.SIGINT
+    code, err = runs[1 - victim].finish()
+    assert code == 134, err
+    assert f"process {victim} ({socket.gethostname()}) is gone" in err
+    assert Checkpoints(tmp_path / "run/checkpoints").latest() == 7
+    finished(several(tmp_path / "run", "--set", "train.steps=12"))
+
+
+@pytest.mark.slow
+def test_folders_that_are_no_checkpoints_are_passed_over_by_all(several, train, tmp_path):
+    finished([train(tmp_path / "run", *SMALL, "--set", "train.steps=16")])
+    folder = tmp_path / "run/checkpoints"
+    assert sorted(Checkpoints(folder).steps()) == [7, 14, 16]
+    (folder / "16/state/_METADATA").unlink()  # torn
+    (folder / "14").rename(folder / "999")  # a renamed copy
+    runs = several(tmp_path / "run", *SMALL, "--set", "train.steps=20")
+    other = finished(runs)[1]
+    said = runs[0].rest
+    assert "checkpoints/16 is not used: the state is missing or half written" in said
+    assert "checkpoints/999 is not used: it holds step 14" in said
+    assert "continuing from step 7" in said
+    assert "not used" not in other
+    assert sorted(Checkpoints(folder).steps()) == [7, 14, 20]
+    assert sorted(path.name for path in (folder / "set-aside").iterdir()) == ["16", "999"]
+
+
+@pytest.mark.slow
+def test_tasks_are_scored_during_training_as_by_one_process(several, train, tmp_path):
+    (tmp_path / "sums.yaml").write_text(TASK)
+    items = [ITEM % (i, 3 * i + 1, i % 2) for i in range(6)]
+    (tmp_path / "sums.jsonl").write_text("".join(items))
+    # Drawn second experts turn on the last bit of a weight, which sums in another order change.
+    settings = ("every.eval_steps=4", f"eval.suite={tmp_path}/sums.yaml", "train.steps=8")
+    settings = (*settings, "moe.second_policy=all", "eval.shots=[0, 1]")
+    sets = [part for each in settings for part in ("--set", each)]
+    finished(several(tmp_path / "two", *sets))
+    finished([train(tmp_path / "one", *sets)])
+    two, one = (scores(tmp_path / name) for name in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert {step for step, name in two} == {4, 8}
+    assert two[4, "eval/failed_tasks"] == 0
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_on_one_machine_costs_its_scores_alone(several, tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sums.yaml").write_text(TASK)
+        (tmp_path / name / "sums.jsonl").write_text(ITEM % (1, int(name), 1))
+    runs = several(
+        tmp_path / "run",
+        *("--set", "every.eval_steps=4", "--set", "train.steps=6", "--set", "eval.suite=sums.yaml"),
+        first='import os; os.chdir(os.environ["WHERE"])',
+        WHERE=lambda k: str(tmp_path / str(k)),
+    )
+    ends = [run.finish() for run in runs]
+    assert [code for code, _ in ends] == [3, 3], ends
+    assert f"not the same in process 1 ({socket.gethostname()})" in runs[0].rest
+    assert scores(tmp_path / "run") == {(4, "eval/failed_tasks"): 1}
+    assert Checkpoints(tmp_path / "run/checkpoints").latest() == 6
 
 
 @pytest.mark.slow

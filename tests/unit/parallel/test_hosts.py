@@ -126,6 +126,7 @@ def test_processes_started_as_different_numbers_are_refused():
     for error in found:
         assert isinstance(error, RecipeError)
         assert error.what == f"process 1 on {HERE} was started as one of 3, process 0 as one of 2"
+        assert error.hint == "--num-processes must be the same"
 
 
 def test_strangers_are_sent_away_and_a_restarted_process_takes_its_place(monkeypatch):
