@@ -1,7 +1,8 @@
 """Memory and time of a step by arithmetic alone: for GPUs, and to tell a search what to compile.
 
 Much coarser than a compiled program. Letters as in `config/sizes.py`; t is the tokens a device
-works on at once, m the size of the `model` axis.
+works on at once, m the size of the `model` axis. In a pipeline t is those of one microbatch, and
+every block of a stage runs once per tick, also where a tick's rows mean nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +80,16 @@ def estimate(recipe: Recipe, state: State, network: Network) -> Estimate:
 def _tokens(recipe: Recipe, shape: dict[str, int]) -> int:
     """[t] tokens that one device works on at once, shared with the others of its `model` axis."""
     shards = Layout.of(recipe.mesh).parts("batch", shape)
-    return tokens_per_step(recipe) // (shards * recipe.batch.accumulate)
+    microbatches = recipe.pipeline.microbatches or 1
+    return tokens_per_step(recipe) // (shards * recipe.batch.accumulate * microbatches)
+
+
+def _block_runs(recipe: Recipe) -> int:
+    """How often a device runs a block in the forward pass of an accumulated part: once for each of
+    its blocks, or with a pipeline for each of a repeat's blocks at each tick."""
+    blocks = recipe.model.num_layers // (2 if recipe.moe else 1)
+    stages = pipeline.schedule(recipe)
+    return blocks if stages is None else blocks * stages.ticks // (stages.stages * stages.repeats)
 
 
 def _hardware_flops(recipe: Recipe, network: Network) -> float:
@@ -110,7 +120,6 @@ def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
         masks = t * moe.num_experts * capacity(moe) * (size + FLOAT32)
         saved["experts"] = slots * (2 * M + H) * size // m
         moving = slots * M * (size + FLOAT32) + masks
-    layers = model.num_layers // (2 if moe else 1) // shape["stage"]
     keep = recipe.train.remat
     stacked = residual
     if keep == "none":
@@ -122,7 +131,7 @@ def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     working = 2 * t * M * size + 3 * scores + 2 * dense + moving + _gathered(recipe, shape, size)
     chunks = min(t * model.vocab_size * FLOAT32 // m, softmax.CHUNK_BYTES)
     table = FLOAT32 * model.vocab_size * M // m
-    return int(RESERVED * (layers * stacked + max(working, 3 * chunks + 2 * table)))
+    return int(RESERVED * (_block_runs(recipe) * stacked + max(working, 3 * chunks + 2 * table)))
 
 
 def _layer_weights(recipe: Recipe, shape: dict[str, int]) -> tuple[int, int]:
@@ -138,8 +147,9 @@ def _layer_weights(recipe: Recipe, shape: dict[str, int]) -> tuple[int, int]:
 def _gathered(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     """A block's gathered weights, and their gradients before they are scattered."""
     dense, experts = _layer_weights(recipe, shape)
-    kept = 0 if shape["data"] == 1 else experts * (size + FLOAT32)
-    whole = shape["data"] * shape["expert"] == 1
+    layout = Layout.of(recipe.mesh)
+    kept = 0 if layout.parts("expert_embed", shape) == 1 else experts * (size + FLOAT32)
+    whole = layout.parts("embed", shape) == 1
     return kept + (0 if whole else dense * (size + FLOAT32) // 2)
 
 
@@ -147,7 +157,7 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     shape, model, moe = network.shape, recipe.model, recipe.moe
     t, m = _tokens(recipe, shape), shape["model"]
     again = recipe.train.remat == "full"
-    blocks = model.num_layers // (2 if moe else 1) // shape["stage"]
+    runs = _block_runs(recipe)
     parts = recipe.batch.accumulate
 
     def over(axes: tuple[str, ...], moved: float, exchange: bool = False) -> float:
@@ -163,18 +173,28 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     passes = 2 + again
     layers = 2 if moe else 1
     wide = t * model.model_dim * size
-    found = {"activations": blocks * layers * 4 * passes * over(("model",), wide)}
+    found = {"activations": runs * layers * 4 * passes * over(("model",), wide)}
     dense, experts = _layer_weights(recipe, shape)
     gathers = passes * size + FLOAT32  # weights in every pass, gradients once
-    found["dense weights"] = blocks * over(("data", "expert"), dense * gathers)
+    layout, blocks = Layout.of(recipe.mesh), model.num_layers // layers // shape["stage"]
+
+    def weights(axis: str, axes: tuple[str, ...], wide: int) -> float:
+        """Gathered whenever a block runs; or whole everywhere, and their gradients summed once."""
+        split = layout.split(axis)
+        return runs * over(split, wide * gathers) if split else summed(axes, wide)
+
+    def summed(axes: tuple[str, ...], wide: float) -> float:
+        return 2 * blocks * over(axes, wide * FLOAT32) / parts
+
+    found["dense weights"] = weights("embed", ("data", "expert"), dense)
     if moe is not None:
-        found["experts' weights"] = blocks * over(("data",), experts * gathers)
+        found["experts' weights"] = weights("expert_embed", ("data",), experts)
         # The slots are gathered for the first product; the second's float32 sums are scattered.
         slots = t * moe.num_experts * capacity(moe) // moe.group_tokens * model.model_dim
-        found["activations"] += blocks * passes * over(("model",), slots * (size + FLOAT32))
+        found["activations"] += runs * passes * over(("model",), slots * (size + FLOAT32))
         exchanged = over(("expert",), slots * size / m, exchange=True)
-        found["tokens to experts"] = blocks * 2 * passes * exchanged
+        found["tokens to experts"] = runs * 2 * passes * exchanged
     if shape["slice"] > 1:
-        held = dense / (shape["data"] * shape["expert"]) + experts / shape["data"]
-        found["gradients between slices"] = 2 * blocks * over(("slice",), held * FLOAT32) / parts
+        held = dense / layout.parts("embed", shape) + experts / layout.parts("expert_embed", shape)
+        found["gradients between slices"] = summed(("slice",), held)
     return {name: parts * seconds for name, seconds in found.items() if seconds}
