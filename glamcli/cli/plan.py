@@ -308,16 +308,16 @@ def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
             continue
         layout = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
         settings = f"{layout} remat={plan.recipe.train.remat}".strip()
-        dollars = f"${plan.cost.dollars:,.0f}" if plan.cost.dollars is not None else "-"
+        dollars = "-" if plan.cost.dollars is None else words.dollars(plan.cost.dollars)
         size = words.size(plan.total_bytes)
-        days = f"{plan.cost.days:,.1f}"
+        days = words.figure(plan.cost.days)
         step = words.seconds_words(plan.cost.step_seconds)
         rows.append((chip.name, plan.target.name, size, step, days, dollars, settings))
     columns = (
         "chip",
         "smallest slice",
-        ">GiB",
-        ">step, s",
+        ">each device",
+        ">step",
         ">days",
         ">price",
         "layout, or why none",
