@@ -176,15 +176,13 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     found = {"activations": runs * layers * 4 * passes * over(("model",), wide)}
     dense, experts = _layer_weights(recipe, shape)
     gathers = passes * size + FLOAT32  # weights in every pass, gradients once
-    layout, blocks = Layout.of(recipe.mesh), model.num_layers // layers // shape["stage"]
+    layout = Layout.of(recipe.mesh)
 
     def weights(axis: str, axes: tuple[str, ...], wide: int) -> float:
-        """Gathered whenever a block runs; or whole everywhere, and their gradients summed once."""
+        """Gathered whenever a block runs; or whole everywhere, and then their gradients are summed
+        as often, for the compiler does not put that off to the last tick."""
         split = layout.split(axis)
-        return runs * over(split, wide * gathers) if split else summed(axes, wide)
-
-    def summed(axes: tuple[str, ...], wide: float) -> float:
-        return 2 * blocks * over(axes, wide * FLOAT32) / parts
+        return runs * (over(split, wide * gathers) if split else 2 * over(axes, wide * FLOAT32))
 
     found["dense weights"] = weights("embed", ("data", "expert"), dense)
     if moe is not None:
@@ -195,6 +193,7 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
         exchanged = over(("expert",), slots * size / m, exchange=True)
         found["tokens to experts"] = runs * 2 * passes * exchanged
     if shape["slice"] > 1:
+        blocks = model.num_layers // layers // shape["stage"]
         held = dense / layout.parts("embed", shape) + experts / layout.parts("expert_embed", shape)
-        found["gradients between slices"] = summed(("slice",), held)
+        found["gradients between slices"] = 2 * blocks * over(("slice",), held * FLOAT32) / parts
     return {name: parts * seconds for name, seconds in found.items() if seconds}
