@@ -1,13 +1,13 @@
-"""How the cost of a step grows with chips, experts, layers and pipelining, from compiled programs.
+"""How the cost of a step grows with chips, experts, layers, rows and stages, compiled.
 
     python benchmarks/scaling.py             # compiles what results/scaling.jsonl lacks
-    python benchmarks/scaling.py chips       # one study: chips, experts, pipeline or layers
+    python benchmarks/scaling.py chips       # one study
     python benchmarks/scaling.py --table     # prints tables, writes docs/scaling_*.svg
 
 Weak scaling keeps the work of a chip: rows grow with the slice, and the model stays. Experts grow
 with the slice as in GShard, one per chip. Models have 8 of their layers: layers are scanned, so
 more of them repeat what is estimated. Points that are not compiled yet are shown by the planner's
-formula alone, and say so. Recipes as they are come from plans.py. Needs libtpu.
+formula alone, and say so. Recipes as they are come from plans.py. Needs libtpu, minutes per point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plans import RESULTS as PLANS
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.jsonl"
 COLUMNS = (
-    " | >chips | >parameters | >GiB per chip | >s a step | >computing | >routing and dispatch | "
+    " | >chips | >parameters | >GiB per chip | >s a step | >layers | >of that routing | >softmax | "
     ">waiting | >all-to-all, GB | >utilization | >compile, CPU s | >by arithmetic: GiB | >s"
 )
 
@@ -32,50 +32,62 @@ class Point:
     """A program to compile: a recipe with settings on a target."""
 
     name: str
+    """what varies in its study."""
     recipe: str
     target: str
     sets: tuple[str, ...]
 
+    @property
+    def program(self) -> str:
+        """The same in all studies that share this point; a recipe as it is has its name alone."""
+        return " ".join((self.recipe, self.target, *self.sets)) if self.sets else self.recipe
+
 
 def studies() -> dict[str, list[Point]]:
-    """Every study's points."""
-    base = ("train.steps=1", "moe.dispatch=einsum", "model.num_layers=8")
+    """Every study's points; most vary one thing of the same program, 64 experts on 64 chips."""
 
-    def chips(n: int) -> Point:
-        mesh = (f"mesh.data={n // 64}", "mesh.expert=64", f"batch.rows={8 * n}")
-        return Point(f"{n:,} chips", "glam_8b_64e", f"v4-{2 * n}", (*base, *mesh))
+    def moe(name: str, experts: int = 64, layers: int = 8, rows: int = 8, data: int = 1) -> Point:
+        """The 1.7B shape with an expert (and `rows` rows) on every chip, `data` times over."""
+        chips = experts * data
+        sets = (
+            f"model.num_layers={layers}",
+            f"moe.num_experts={experts}",
+            # A group needs two tokens per expert, or its four slots are mostly empty.
+            f"moe.group_tokens={max(1024, 2 * experts)}",
+            f"mesh.data={data}",
+            f"mesh.expert={experts}",
+            f"batch.rows={rows * chips}",
+        )
+        if data > 1:  # 2,048 of width do not divide over 4,096 chips
+            sets = (*sets, "mesh.rules.embed=[expert]")
+        return Point(name, "glam_1.7b_64e", f"v4-{2 * chips}", sets)
 
-    def experts(n: int) -> Point:
-        # A group needs two tokens per expert, or its four slots are mostly empty.
-        moe = (f"moe.num_experts={n}", f"moe.group_tokens={max(1024, 2 * n)}")
-        mesh = ("mesh.data=1", f"mesh.expert={n}", f"batch.rows={8 * n}")
-        return Point(f"{n:,} experts", "glam_1.7b_64e", f"v4-{2 * n}", (*base, *moe, *mesh))
+    def dense(name: str, *sets: str) -> Point:
+        return Point(name, "glam_137b", "v4-2048", sets)
 
-    def layers(n: int) -> Point:
-        sets = (*base[:2], f"model.num_layers={n}", "mesh.data=1", "batch.rows=512")
-        return Point(f"{n} layers", "glam_1.7b_64e", "v4-128", sets)
-
-    staged = ("mesh.stage=8", "mesh.data=32", "mesh.model=4", "batch.rows=1024")
-    pipeline = [
-        Point("data 256 x model 4", "glam_137b", "v4-2048", ()),
-        Point(
-            "stage 8 x data 32 x model 4, 16 microbatches",
-            "glam_137b",
-            "v4-2048",
-            (*staged, "pipeline.microbatches=16"),
-        ),
-        Point(
-            "the same, 32 microbatches, each stage 2 times",
-            "glam_137b",
-            "v4-2048",
-            (*staged, "pipeline.microbatches=32", "pipeline.repeats=2"),
-        ),
-    ]
     return {
-        "chips": [chips(n) for n in (64, 512, 4096)],
-        "experts": [experts(n) for n in (32, 128, 512, 2048)],
-        "pipeline": pipeline,
-        "layers": [layers(n) for n in (8, 24, 48)],
+        "chips": [moe(f"{64 * n:,} chips", data=n) for n in (1, 8, 64)],
+        "experts": [moe(f"{n:,} experts", n) for n in (32, 64, 128, 512, 2048)],
+        "layers": [
+            moe("8 layers"),
+            Point("24 layers (the recipe: data 2 x expert 64)", "glam_1.7b_64e", "v4-256", ()),
+            moe("48 layers", layers=48),
+        ],
+        "rows": [moe(f"{n} rows per chip", rows=n) for n in (4, 8, 16)],
+        "pipeline": [
+            dense("data 256 x model 4"),
+            dense(
+                "8 stages x data 8 x model 16, 32 microbatches",
+                *("mesh.stage=8", "mesh.data=8", "mesh.model=16"),
+                # Weights split over `data` too would be gathered on every tick.
+                *("mesh.rules.embed=[]", "pipeline.microbatches=32"),
+            ),
+            dense(
+                "8 stages x data 32 x model 4, 8 microbatches, 2 repeats",
+                *("mesh.stage=8", "mesh.data=32", "mesh.model=4"),
+                *("pipeline.microbatches=8", "pipeline.repeats=2"),
+            ),
+        ],
     }
 
 
@@ -91,12 +103,9 @@ def main() -> None:
             continue
         for point in points:
             if point.sets and not asked.table and asked.point in (None, point.name):
-                kept.compile(point.name, point.recipe, point.sets, point.target)
+                kept.compile(point.program, point.recipe, point.sets, point.target)
         known = plans | kept.rows
-        rows = [
-            (point, known.get(point.name if point.sets else point.recipe, {}), by_formula(point))
-            for point in points
-        ]
+        rows = [(point, known.get(point.program, {}), by_formula(point)) for point in points]
         print(f"\n{study}\n\n{markdown(COLUMNS, (cells(*row) for row in rows))}")
         (HERE.parent / "docs" / f"scaling_{study}.svg").write_text(picture(rows))
 
@@ -130,20 +139,20 @@ def by_formula(point: Point) -> Formula:
 def cells(point: Point, row: dict, guess: Formula) -> list[str]:
     """A line of a table."""
     head = [point.name, f"{guess.chips:,}", f"{guess.parameters / 1e9:.1f}B"]
-    tail = [f"{guess.gib:.1f}", f"{guess.seconds:.3f}"]
+    tail = [f"{guess.gib:.1f}", f"{guess.seconds:.2f}"]
     if "estimate" not in row:
         why = row["error"].splitlines()[0] if "error" in row else "not compiled"
-        return [*head, why, *["-"] * 7, *tail]
-    time = row["estimate"]
+        return [*head, why, *["-"] * 8, *tail]
     exchanged = sum(c["bytes"] for c in row["collectives"] if c["kind"] == "all-to-all")
-    routing = sum(time["compute_by_part"].get(part, 0) for part in ("router", "dispatch"))
+    layers, routing, softmax, waiting = seconds(row)
     return [
         *head,
         f"{row['total_bytes'] / 2**30:.1f}",
-        f"{time['step_seconds']:.3f}",
-        f"{time['compute_seconds']:.3f}",
-        f"{100 * routing / time['step_seconds']:.0f} %",
-        f"{sum(time['exposed_seconds'].values()):.3f}",
+        f"{row['estimate']['step_seconds']:.2f}",
+        f"{layers + routing:.2f}",
+        f"{100 * routing / (layers + routing):.1f} %",
+        f"{softmax:.2f}",
+        f"{waiting:.2f}",
         f"{exchanged / 1e9:.1f}",
         f"{100 * row['cost']['utilization_frac']:.1f} %",
         f"{row['compile_cpu_seconds']:.0f}",
@@ -151,51 +160,68 @@ def cells(point: Point, row: dict, guess: Formula) -> list[str]:
     ]
 
 
+def seconds(row: dict) -> tuple[float, float, float, float]:
+    """A step's time in layers without routing, in routing and the one-hot products of dispatch, in
+    softmax, embedding and optimizer, and waiting for the network."""
+    time = row["estimate"]
+    part = time["compute_by_part"].get
+    routing = part("router", 0) + part("dispatch", 0)
+    outside = part("softmax", 0) + part("embed", 0) + part("optimizer", 0)
+    layers = time["compute_seconds"] - routing - outside
+    return layers, routing, outside, sum(time["exposed_seconds"].values())
+
+
 STYLE = (
-    "text{font:14px system-ui,sans-serif;fill:#1b1e23}.soft{fill:#5c6370}"
-    ".c{fill:#4269d0}.r{fill:#efb118}.w{fill:#d1495b}.f{fill:none;stroke:#9498a0;"
-    "stroke-dasharray:4 3}@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.soft{fill:#9aa1ad}}"
+    "text{font:14px system-ui,sans-serif;fill:#1b1e23}.soft{fill:#5c6370}.l{fill:#4269d0}"
+    ".r{fill:#efb118}.s{fill:#97bbf5}.w{fill:#d1495b}"
+    ".f{fill:none;stroke:#9498a0;stroke-dasharray:4 3}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.soft{fill:#9aa1ad}}"
 )
-KEY = (("c", "computing"), ("r", "routing and dispatch"), ("w", "waiting for the network"))
+KEY = (
+    ("l", "layers"),
+    ("r", "routing and dispatch"),
+    ("s", "softmax, update"),
+    ("w", "waiting"),
+    ("f", "by arithmetic"),
+)
 
 
 def picture(rows: list[tuple[Point, dict, Formula]]) -> str:
     """Bars of a step's seconds: compiled ones filled, and what arithmetic says as an outline."""
-    most = max(
-        max(row.get("estimate", {}).get("step_seconds", 0), guess.seconds) for _, row, guess in rows
-    )
+    known = [row["estimate"]["step_seconds"] for _, row, _ in rows if "estimate" in row]
+    most = max(*known, *(guess.seconds for *_, guess in rows))
     parts, left = [], 0
-    for kind, what in (*KEY, ("f", "by arithmetic alone")):
+    for kind, what in KEY:
         parts.append(
-            f'<rect x="{left}" y="4" width="14" height="14" class="{kind}"/>'
+            f'<rect x="{left + 0.5}" y="4.5" width="13" height="13" class="{kind}"/>'
             f'<text x="{left + 20}" y="16" class="soft">{what}</text>'
         )
-        left += 50 + 7 * len(what)
-    for index, (point, row, guess) in enumerate(rows):
-        top = 36 + 66 * index
+        left += 44 + 7 * len(what)
+    top = 36
+    for point, row, guess in rows:
         parts.append(f'<text x="0" y="{top + 12}">{point.name}</text>')
-        if time := row.get("estimate"):
-            routing = sum(time["compute_by_part"].get(part, 0) for part in ("router", "dispatch"))
-            waiting = sum(time["exposed_seconds"].values())
-            seconds = (("c", time["compute_seconds"] - routing), ("r", routing), ("w", waiting))
-            parts.append(_bar(top + 18, seconds, most, time["step_seconds"]))
-        parts.append(_bar(top + 38, (("f", guess.seconds),), most, guess.seconds))
-    high = 36 + 66 * len(rows)
+        if "estimate" in row:
+            parts.append(_bar(top + 18, "lrsw", seconds(row), most))
+            top += 20
+        parts.append(_bar(top + 18, "f", (guess.seconds,), most))
+        top += 46
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {high}" width="760">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {top}" width="760">'
         f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
 
 
-def _bar(top: int, parts: tuple[tuple[str, float], ...], most: float, whole: float) -> str:
+def _bar(top: int, kinds: str, parts: tuple[float, ...], most: float) -> str:
+    """Parts of a step one after the other, and its seconds at the end."""
     left, found = 0.5, []
-    for kind, seconds in parts:
-        width = 660 * seconds / most
+    for kind, part in zip(kinds, parts, strict=True):
+        width = 660 * part / most
         found.append(
             f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="16" class="{kind}"/>'
         )
         left += width
-    return f'{"".join(found)}<text x="{left + 8:.1f}" y="{top + 13}">{whole:.2f} s</text>'
+    text = f'<text x="{left + 8:.1f}" y="{top + 13}">{sum(parts):.2f} s</text>'
+    return "".join(found) + text
 
 
 if __name__ == "__main__":
