@@ -15,6 +15,7 @@ from glamcli.checkpoint import Checkpoints
 from runs import STEPS, assert_same_run, metrics, weights
 
 
+@pytest.mark.slow
 def test_killed_then_stopped_then_continued_equals_uninterrupted(train, uninterrupted, tmp_path):
     run = train(tmp_path / "run")
     run.until_step(15)
@@ -70,6 +71,7 @@ def test_a_run_leaves_nothing_outside_its_folder_and_the_cache(recipe, tmp_path)
     assert sorted(path.name for path in places["data"].iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_changes_nothing(train, uninterrupted):
     before = {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*") if p.name != ".lock"}
     run = train(uninterrupted)
@@ -79,6 +81,7 @@ def test_a_finished_run_says_so_and_changes_nothing(train, uninterrupted):
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_intact(train, tmp_path):
     run = train(tmp_path / "run", "--set", "train.steps=100000")
     run.until("say", text="step 7: saved")

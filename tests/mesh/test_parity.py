@@ -12,8 +12,6 @@ from glamcli.config.schema import MeshAxis
 from glamcli.train.parity import CASES, DISPATCHES, Case, Parity, _relative, small
 
 RECIPES = {"test-tiny": DISPATCHES, "glam_0.1b": ("",)}
-QUICK = {("GLaM 2D", "einsum")}
-"""What the default suite can pay for; the others are marked slow."""
 
 
 @functools.cache
@@ -21,6 +19,7 @@ def parity(recipe):
     return Parity(load_recipe(recipe, ["optimizer.clip_grad_norm=1.0"]).recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "case", "dispatch"),
     [
@@ -29,7 +28,6 @@ def parity(recipe):
             case,
             dispatch,
             id=f"{case.name}-{dispatch or 'dense'}",
-            marks=() if (case.name, dispatch) in QUICK else pytest.mark.slow,
         )
         for recipe, dispatches in RECIPES.items()
         for case in CASES

@@ -95,6 +95,7 @@ def test_outside_of_a_repository_git_writes_nothing_onto_the_screen(
     assert "git" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_roads_give_every_option_the_same_log_likelihood(subject, folder, samples):
     (score,) = evaluate(
         subject, load_suite(str(folder / "ours.yaml")), shots=[0], progress=Silent()
@@ -109,6 +110,7 @@ def test_both_roads_give_every_option_the_same_log_likelihood(subject, folder, s
         assert theirs["acc"] == ours["accuracy"]
 
 
+@pytest.mark.slow
 def test_both_roads_generate_the_same_text(subject, folder, samples):
     (score,) = evaluate(
         subject, load_suite(str(folder / "free.yaml")), shots=[0], progress=Silent()

@@ -95,6 +95,7 @@ def full_softmax(subject, request):
     return [logp[place, request.ids[place + 1]] for place in places]
 
 
+@pytest.mark.slow
 def test_shared_and_batched_scores_equal_one_by_one_and_the_full_softmax(subject, together, groups):
     found = together.score(groups)
     alone = make(subject, batch_tokens=1, share_prefixes=False)

@@ -135,6 +135,7 @@ def test_the_shipped_terms_are_those_of_the_paper(tmp_path):
         load_terms(tmp_path / "t.yaml")
 
 
+@pytest.mark.slow
 def test_continuations_that_are_kept_are_not_made_again(subject, tmp_path):
     path = tmp_path / "texts.jsonl"
     sampling = Sampling(temperature=1.0, top_k=5)

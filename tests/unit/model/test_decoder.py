@@ -76,6 +76,7 @@ def gradient(function, params):
     return jax.jit(jax.value_and_grad(function, has_aux=True))(params)
 
 
+@pytest.mark.slow
 def test_scanned_equals_blocks_apart():
     decoder, params = built(True)
     expected = gradient(lambda p: apart(decoder, p), params)

@@ -33,6 +33,7 @@ def tiny(kept) -> Plan:
     return plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2", *kept)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_groups_add_up_to_what_the_compiler_reserves(tiny):
     assert tiny.mesh == {"slice": 1, "stage": 1, "data": 1, "expert": 4, "model": 2}
@@ -42,6 +43,7 @@ def test_groups_add_up_to_what_the_compiler_reserves(tiny):
     assert tiny.headroom_frac == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_collectives_are_named_by_mesh_axis_and_no_expert_is_gathered(tiny):
     over = {(kind, axes) for kind, axes, _, _ in tiny.collectives}
@@ -50,6 +52,7 @@ def test_collectives_are_named_by_mesh_axis_and_no_expert_is_gathered(tiny):
     assert gathered
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_estimate_says_where_the_time_goes(tiny):
     time, cost = tiny.time, tiny.cost

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from glamcli.config.schema import Mesh, Model, Moe, Optimizer
 from glamcli.model.decoder import Decoder
@@ -30,6 +31,7 @@ def test_a_state_made_on_a_mesh_is_split_there_and_holds_the_same_numbers():
     assert v_row.addressable_shards[0].data.size == v_row.size // 4
 
 
+@pytest.mark.slow
 def test_blocks_apart_start_with_the_same_numbers_and_can_be_stacked():
     model = MODEL.model_copy(update={"num_layers": 4})
     decoder = Decoder(model, Moe(num_experts=4))

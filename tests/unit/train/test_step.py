@@ -107,6 +107,7 @@ def assert_same_bits(one, other):
         np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -119,7 +120,6 @@ def assert_same_bits(one, other):
                 "balance_over_layers": "mean",
                 "loss": Loss(denominator="positions", z_coef=0.1),
             },
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["dropless", "capacity"],
@@ -153,7 +153,8 @@ def loss_of_four_layers(over_layers, denominator):
 
 
 @pytest.mark.parametrize(
-    ("over_layers", "denominator"), [("sum", "positions"), ("mean", "targets")]
+    ("over_layers", "denominator"),
+    [pytest.param("sum", "positions", marks=pytest.mark.slow), ("mean", "targets")],
 )
 def test_the_loss_is_the_stated_formula(over_layers, denominator):
     sums = loss_of_four_layers(over_layers, denominator)
@@ -252,6 +253,7 @@ def test_an_update_that_overflows_changes_no_bit_and_counts_as_a_bad_step():
     assert_same_bits((after.params, after.opt_state), (before.params, before.opt_state))
 
 
+@pytest.mark.slow
 def test_the_program_of_a_step_does_not_grow_with_depth():
     def size(num_layers):
         model = MODEL.model_copy(update={"num_layers": num_layers})
