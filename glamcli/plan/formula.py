@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 from glamcli.config import pipeline
 from glamcli.config.schema import Recipe
-from glamcli.config.sizes import capacity, flops_per_token, num_moe_layers, tokens_per_step
+from glamcli.config.sizes import (
+    capacity,
+    flops_per_token,
+    num_blocks,
+    num_moe_layers,
+    tokens_per_step,
+)
 from glamcli.model import softmax
 from glamcli.parallel.axes import Layout
 from glamcli.plan.memory import State
@@ -87,7 +93,7 @@ def _tokens(recipe: Recipe, shape: dict[str, int]) -> int:
 def _block_runs(recipe: Recipe) -> int:
     """How often a device runs a block in the forward pass of an accumulated part: once for each of
     its blocks, or with a pipeline for each of a repeat's blocks at each tick."""
-    blocks = recipe.model.num_layers // (2 if recipe.moe else 1)
+    blocks = num_blocks(recipe)
     stages = pipeline.schedule(recipe)
     return blocks if stages is None else blocks * stages.ticks // (stages.stages * stages.repeats)
 
