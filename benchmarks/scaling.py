@@ -77,15 +77,19 @@ def studies() -> dict[str, list[Point]]:
         "pipeline": [
             dense("data 256 x model 4"),
             dense(
-                "8 stages x data 8 x model 16, 32 microbatches",
-                *("mesh.stage=8", "mesh.data=8", "mesh.model=16"),
-                # Weights split over `data` too would be gathered on every tick.
-                *("mesh.rules.embed=[]", "pipeline.microbatches=32"),
+                "8 stages x data 16 x model 8, 32 microbatches",
+                *("mesh.stage=8", "mesh.data=16", "mesh.model=8"),
+                "pipeline.microbatches=32",
             ),
             dense(
-                "8 stages x data 32 x model 4, 8 microbatches, 2 repeats",
-                *("mesh.stage=8", "mesh.data=32", "mesh.model=4"),
-                *("pipeline.microbatches=8", "pipeline.repeats=2"),
+                "8 stages x data 16 x model 8, 16 microbatches, 2 repeats",
+                *("mesh.stage=8", "mesh.data=16", "mesh.model=8"),
+                *("pipeline.microbatches=16", "pipeline.repeats=2"),
+            ),
+            dense(
+                "4 stages x data 16 x model 16, 32 microbatches",
+                *("mesh.stage=4", "mesh.data=16", "mesh.model=16"),
+                "pipeline.microbatches=32",
             ),
         ],
     }

@@ -227,9 +227,10 @@ class Decoder:
     ) -> tuple[Array, Stats]:
         """All blocks over embedded rows, as stages of a pipeline."""
 
-        def block(x_BSM, segments_BS, params, number, microbatch):
-            key = None if keys is None else jax.random.fold_in(keys[number], microbatch)
-            return self._blocks.bind(params)(x_BSM, segments_BS, replace(routing, key=key))
+        def block(layout, x_BSM, segments_BS, params, number, rows):
+            key = None if keys is None else jax.random.fold_in(keys[number], rows)
+            bound = replace(self, layout=layout)._blocks.bind(params)
+            return bound(x_BSM, segments_BS, replace(routing, key=key))
 
         group_tokens = 1 if self.moe is None else self.moe.group_tokens
         return pipeline.run(

@@ -8,6 +8,7 @@ that jax 0.10 to 0.12 share); without one, or on one device, `constrain` does no
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,19 @@ class Layout:
     def of(cls, mesh: schema.Mesh) -> Layout:
         """The table of a recipe."""
         return cls(table(mesh))
+
+    @property
+    def data_axes(self) -> tuple[str, ...]:
+        """The mesh axes of rows over which a pipeline's weights have copies: up to the first that
+        experts are split over."""
+        experts = self.split("expert")
+        return tuple(itertools.takewhile(lambda axis: axis not in experts, self.split("batch")))
+
+    def without(self, over: tuple[str, ...]) -> Layout:
+        """The same table as one part of an array sees it that is split over these mesh axes."""
+        fields = type(self.rules).model_fields
+        left = {name: tuple(a for a in self.split(name) if a not in over) for name in fields}
+        return Layout(self.rules.model_copy(update=left))
 
     def split(self, name: str | None) -> tuple[str, ...]:
         """The mesh axes that a logical axis is split over."""

@@ -7,6 +7,10 @@ which the stages keep X / P each, microbatches go through in turns of P: a turn 
 ticks in a row, passes all stages `repeats` times, and leaves the ring at stage 0 exactly as the
 next turn enters. So results take the places of inputs in one queue, and repeats need no other.
 
+Weights are gathered once per step, and their gradients summed once, not on every tick: every data
+shard has a copy of its stage's weights, Z copies in a dimension that is split over the same mesh
+axes, so the gradient of each piles up where it is. Experts stay split over `expert`.
+
 While the pipeline fills and empties, stages run on rows that mean nothing. Nothing of that is
 kept: what is measured is masked, and no result, so no gradient, depends on it.
 
@@ -29,8 +33,8 @@ from glamcli.config.pipeline import Schedule
 from glamcli.parallel.axes import Axes, Layout
 
 Tree = Any
-Block = Callable[[Array, Array, Tree, Array, Array], tuple[Array, Tree]]
-"""(x, segments, parameters, number of the block, number of the microbatch) -> (x, measured)."""
+Block = Callable[[Layout, Array, Array, Tree, Array, Array], tuple[Array, Tree]]
+"""(layout, x, segments, parameters, number of the block, number of the rows) -> (x, measured)."""
 
 STREAM = ("layers", None, "batch", "seq", "act_embed")
 MOVING = ("layers", "batch", "seq", "act_embed")
@@ -57,70 +61,112 @@ def run(
 
     Shapes: [B, S, M]; measurements [blocks, ...].
     """
-    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
+    X = schedule.microbatches
     order = _order(layout, schedule, x_BSM.shape[0], group_rows)
     stream = layout.constrain(_split(x_BSM, *order), *STREAM)
     segments_XBS = _split(segments_BS, *order).reshape(X, -1, segments_BS.shape[1])
     segments_XBS = layout.constrain(segments_XBS, None, "batch", None)
-    stages = jax.tree.map(
-        partial(_by_stage, schedule, layout), blocks, axes, is_leaf=lambda leaf: leaf is None
+    shards = _data_shards(layout, order[0])
+    weights = jax.tree.map(
+        partial(_copies, schedule, layout, shards), blocks, axes, is_leaf=lambda leaf: leaf is None
     )
-    K = jax.tree.leaves(stages)[0].shape[1]
-    number_P = jnp.arange(P, dtype=jnp.int32)
+    all_stages = _all_stages(schedule, layout, shards, block, segments_XBS, remat, unroll)
+    exchange = partial(_exchange, schedule, layout)
 
-    def stage(params: Tree, number: Array, tick: Array, x_BSM: Array) -> tuple[Array, Tree]:
-        """One stage's blocks over the microbatch that it has at this tick."""
+    def advance(carry: Any, tick: Array) -> tuple[Any, None]:
+        x_PBSM, queue, stream, total = carry
+        out_PBSM, measured = all_stages(weights, tick, x_PBSM)
+        moved = exchange(tick + 1, _shift(layout, out_PBSM, 1), queue, stream)
+        return (*moved, jax.tree.map(jnp.add, total, measured)), None
+
+    nothing = layout.constrain(jnp.zeros_like(stream[:, 0]), *MOVING)
+    first = exchange(jnp.zeros((), jnp.int32), nothing, nothing, stream)
+    shapes = jax.eval_shape(all_stages, weights, jnp.zeros((), jnp.int32), first[0])[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ticks = jnp.arange(schedule.ticks, dtype=jnp.int32)
+    with jax.named_scope("pipeline"):
+        (_, _, stream, total_PZR), _ = jax.lax.scan(advance, (*first, zeros), ticks)
+    x_BSM = layout.constrain(_join(stream, *order), "outer_batch", "seq", "act_embed")
+
+    def by_block(total_PZR: Array) -> Array:
+        return jnp.swapaxes(jnp.sum(total_PZR, axis=1), 0, 1).reshape(-1, *total_PZR.shape[4:])
+
+    return x_BSM, jax.tree.map(by_block, total_PZR)
+
+
+def _all_stages(
+    schedule: Schedule,
+    layout: Layout,
+    shards: tuple[str, ...],
+    block: Block,
+    segments_XBS: Array,
+    remat: Callable[[Callable], Callable],
+    unroll: bool,
+) -> Callable[[Tree, Array, Array], tuple[Array, Tree]]:
+    """(weights [P, Z, ...], tick, x_PBSM) -> (x_PBSM, what the blocks measured [P, Z, R, K, ...]):
+    one tick of all stages, every data shard by itself."""
+    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
+    inner = layout.without(shards)
+    segments_XZBS = _by_shard(segments_XBS, shards)
+
+    def shard(
+        params: Tree, number: Array, shard: Array, tick: Array, segments_XBS: Array, x_BSM: Array
+    ) -> tuple[Array, Tree]:
+        """One stage's blocks over one data shard of the microbatch that it has at this tick."""
         turn, inside = jnp.divmod(tick - number, R * P)
         repeat, place = jnp.divmod(inside, P)
         microbatch = place * (X // P) + turn
         segments_BS = jax.lax.dynamic_index_in_dim(segments_XBS, microbatch, keepdims=False)
+        rows = shard * X + microbatch
 
         def one(x_BSM: Array, part: tuple[Tree, Array]) -> tuple[Array, Tree]:
             params, k = part
             if R > 1:  # here, so that no tick keeps its choice of weights for the backward pass
                 pick = partial(jax.lax.dynamic_index_in_dim, index=repeat, keepdims=False)
                 params = jax.tree.map(pick, params)
-            return block(x_BSM, segments_BS, params, (repeat * P + number) * K + k, microbatch)
+            return block(inner, x_BSM, segments_BS, params, (repeat * P + number) * K + k, rows)
 
+        K = jax.tree.leaves(params)[0].shape[0]
         parts = (params, jnp.arange(K, dtype=jnp.int32))
         x_BSM, measured = jax.lax.scan(remat(one), x_BSM, parts, unroll=unroll)
         valid = (turn >= 0) & (turn < X // P)
         here_R = (jnp.arange(R, dtype=jnp.int32) == repeat) & valid
         return x_BSM, jax.tree.map(partial(_where, here_R), measured)
 
-    all_stages = jax.vmap(stage, in_axes=(0, 0, None, 0), spmd_axis_name=layout.split("layers")[0])
+    stage = jax.vmap(shard, in_axes=(0, None, 0, None, 1, 0), spmd_axis_name=shards)
+    stages = jax.vmap(
+        stage, in_axes=(0, 0, None, None, None, 0), spmd_axis_name=layout.split("layers")
+    )
 
-    def exchange(tick: Array, ring: Array, queue: Array, stream: Array) -> tuple[Array, ...]:
-        """What the stages get at this tick. On the first P of a turn, stage 0 takes the next
-        microbatch out of the queue and leaves there what has just come out of the last stage."""
-        turn, inside = jnp.divmod(tick, R * P)
-        next_turn = jnp.minimum(turn, X // P - 1)
-        fresh = jax.lax.dynamic_index_in_dim(stream, next_turn, axis=1, keepdims=False)
-        queue = jnp.where(inside == 0, fresh, queue)
-        enters = ((number_P == 0) & (inside < P))[:, None, None, None]
-        x_PBSM = jnp.where(enters, queue, ring)
-        queue = _shift(layout, jnp.where(enters, ring, queue), -1)
-        # The last write of a turn, with its results in their places, is the one that stays.
-        done = jnp.maximum(turn - 1, 0)
-        stream = jax.lax.dynamic_update_index_in_dim(stream, queue, done, axis=1)
-        return layout.constrain(x_PBSM, *MOVING), queue, layout.constrain(stream, *STREAM)
+    def tick_of_all(weights: Tree, tick: Array, x_PBSM: Array) -> tuple[Array, Tree]:
+        x_PZBSM = _by_shard(x_PBSM, shards)
+        numbers = (jnp.arange(P, dtype=jnp.int32), jnp.arange(x_PZBSM.shape[1], dtype=jnp.int32))
+        out_PZBSM, measured = stages(weights, *numbers, tick, segments_XZBS, x_PZBSM)
+        return layout.constrain(out_PZBSM.reshape(x_PBSM.shape), *MOVING), measured
 
-    def advance(carry: Any, tick: Array) -> tuple[Any, None]:
-        x_PBSM, queue, stream, total = carry
-        out_PBSM, measured = all_stages(stages, number_P, tick, x_PBSM)
-        out_PBSM = layout.constrain(out_PBSM, *MOVING)
-        moved = exchange(tick + 1, _shift(layout, out_PBSM, 1), queue, stream)
-        return (*moved, jax.tree.map(jnp.add, total, measured)), None
+    return tick_of_all
 
-    nothing = layout.constrain(jnp.zeros_like(stream[:, 0]), *MOVING)
-    first = exchange(jnp.zeros((), jnp.int32), nothing, nothing, stream)
-    shapes = jax.eval_shape(all_stages, stages, number_P, jnp.zeros((), jnp.int32), first[0])[1]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    ticks = jnp.arange(schedule.ticks, dtype=jnp.int32)
-    with jax.named_scope("pipeline"):
-        (_, _, stream, total), _ = jax.lax.scan(advance, (*first, zeros), ticks)
-    x_BSM = layout.constrain(_join(stream, *order), "outer_batch", "seq", "act_embed")
-    return x_BSM, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:]), total)
+
+def _exchange(
+    schedule: Schedule, layout: Layout, tick: Array, ring: Array, queue: Array, stream: Array
+) -> tuple[Array, Array, Array]:
+    """What the stages get at this tick, the queue and the stream after it.
+
+    On the first P ticks of a turn, stage 0 takes the next microbatch out of the queue and leaves
+    there what has just come out of the last stage.
+    """
+    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
+    turn, inside = jnp.divmod(tick, R * P)
+    next_turn = jnp.minimum(turn, X // P - 1)
+    fresh = jax.lax.dynamic_index_in_dim(stream, next_turn, axis=1, keepdims=False)
+    queue = jnp.where(inside == 0, fresh, queue)
+    enters = ((jnp.arange(P, dtype=jnp.int32) == 0) & (inside < P))[:, None, None, None]
+    x_PBSM = jnp.where(enters, queue, ring)
+    queue = _shift(layout, jnp.where(enters, ring, queue), -1)
+    # The last write of a turn, with its results in their places, is the one that stays.
+    done = jnp.maximum(turn - 1, 0)
+    stream = jax.lax.dynamic_update_index_in_dim(stream, queue, done, axis=1)
+    return layout.constrain(x_PBSM, *MOVING), queue, layout.constrain(stream, *STREAM)
 
 
 def _where(here_R: Array, x_K: Array) -> Array:
@@ -142,6 +188,40 @@ def _order(
     together = num_rows // schedule.microbatches // group_rows
     parts = math.gcd(shards, together)
     return parts, schedule.stages, schedule.microbatches // schedule.stages
+
+
+def _data_shards(layout: Layout, parts: int) -> tuple[str, ...]:
+    """The mesh axes over which weights have copies, as far as a microbatch has that many parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = layout.data_axes
+    while parts % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
+
+
+def _by_shard(x_PBS: Array, shards: tuple[str, ...]) -> Array:
+    """[P, Z B, ...] -> [P, Z, B, ...]: rows by data shard."""
+    mesh = jax.sharding.get_abstract_mesh()
+    Z = math.prod(mesh.shape[axis] for axis in shards)
+    return x_PBS.reshape(x_PBS.shape[0], Z, -1, *x_PBS.shape[2:])
+
+
+def _copies(
+    schedule: Schedule, layout: Layout, shards: tuple[str, ...], w_L: Array, axes: Axes
+) -> Array:
+    """A parameter stacked over blocks by stage (`_by_stage`), a copy for every data shard: [P, Z,
+    blocks of a stage and repeat K, (R,) ...]. Its gradient is their sum."""
+    w_PK = _by_stage(schedule, layout, w_L, axes)
+    mesh = jax.sharding.get_abstract_mesh()
+    Z = math.prod(mesh.shape[axis] for axis in shards)
+    within = (None,) * (w_PK.ndim - len(axes)) + axes[1:]
+
+    def place(w_K: Array) -> Array:
+        return layout.without(shards).constrain(w_K, *within)
+
+    by_shard = jax.vmap(place, spmd_axis_name=shards)
+    by_stage = jax.vmap(by_shard, spmd_axis_name=layout.split("layers"))
+    return by_stage(jnp.broadcast_to(w_PK[:, None], (w_PK.shape[0], Z, *w_PK.shape[1:])))
 
 
 def _split(x_BS: Array, shards: int, stages: int, each: int) -> Array:

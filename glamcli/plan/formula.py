@@ -1,8 +1,9 @@
 """Memory and time of a step by arithmetic alone: for GPUs, and to tell a search what to compile.
 
 Much coarser than a compiled program. Letters as in `config/sizes.py`; t is the tokens a device
-works on at once, m the size of the `model` axis. In a pipeline t is those of one microbatch, and
-every block of a stage runs once per tick, also where a tick's rows mean nothing.
+works on at once, m the size of the `model` axis. In a pipeline t is those of one microbatch, every
+block of a stage runs once per tick, also where a tick's rows mean nothing, and every data shard has
+a copy of its stage's weights.
 """
 
 from __future__ import annotations
@@ -98,6 +99,15 @@ def _block_runs(recipe: Recipe) -> int:
     return blocks if stages is None else blocks * stages.ticks // (stages.stages * stages.repeats)
 
 
+def _held_blocks(recipe: Recipe) -> int:
+    return num_blocks(recipe) // recipe.mesh.stage
+
+
+def _copied_over(recipe: Recipe) -> tuple[str, ...]:
+    """The mesh axes over which a pipeline's weights have copies (`parallel/pipeline.py`)."""
+    return () if recipe.mesh.stage == 1 else Layout.of(recipe.mesh).data_axes
+
+
 def _hardware_flops(recipe: Recipe, network: Network) -> float:
     """Matrix products of a step: three passes, one more where everything is recomputed, empty
     slots, and the one-hot products where TPUs dispatch by them."""
@@ -137,7 +147,11 @@ def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     working = 2 * t * M * size + 3 * scores + 2 * dense + moving + _gathered(recipe, shape, size)
     chunks = min(t * model.vocab_size * FLOAT32 // m, softmax.CHUNK_BYTES)
     table = FLOAT32 * model.vocab_size * M // m
-    return int(RESERVED * (_block_runs(recipe) * stacked + max(working, 3 * chunks + 2 * table)))
+    copies = 0
+    if recipe.mesh.stage > 1:  # the copies, a tick's gradients and their sum
+        copies = _held_blocks(recipe) * sum(_layer_weights(recipe, shape)) * (size + 2 * FLOAT32)
+    alive = _block_runs(recipe) * stacked + max(working, 3 * chunks + 2 * table)
+    return int(copies + RESERVED * alive)
 
 
 def _layer_weights(recipe: Recipe, shape: dict[str, int]) -> tuple[int, int]:
@@ -184,11 +198,17 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     gathers = passes * size + FLOAT32  # weights in every pass, gradients once
     layout = Layout.of(recipe.mesh)
 
+    copied = _copied_over(recipe)
+
     def weights(axis: str, axes: tuple[str, ...], wide: int) -> float:
-        """Gathered whenever a block runs; or whole everywhere, and then their gradients are summed
-        as often, for the compiler does not put that off to the last tick."""
+        """Gathered whenever a block runs, or whole everywhere and their gradients summed as often;
+        over the axes of copies that is done once per step."""
         split = layout.split(axis)
-        return runs * (over(split, wide * gathers) if split else 2 * over(axes, wide * FLOAT32))
+        often = tuple(a for a in split or axes if a not in copied)
+        once = tuple(a for a in split or axes if a in copied)
+        passing = wide * gathers if split else 2 * wide * FLOAT32
+        copying = wide * (size + FLOAT32) if split else 2 * wide * FLOAT32
+        return runs * over(often, passing) + _held_blocks(recipe) * over(once, copying)
 
     found["dense weights"] = weights("embed", ("data", "expert"), dense)
     if moe is not None:
@@ -199,7 +219,8 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
         exchanged = over(("expert",), slots * size / m, exchange=True)
         found["tokens to experts"] = runs * 2 * passes * exchanged
     if shape["slice"] > 1:
-        blocks = model.num_layers // layers // shape["stage"]
         held = dense / layout.parts("embed", shape) + experts / layout.parts("expert_embed", shape)
-        found["gradients between slices"] = 2 * blocks * over(("slice",), held * FLOAT32) / parts
+        found["gradients between slices"] = (
+            2 * _held_blocks(recipe) * over(("slice",), held * FLOAT32) / parts
+        )
     return {name: parts * seconds for name, seconds in found.items() if seconds}

@@ -143,6 +143,16 @@ def test_microbatches_move_from_stage_to_stage_and_nothing_else_does():
     assert {each.count for each in others} == {1}
 
 
+@pytest.mark.parametrize("embed", ["[]", "[data]"])
+def test_stages_gather_weights_and_sum_their_gradients_once_per_step(embed):
+    _, found = compiled(*STAGES, f"mesh.rules.embed={embed}")
+    weight = M * H // 2  # anything that a tick exchanges is smaller: statistics
+    sums = [each for each in found if each.kind in ("all-reduce", "reduce-scatter", "all-gather")]
+    large = [each for each in sums if sum(map(math.prod, each.shapes)) >= weight]
+    assert large
+    assert {each.count for each in large} == {1}
+
+
 @pytest.mark.parametrize(
     "sizes", [{"expert": 4, "model": 2}, {"expert": 2, "model": 2}, {"model": 8}], ids=str
 )

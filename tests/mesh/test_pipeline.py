@@ -15,9 +15,9 @@ S, M = 3, 4
 AXES = {"w": ("layers", None, None), "b": ("layers", None)}
 
 
-def block(x_BSM, segments_BS, params, number, microbatch):
+def block(layout, x_BSM, segments_BS, params, number, rows):
     """Depends on everything it is given; measures only what is real."""
-    del microbatch
+    del layout, rows
     real_BS = segments_BS != 0
     y_BSM = jnp.tanh(jnp.einsum("BSM,MN->BSN", x_BSM, params["w"]) + params["b"][None, None])
     y_BSM = jnp.where(real_BS[..., None], y_BSM, x_BSM)
@@ -31,7 +31,7 @@ def block(x_BSM, segments_BS, params, number, microbatch):
 
 def in_a_row(blocks, x_BSM, segments_BS):
     def one(x_BSM, part):
-        return block(x_BSM, segments_BS, *part, None)
+        return block(GLAM, x_BSM, segments_BS, *part, None)
 
     numbers = jnp.arange(blocks["b"].shape[0], dtype=jnp.int32)
     return jax.lax.scan(one, x_BSM, (blocks, numbers))
