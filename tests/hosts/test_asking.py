@@ -20,6 +20,17 @@ SAY = (
     'data: {path: answers.jsonl}\nprompt: "the {q} is"\nanswers: ["{a}"]\nscorer: generate\n'
     "metrics: [em]\nbeam: 2\nmax_tokens: 3\n"
 )
+PICK_OF_LM_EVAL = """
+task: pick
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {path}}}}}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "{{{{q}}}}"
+doc_to_target: right
+doc_to_choice: "{{{{o}}}}"
+metric_list: [{{metric: acc}}]
+"""
 # Kills the process at its first batch that is kept.
 KILLED = """
 import os, signal
@@ -176,4 +187,21 @@ def test_lines_that_process_zero_reads_are_continued_as_by_one_process(glam, tmp
     (alone,) = glam(words, num_devices=1).ends(lines)
     assert ends[0][1] == alone[1]
     assert alone[1].count("stone river") == (2 if "--samples" in how else 1)
+    assert ends[1][1] == ""
+
+
+def test_tasks_of_lm_eval_are_scored_as_by_one_process(glam, tmp_path):
+    run = make_run(tmp_path, "model.vocab_size=260", "mesh.expert=2", "mesh.model=2")
+    items = [{"q": word, "o": ["yes", "no"], "right": i % 2} for i, word in enumerate(WORDS)]
+    (tmp_path / "tasks").mkdir()
+    path = tmp_path / "tasks" / "items.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in items))
+    (tmp_path / "tasks" / "pick.yaml").write_text(PICK_OF_LM_EVAL.format(path=path))
+    words = ["eval", run, "--harness", "pick", "--include-path", tmp_path / "tasks"]
+    ends = glam(words, words).ends()
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    (alone,) = glam(words, num_devices=1).ends()
+    assert alone[0] == 0, alone
+    assert ends[0][1] == alone[1]
+    assert "pick" in alone[1]
     assert ends[1][1] == ""
