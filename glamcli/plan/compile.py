@@ -87,11 +87,12 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
     flops = matrix_flops(traced.jaxpr, mesh.size)
     lowered = traced.lower()
-    kept = _kept_at(recipe, target, lowered, mesh)
+    options = programs.compiler_options(recipe, mesh)
+    kept = _kept_at(recipe, target, lowered, options, mesh)
     if kept is not None and (found := _kept(kept)):
         return Program(mesh=mesh, matrix_flops=flops, **found)
     try:
-        compiled, hlo = _compiled(lowered, target)
+        compiled, hlo = _compiled(lowered, target, options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLarge(str(error)) from error
@@ -111,7 +112,9 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     return Program(mesh=mesh, matrix_flops=flops, **found)
 
 
-def _kept_at(recipe: Recipe, target: Target, lowered: Lowered, mesh: Mesh) -> Path | None:
+def _kept_at(
+    recipe: Recipe, target: Target, lowered: Lowered, options: dict[str, str | bool], mesh: Mesh
+) -> Path | None:
     """Where what the compiler said of this very program is kept: named by its text, by the places
     of the devices, by the versions of the compiler, and by our own sources, because the names of
     scopes are not in the text. Off TPUs jax keeps programs itself."""
@@ -123,7 +126,7 @@ def _kept_at(recipe: Recipe, target: Target, lowered: Lowered, mesh: Mesh) -> Pa
     except PackageNotFoundError:  # a libtpu that no package installer knows
         return None
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    name = hashlib.sha256(repr((target.name, places, versions, flags)).encode())
+    name = hashlib.sha256(repr((target.name, places, versions, flags, options)).encode())
     name.update(lowered.as_text().encode())
     for source in sorted(Path(glamcli.__file__).parent.glob("*/*.py")):
         name.update(source.read_bytes())
@@ -146,7 +149,9 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
         part.replace(path)
 
 
-def _compiled(lowered: Lowered, target: Target) -> tuple[Compiled, str]:
+def _compiled(
+    lowered: Lowered, target: Target, options: dict[str, str | bool]
+) -> tuple[Compiled, str]:
     """The executable and its optimized HLO.
 
     For TPUs the compiler writes the HLO into a file itself. `as_text` would hand it over to
@@ -154,13 +159,13 @@ def _compiled(lowered: Lowered, target: Target) -> tuple[Compiled, str]:
     most programs for v5p, v6e and 7x).
     """
     if target.kind != "tpu":
-        compiled = lowered.compile()
+        compiled = lowered.compile(options)
         return compiled, compiled.as_text() or ""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Where the user lets jax keep programs it keeps these too, and cannot read them again.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiled = lowered.compile(compiler_options=options)
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile({**options, **dump})
         written = sorted(Path(folder).glob("*.after_codegen.txt"))
         return compiled, written[-1].read_text() if written else compiled.as_text() or ""
 

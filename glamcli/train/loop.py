@@ -214,7 +214,7 @@ class Run:
         with self.progress.phase("compiling"):
             names = self.dataset.source_names
             lowered = programs.lower_train_step(self.decoder, self.recipe, len(names), self.mesh)
-            self._step = lowered.compile()
+            self._step = lowered.compile(programs.compiler_options(self.recipe, self.mesh))
             if self.decoder.apart:
                 lowered = programs.lower_together(self.decoder, self.recipe, self.mesh)
                 self._together = lowered.compile()
@@ -301,7 +301,7 @@ class Run:
                 num_sources = len(self.dataset.source_names)
                 self._heldout_step = programs.lower_heldout_step(
                     self.decoder, self.recipe, num_sources, self.mesh
-                ).compile()
+                ).compile(programs.compiler_options(self.recipe, self.mesh))
         total = self.heldout.num_batches
         with self.progress.phase("evaluating", total=total, unit="batches") as bar:
             sums = []

@@ -22,6 +22,9 @@ from glamcli.parallel.mesh import check_batch, local_rows
 from glamcli.train.state import abstract_state, state_shardings, together
 from glamcli.train.step import make_heldout_step, make_train_step
 
+WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+NEVER = "1000000"
+
 FIELDS = ("tokens", "targets", "segments")
 
 
@@ -59,6 +62,12 @@ def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: M
     )
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(recipe, mesh, recipe.batch.rows))
+
+
+def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
+    """What XLA is told beside the text of a program of training."""
+    off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
+    return {WINDOWED_FROM_MIB: NEVER} if off else {}
 
 
 def lower_together(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:
