@@ -20,8 +20,9 @@ from jax import Array
 
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
 
-CHUNK_BYTES = 256 * 2**20
-"""Float32 logits of one chunk, per device. Small models fit whole, which is fastest."""
+CHUNK_BYTES = 512 * 2**20
+"""Float32 logits of one chunk, per device. Small models fit whole, which is fastest; a large
+vocabulary wants many tokens in a product, and its gradient is added up once per chunk."""
 
 ROWS = ("outer_batch", None, None)
 TABLE = ("act_vocab", None)
