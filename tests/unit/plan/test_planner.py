@@ -117,6 +117,20 @@ def test_every_kind_of_tpu_compiles_and_says_nothing_on_the_way(target, capfd):
     assert {"attention", "experts"} <= set(found.time.scopes)
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_products_are_cut_into_loops_only_where_the_recipe_asks_for_it():
+    wide = ("moe=null", "model.model_dim=768", "model.ffn_dim=3072", "mesh.data=8")
+    rows = ("batch.rows=256", "batch.row_tokens=1024", "train.remat=full")
+    off, auto = (
+        plan("test-tiny", "v4-16", *wide, *rows, f"mesh.collective_matmul={value}")
+        for value in ("off", "auto")
+    )
+    assert "collective-permute" not in {kind for kind, *_ in off.collectives}
+    assert "collective-permute" in {kind for kind, *_ in auto.collectives}
+    assert off.time.total < auto.time.total, "every piece would write the whole result again"
+
+
 def test_what_arithmetic_rules_out_is_refused_before_compiling(monkeypatch):
     monkeypatch.setattr("glamcli.plan.planner.compile_step", None)
     mesh = ("mesh.expert=1", "mesh.data=auto", "batch.rows=4")
