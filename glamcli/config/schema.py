@@ -261,9 +261,9 @@ class Mesh(Settings):
     tokens (Megatron's sequence parallelism); or nothing (Megatron's tensor parallelism, with
     all-reduces in the place of all-gathers and reduce-scatters)."""
     collective_matmul: Literal["auto", "off"] = "off"
-    """TPU: whether XLA may cut a product and what it gathers or scatters into a loop that sends one
-    piece while it multiplies another (GSPMD's windowed einsum). `auto` leaves it to XLA, which also
-    does it where pieces are thin and the whole result is written again for each."""
+    """TPU, in training: whether XLA may cut a product and what it gathers or scatters into a loop
+    that sends one piece while it multiplies another (GSPMD's windowed einsum). `auto` leaves it to
+    XLA, which also does it where pieces are thin and the whole result is written again for each."""
     rules: Rules = Rules()
 
 

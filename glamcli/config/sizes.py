@@ -143,6 +143,11 @@ def flops_per_token(recipe: Recipe) -> Flops:
     )
 
 
+def group_rows(moe: Moe | None, row_tokens: int) -> int:
+    """Rows that belong together in routing: as many as a group fills."""
+    return 1 if moe is None else max(1, moe.group_tokens // row_tokens)
+
+
 def capacity(moe: Moe) -> int:
     """[C] slots per expert in each of the recipe's groups."""
     return slots_per_expert(moe.group_tokens, moe.num_experts, moe.capacity_factor)

@@ -18,6 +18,7 @@ from jax import Array
 
 from glamcli.config import schema
 from glamcli.config.pipeline import Schedule
+from glamcli.config.sizes import group_rows
 from glamcli.model import cache, softmax
 from glamcli.model.block import Block, Remat, Routing, Stats
 from glamcli.model.experts import Dispatch
@@ -119,7 +120,7 @@ class Decoder:
         comes out at padding means nothing.
 
         With a `schedule` the blocks are stages of a pipeline, which is the same but for drawn
-        second experts: those are drawn per microbatch.
+        second experts: those are drawn per microbatch and data shard.
 
         Shapes: [B, S, M] in the activation dtype; stats [expert layers, ...].
         """
@@ -232,7 +233,6 @@ class Decoder:
             bound = replace(self, layout=layout)._blocks.bind(params)
             return bound(x_BSM, segments_BS, replace(routing, key=key))
 
-        group_tokens = 1 if self.moe is None else self.moe.group_tokens
         return pipeline.run(
             schedule,
             self.layout,
@@ -241,7 +241,7 @@ class Decoder:
             self._blocks.axes,
             x_BSM,
             segments_BS,
-            group_rows=max(1, group_tokens // x_BSM.shape[1]),
+            group_rows=group_rows(self.moe, x_BSM.shape[1]),
             remat=self._rematerialised,
             unroll=self._unrolled,
         )

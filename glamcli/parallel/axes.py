@@ -41,13 +41,12 @@ class Layout:
 
     @property
     def data_axes(self) -> tuple[str, ...]:
-        """The mesh axes of rows over which a pipeline's weights have copies: up to the first that
-        experts are split over."""
+        """The leading mesh axes of rows, up to the first that experts are split over."""
         experts = self.split("expert")
         return tuple(itertools.takewhile(lambda axis: axis not in experts, self.split("batch")))
 
     def without(self, over: tuple[str, ...]) -> Layout:
-        """The same table as one part of an array sees it that is split over these mesh axes."""
+        """The table for the inside of an array that is already split over these mesh axes."""
         fields = type(self.rules).model_fields
         left = {name: tuple(a for a in self.split(name) if a not in over) for name in fields}
         return Layout(self.rules.model_copy(update=left))

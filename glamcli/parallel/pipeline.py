@@ -9,7 +9,8 @@ next turn enters. So results take the places of inputs in one queue, and repeats
 
 Weights are gathered once per step, and their gradients summed once, not on every tick: every data
 shard has a copy of its stage's weights, Z copies in a dimension that is split over the same mesh
-axes, so the gradient of each piles up where it is. Experts stay split over `expert`.
+axes, so the gradient of each piles up where it is. What is split over `expert` stays so. A mesh
+axis has copies only where every part of a microbatch that it makes has a routing group of its own.
 
 While the pipeline fills and empties, stages run on rows that mean nothing. Nothing of that is
 kept: what is measured is masked, and no result, so no gradient, depends on it.
@@ -20,7 +21,7 @@ Called by `decoder.py`, for training and held-out loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,10 @@ from glamcli.parallel.axes import Axes, Layout
 
 Tree = Any
 Block = Callable[[Layout, Array, Array, Tree, Array, Array], tuple[Array, Tree]]
-"""(layout, x, segments, parameters, number of the block, number of the rows) -> (x, measured)."""
+"""(layout, x, segments, parameters, number of the block, a number that no other rows of the step
+have) -> (x, measured)."""
+COPY_GRADIENTS = 8
+"""Bytes that a copied weight's gradients take: one tick's and their sum, float32."""
 
 STREAM = ("layers", None, "batch", "seq", "act_embed")
 MOVING = ("layers", "batch", "seq", "act_embed")
@@ -66,7 +70,7 @@ def run(
     stream = layout.constrain(_split(x_BSM, *order), *STREAM)
     segments_XBS = _split(segments_BS, *order).reshape(X, -1, segments_BS.shape[1])
     segments_XBS = layout.constrain(segments_XBS, None, "batch", None)
-    shards = _data_shards(layout, order[0])
+    shards = copied_over(layout, jax.sharding.get_abstract_mesh().shape, order[0])
     weights = jax.tree.map(
         partial(_copies, schedule, layout, shards), blocks, axes, is_leaf=lambda leaf: leaf is None
     )
@@ -110,17 +114,17 @@ def _all_stages(
     segments_XZBS = _by_shard(segments_XBS, shards)
 
     def shard(
-        params: Tree, number: Array, shard: Array, tick: Array, segments_XBS: Array, x_BSM: Array
+        params: Tree, number: Array, part: Array, tick: Array, segments_XBS: Array, x_BSM: Array
     ) -> tuple[Array, Tree]:
         """One stage's blocks over one data shard of the microbatch that it has at this tick."""
         turn, inside = jnp.divmod(tick - number, R * P)
         repeat, place = jnp.divmod(inside, P)
         microbatch = place * (X // P) + turn
         segments_BS = jax.lax.dynamic_index_in_dim(segments_XBS, microbatch, keepdims=False)
-        rows = shard * X + microbatch
+        rows = part * X + microbatch
 
-        def one(x_BSM: Array, part: tuple[Tree, Array]) -> tuple[Array, Tree]:
-            params, k = part
+        def one(x_BSM: Array, layer: tuple[Tree, Array]) -> tuple[Array, Tree]:
+            params, k = layer
             if R > 1:  # here, so that no tick keeps its choice of weights for the backward pass
                 pick = partial(jax.lax.dynamic_index_in_dim, index=repeat, keepdims=False)
                 params = jax.tree.map(pick, params)
@@ -184,17 +188,27 @@ def _order(
     devices; from fewer, larger parts where a routing group has more rows than that.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = math.prod(mesh.shape[axis] for axis in layout.here("batch", num_rows))
-    together = num_rows // schedule.microbatches // group_rows
-    parts = math.gcd(shards, together)
+    parts = num_parts(schedule, layout, mesh.shape, num_rows, group_rows)
     return parts, schedule.stages, schedule.microbatches // schedule.stages
 
 
-def _data_shards(layout: Layout, parts: int) -> tuple[str, ...]:
+def num_parts(
+    schedule: Schedule,
+    layout: Layout,
+    mesh_shape: Mapping[str, int],
+    num_rows: int,
+    group_rows: int,
+) -> int:
+    """Parts of a microbatch: one per data shard, or as many as have routing groups of their own."""
+    split = layout.split_of("batch", num_rows, mesh_shape)
+    shards = math.prod(mesh_shape[axis] for axis in split)
+    return math.gcd(shards, num_rows // schedule.microbatches // group_rows)
+
+
+def copied_over(layout: Layout, mesh_shape: Mapping[str, int], parts: int) -> tuple[str, ...]:
     """The mesh axes over which weights have copies, as far as a microbatch has that many parts."""
-    mesh = jax.sharding.get_abstract_mesh()
     axes = layout.data_axes
-    while parts % math.prod(mesh.shape[axis] for axis in axes):
+    while parts % math.prod(mesh_shape[axis] for axis in axes):
         axes = axes[:-1]
     return axes
 

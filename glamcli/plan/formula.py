@@ -16,12 +16,14 @@ from glamcli.config.schema import Recipe
 from glamcli.config.sizes import (
     capacity,
     flops_per_token,
+    group_rows,
     num_blocks,
     num_moe_layers,
     tokens_per_step,
 )
 from glamcli.model import softmax
 from glamcli.parallel.axes import Layout
+from glamcli.parallel.pipeline import COPY_GRADIENTS, copied_over, num_parts
 from glamcli.plan.memory import State
 from glamcli.plan.network import Network
 
@@ -106,9 +108,15 @@ def _held_blocks(recipe: Recipe) -> int:
     return num_blocks(recipe) // recipe.mesh.stage
 
 
-def _copied_over(recipe: Recipe) -> tuple[str, ...]:
-    """The mesh axes over which a pipeline's weights have copies (`parallel/pipeline.py`)."""
-    return () if recipe.mesh.stage == 1 else Layout.of(recipe.mesh).data_axes
+def _copied_over(recipe: Recipe, shape: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes over which a pipeline's weights have copies."""
+    stages, layout = pipeline.schedule(recipe), Layout.of(recipe.mesh)
+    if stages is None:
+        return ()
+    rows = recipe.batch.rows // recipe.batch.accumulate
+    together = group_rows(recipe.moe, recipe.batch.row_tokens)
+    parts = num_parts(stages, layout, shape, rows, together)
+    return copied_over(layout, shape, parts)
 
 
 def _hardware_flops(recipe: Recipe, network: Network) -> float:
@@ -151,8 +159,14 @@ def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     chunks = min(t * model.vocab_size * FLOAT32 // m, softmax.CHUNK_BYTES)
     table = FLOAT32 * model.vocab_size * M // m
     copies = 0
-    if recipe.mesh.stage > 1:  # the copies, a tick's gradients and their sum
-        copies = _held_blocks(recipe) * sum(_layer_weights(recipe, shape)) * (size + 2 * FLOAT32)
+    if recipe.mesh.stage > 1:
+        inner = Layout.of(recipe.mesh).without(_copied_over(recipe, shape))
+        dense, experts = _layer_weights(recipe, shape)
+        dense, experts = (
+            dense // inner.parts("embed", shape),
+            experts // inner.parts("expert_embed", shape),
+        )
+        copies = _held_blocks(recipe) * (dense + experts) * (size + COPY_GRADIENTS)
     alive = _block_runs(recipe) * stacked + max(working, 3 * chunks + 2 * table)
     return int(copies + RESERVED * alive)
 
@@ -170,7 +184,7 @@ def _layer_weights(recipe: Recipe, shape: dict[str, int]) -> tuple[int, int]:
 def _gathered(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     """A block's gathered weights, and their gradients before they are scattered."""
     dense, experts = _layer_weights(recipe, shape)
-    layout = Layout.of(recipe.mesh)
+    layout = Layout.of(recipe.mesh).without(_copied_over(recipe, shape))
     kept = 0 if layout.parts("expert_embed", shape) == 1 else experts * (size + FLOAT32)
     whole = layout.parts("embed", shape) == 1
     return kept + (0 if whole else dense * (size + FLOAT32) // 2)
@@ -201,7 +215,7 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     gathers = passes * size + FLOAT32  # weights in every pass, gradients once
     layout = Layout.of(recipe.mesh)
 
-    copied = _copied_over(recipe)
+    copied = _copied_over(recipe, shape)
 
     def weights(axis: str, axes: tuple[str, ...], wide: int) -> float:
         """Gathered whenever a block runs, or whole everywhere and their gradients summed as often;
@@ -210,6 +224,7 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
         often = tuple(a for a in split or axes if a not in copied)
         once = tuple(a for a in split or axes if a in copied)
         passing = wide * gathers if split else 2 * wide * FLOAT32
+        wide //= math.prod(shape[a] for a in often) if split else 1
         copying = wide * (size + FLOAT32) if split else 2 * wide * FLOAT32
         return runs * over(often, passing) + _held_blocks(recipe) * over(once, copying)
 

@@ -4,8 +4,9 @@ Of all ways to divide the devices into `data` x `expert` x `model` that divide t
 widths, the one with
 
 1. the smallest `model` with which weights, gradients, optimizer state and the weights of one layer
-   pair, gathered to be used, take at most `ROOM` of a device: splitting matrices costs collectives
-   of activations in every layer, so it is done only to fit, or where rows are too few;
+   pair, gathered to be used, take at most `ROOM` of a device (with stages: also a data shard's copy
+   of its stage's weights, and gradients of those): splitting matrices costs collectives of
+   activations in every layer, so it is done only to fit, or where rows are too few;
 2. then the largest `expert`: experts that stay on their devices exchange tokens, where `data` would
    gather their weights;
 3. and the rest as `data`.
@@ -31,6 +32,7 @@ from glamcli.errors import PlanError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import MESH_AXES, Layout
 from glamcli.parallel.mesh import mesh_shape
+from glamcli.parallel.pipeline import COPY_GRADIENTS
 from glamcli.train.state import abstract_state, state_axes
 
 ROOM = 0.6
@@ -43,7 +45,7 @@ class Choice:
 
     mesh: schema.Mesh
     num_bytes: int
-    """weights, gradients, optimizer state, and one layer pair's weights gathered."""
+    """weights, gradients, optimizer state, one layer pair's weights gathered, copies of a stage."""
     device_bytes: int
 
     def __str__(self) -> str:
@@ -69,12 +71,15 @@ def choose(recipe: Recipe, num_devices: int, device_bytes: int) -> Choice:
     blocks = (decoder.shapes["blocks"], decoder.axes["blocks"])
     gathered = recipe.mesh.rules.model_copy(update={"embed": (), "expert_embed": ()})
     whole = Layout.of(recipe.mesh.model_copy(update={"rules": gathered}))
+    inner = decoder.layout.without(decoder.layout.data_axes if recipe.mesh.stage > 1 else ())
+    copied_times = (decoder.dtype.itemsize + COPY_GRADIENTS) / 4 if recipe.mesh.stage > 1 else 0
 
     def num_bytes(mesh: schema.Mesh) -> int:
         sizes, own = mesh_shape(mesh, num_devices), decoder.layout.bytes_per_device
         held = own(sizes, state, axes) + own(sizes, state.params, axes.params)  # and gradients
-        more = whole.bytes_per_device(sizes, *blocks) - own(sizes, *blocks)
-        return held + more * mesh.stage // decoder.num_blocks
+        copies = inner.bytes_per_device(sizes, *blocks)  # without a pipeline what is held
+        more = whole.bytes_per_device(sizes, *blocks) - copies
+        return held + int(copied_times * copies) + more * mesh.stage // decoder.num_blocks
 
     found = [
         Choice(mesh, num_bytes(mesh), device_bytes) for mesh in _candidates(recipe, num_devices)

@@ -23,7 +23,8 @@ from glamcli.train.state import abstract_state, state_shardings, together
 from glamcli.train.step import make_heldout_step, make_train_step
 
 WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
-NEVER = "1000000"
+UNCUT = "1000000"
+"""MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any."""
 
 FIELDS = ("tokens", "targets", "segments")
 
@@ -67,7 +68,7 @@ def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: M
 def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
     """What XLA is told beside the text of a program of training."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
-    return {WINDOWED_FROM_MIB: NEVER} if off else {}
+    return {WINDOWED_FROM_MIB: UNCUT} if off else {}
 
 
 def lower_together(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:

@@ -52,6 +52,8 @@ def loss(run, blocks, x_BSM, segments_BS):
         (Schedule(stages=2, microbatches=6, repeats=3), {"data": 2, "model": 2}, 1),
         (Schedule(stages=4, microbatches=8, repeats=2), {"slice": 2}, 1),
         (Schedule(stages=4, microbatches=4, repeats=1), {"data": 2}, 2),
+        (Schedule(stages=2, microbatches=4, repeats=2), {"data": 2, "expert": 2}, 1),
+        (Schedule(stages=2, microbatches=4, repeats=1), {"data": 4}, 2),  # parts without copies
     ],
     ids=str,
 )
@@ -89,6 +91,37 @@ def test_a_pipeline_computes_what_its_blocks_compute_in_a_row(schedule, sizes, g
         found = both(stages)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copies"),
+    [({"data": 4}, 4), ({"data": 2, "expert": 2}, 2), ({"slice": 2, "data": 2}, 4)],
+    ids=str,
+)
+def test_every_block_sees_every_number_of_rows_once_and_no_axis_that_has_copies(sizes, copies):
+    schedule = Schedule(stages=2, microbatches=4, repeats=2)
+    seen = []
+
+    def numbered(layout, x_BSM, segments_BS, params, number, rows):
+        del segments_BS, params, number
+        seen.append(layout)
+        counts = jnp.zeros(4 * copies, jnp.int32).at[rows].add(1)
+        return x_BSM, {"counts": counts}
+
+    x_BSM, segments_BS = jnp.ones((16, S, M)), jnp.ones((16, S), jnp.int32)
+    blocks = {"w": jnp.ones((4, M, M)), "b": jnp.ones((4, M))}
+    rest = {"group_rows": 1, "remat": lambda f: f, "unroll": False}
+    mesh = make_mesh(schema.Mesh(stage=2, **{"data": 1, **sizes}))
+    with jax.set_mesh(mesh):
+        run = jax.jit(
+            lambda *arrays: pipeline.run(schedule, GLAM, numbered, blocks, AXES, *arrays, **rest)
+        )
+        _, measured = run(x_BSM, segments_BS)
+    np.testing.assert_array_equal(measured["counts"], np.ones((4, 4 * copies)))
+    (inner,) = set(seen)
+    assert inner.split("batch") == inner.split("embed") == ("expert",)
+    assert inner.split("expert_embed") == ()
+    assert inner.split("mlp") == GLAM.split("mlp")
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 6, 8])

@@ -232,6 +232,11 @@ def test_every_shipped_recipe_is_fine_and_says_what_it_is(name):
     assert first == "# yaml-language-server: $schema=schema.json"
 
 
+def test_only_the_recipe_that_gains_by_it_leaves_products_to_the_compiler():
+    cut = [n for n in shipped("recipes") if load_recipe(n).recipe.mesh.collective_matmul == "auto"]
+    assert cut == ["glam_64b_64e"]
+
+
 @pytest.mark.parametrize("name", [name for name in shipped("recipes") if name.startswith("glam")])
 def test_paper_recipes_have_the_paper_s_training_settings(name):
     recipe = load_recipe(name).recipe

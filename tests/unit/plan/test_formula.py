@@ -15,9 +15,9 @@ STAGED = ("mesh.stage=8", "mesh.data=16", "mesh.model=8")
 TEMPORARIES = "activations and temporaries"
 
 
-def guessed(*sets: str) -> tuple[Estimate, int]:
-    """What arithmetic says of the dense 137B on 1,024 chips, and the ticks of its pipeline."""
-    recipe = load_recipe("glam_137b", sets).recipe
+def guessed(*sets: str, name: str = "glam_137b") -> tuple[Estimate, int]:
+    """What arithmetic says of a recipe on 1,024 chips, and the ticks of its pipeline."""
+    recipe = load_recipe(name, sets).recipe
     shape = mesh_shape(recipe.mesh, V4.num_devices)
     found = estimate(recipe, state_bytes(recipe, shape), Network(V4, None, shape))
     stages = schedule(recipe)
@@ -32,12 +32,24 @@ def test_a_pipeline_gathers_weights_and_sums_their_gradients_once(embed):
     assert many.compute_seconds < few.compute_seconds, "less of the time is bubble"
 
 
-def test_what_is_split_over_the_experts_axis_is_gathered_on_every_tick():
-    over_experts = ("mesh.stage=8", "mesh.data=1", "mesh.expert=16", "mesh.model=8")
-    few, few_ticks = guessed(*over_experts, "pipeline.microbatches=8")
-    many, many_ticks = guessed(*over_experts, "pipeline.microbatches=32")
+def test_what_is_split_over_the_experts_axis_stays_so_and_is_gathered_on_every_tick():
+    mesh = ("mesh.stage=8", "mesh.data=2", "mesh.expert=64", "batch.rows=2048")
+    few, few_ticks = guessed(*mesh, "pipeline.microbatches=8", name="glam_8b_64e")
+    many, many_ticks = guessed(*mesh, "pipeline.microbatches=16", name="glam_8b_64e")
     grown = many.network["dense weights"] / few.network["dense weights"]
-    assert grown == pytest.approx(many_ticks / few_ticks)
+    assert 1 < grown < many_ticks / few_ticks, "data gathers once"
+    over_data = (*mesh, "mesh.rules.embed=[data]", "pipeline.microbatches=8")
+    copied, _ = guessed(*over_data, name="glam_8b_64e")
+    more = copied.bytes[TEMPORARIES] - few.bytes[TEMPORARIES]
+    dense = 2 * (2 * 4 * 4096 * 4096 + 3 * 4096 * 16384)  # of a stage's two pairs of layers
+    assert more == pytest.approx(10 * dense * 63 / 64, rel=0.3)
+
+
+def test_copies_need_a_routing_group_in_every_part_of_a_microbatch():
+    mesh = ("mesh.stage=8", "mesh.data=2", "mesh.expert=64", "pipeline.microbatches=8")
+    groups, _ = guessed(*mesh, name="glam_8b_64e")
+    fewer, _ = guessed(*mesh, "moe.group_tokens=131072", name="glam_8b_64e")
+    assert fewer.network["experts' weights"] > groups.network["experts' weights"]
 
 
 def test_a_stage_works_on_one_microbatch_at_a_time():

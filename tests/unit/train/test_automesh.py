@@ -68,6 +68,15 @@ def test_bytes_are_those_of_the_state():
     assert choice.num_bytes == sum(sizes) + sum(weights)
 
 
+def test_stages_ask_for_copies_of_their_weights_too():
+    sets = ("mesh.stage=8", "mesh.data=auto", "pipeline.microbatches=32")
+    recipe = load_recipe("glam_137b", sets).recipe
+    choice = automesh.choose(recipe, 1024, 31 * 2**30)
+    of_a_stage = 137e9 / 8 / choice.mesh.model
+    assert choice.mesh.model >= 8
+    assert choice.num_bytes > 10 * of_a_stage
+
+
 def test_weights_are_opened_on_one_device_unless_they_are_too_large_for_it(monkeypatch):
     recipe = load_recipe("test-tiny", ["mesh.stage=2", "model.num_layers=4"], check=False).recipe
     meta = {"recipe": recipe.model_dump(mode="json")}
