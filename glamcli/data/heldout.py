@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glamcli import atomic
 from glamcli.config.schema import Mixture
 from glamcli.data.cache import writing_cache
 from glamcli.data.sources import documents, source_inputs
@@ -153,7 +153,4 @@ def _read(path: Path) -> Window | None:
 
 
 def _write(path: Path, window: Window) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps([[found.hex(), size] for found, size in window.items()]))
-    unfinished.replace(path)
+    atomic.write(path, json.dumps([[found.hex(), size] for found, size in window.items()]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glamcli import atomic
 from glamcli.config.mixtures import load_mixture, source_weights
 from glamcli.config.schema import Mixture, Recipe
 from glamcli.data.cache import writing_cache
@@ -199,10 +200,7 @@ def _note_rows(record: Path, prepared: Prepared) -> None:
     if _read_record(record) == folders:
         return
     with contextlib.suppress(OSError):
-        record.parent.mkdir(exist_ok=True)
-        unfinished = record.with_name(f".{record.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(folders) + "\n")
-        unfinished.replace(record)
+        atomic.write(record, json.dumps(folders) + "\n")
 
 
 def make_schedule(recipe: Recipe, mixture: Mixture, prepared: Prepared) -> Schedule:

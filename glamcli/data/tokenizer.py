@@ -6,10 +6,8 @@ adds no special ids. Which text a model is trained on is decided in `vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece
 
+from glamcli import atomic
 from glamcli.errors import DataError
 
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
@@ -138,14 +137,9 @@ class SentencePiece:
 
     def write(self, path: Path) -> None:
         """Writes the model file whole or not at all. Raises: DataError when that fails."""
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(self._model)
-            unfinished.replace(path)
+            atomic.write(path, self._model)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
             raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from glamcli import atomic
 from glamcli.config.schema import Mixture, Recipe, Source
 from glamcli.data.cache import writing_cache
 from glamcli.data.heldout import Sides, decide
@@ -77,9 +78,7 @@ def trained_tokenizer(
     with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
         tokenizer = train_on(mixture, vocab_size, sides, path, phase)
     content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
-    unfinished = record.with_name(f".{record.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    unfinished.replace(record)
+    atomic.write(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return tokenizer
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results import (
     FORMAT,
@@ -39,8 +39,9 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
     summary = free(folder, results.name, partial(_says_all_of, results))
     items = summary.with_name(summary.stem + ITEMS_SUFFIX)
     lines = (_json(item) for score in results.scores for item in score.items)
-    _replace(items, "".join(line + "\n" for line in lines))
-    _replace(summary, _json(results.as_dict(), indent=2) + "\n")
+    atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
+    text = _json(results.as_dict(), indent=2) + "\n"
+    atomic.write(summary, text.encode(errors="replace"))
     return summary, items
 
 
@@ -219,10 +220,3 @@ def _published(content: Any) -> tuple[Reported, ...]:
 
 def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(unfinished, path)

@@ -8,14 +8,14 @@ directory by TFDS, where the network allows it.
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from glamcli import atomic
 from glamcli.data.examples import prepare_directory
 from glamcli.errors import DataError, GlamError
 from glamcli.evals import template
@@ -127,7 +127,8 @@ def convert(need: Need, given: Path) -> list[tuple[Path, int]]:
         for original in need.files:
             if original.to == path.name and (found := _originals(original, given)):
                 lines = [each for one in found for each in records(original.shape, one)]
-                _write(path, (json.dumps(each, ensure_ascii=False) for each in lines))
+                text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+                atomic.write(path, text.encode(errors="surrogatepass"))
                 made.append((path, len(lines)))
                 break
     return made
@@ -144,14 +145,6 @@ def _originals(original: OriginalFile, given: Path) -> list[Path]:
             hint="give a folder with one of them to `--from`",
         )
     return found
-
-
-def _write(path: Path, lines: Iterator[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8", errors="surrogatepass") as file:
-        file.writelines(line + "\n" for line in lines)
-    os.replace(unfinished, path)
 
 
 def reachable(url: str) -> bool:

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 import glamcli
+from glamcli import atomic
 from glamcli.config.schema import Recipe
 from glamcli.data.open import cache_dir
 from glamcli.errors import PlanError
@@ -142,11 +143,8 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
     """Writes it whole or not at all; a full disk only costs the next plan its time."""
-    part = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(gzip.compress(json.dumps(found).encode()))
-        part.replace(path)
+        atomic.write(path, gzip.compress(json.dumps(found).encode()))
 
 
 def _compiled(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from glamcli import atomic
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.dump import dump
 from glamcli.config.schema import Recipe
@@ -89,10 +89,7 @@ def write_run_files(
 
 
 def _replace(path: Path, text: str) -> None:
-    """The file holds the old text or the new one at any moment."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        atomic.write(path, text)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error

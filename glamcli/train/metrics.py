@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from glamcli import atomic
 from glamcli.config.schema import Moe, Recipe
 from glamcli.progress import Progress
 
@@ -202,9 +203,7 @@ def _keep_up_to(path: Path, step: int) -> None:
     text = path.read_text()
     kept = [line for line in text.splitlines(keepends=True) if _step_of(line) <= step]
     if "".join(kept) != text:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        atomic.write(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from lower rows and from its own package. The first matching prefix counts.
 ROWS = (
+    ("glamcli.atomic", 0),
     ("glamcli.errors", 0),
     ("glamcli.progress", 0),
     ("glamcli.hugepages", 0),

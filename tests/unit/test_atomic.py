@@ -1,0 +1,45 @@
+"""Files are whole whoever writes them, and a failed write changes nothing."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from glamcli import atomic
+
+
+def test_writers_of_one_file_at_once_each_leave_a_whole_one(tmp_path):
+    path = tmp_path / "folder" / "file"
+    texts = [str(number) * 100_000 for number in range(8)]
+
+    def write_and_read(text: str) -> str:
+        atomic.write(path, text)
+        return path.read_text()
+
+    with ThreadPoolExecutor(len(texts)) as threads:
+        found = set(threads.map(write_and_read, texts * 20))
+    assert found <= set(texts)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    atomic.write(path, "old")
+
+    def half(self, data):
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space"):
+        atomic.write(path, b"new and longer")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_utf_8_and_bytes_are_as_given(tmp_path):
+    atomic.write(tmp_path / "text", "é\n")
+    atomic.write(tmp_path / "bytes", b"\xff\r\n")
+    assert (tmp_path / "text").read_bytes() == b"\xc3\xa9\n"
+    assert (tmp_path / "bytes").read_bytes() == b"\xff\r\n"
