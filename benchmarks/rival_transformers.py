@@ -5,19 +5,18 @@
 
 Qwen3-MoE with every second layer sparse is the nearest architecture it ships: gated experts
 (three matrices), rotary positions, dropless grouped matrix products. Prints one row per setting;
-`train_step.py --rival PYTHON` times it in turns with glam, which is the comparison to trust.
+`train_step.py --rival transformers=PYTHON` times it in turns with glam, which is the comparison to
+trust.
 """
 
 import argparse
 import itertools
-import json
-import resource
 import statistics
-import sys
 import time
 
 import torch
 from transformers import Adafactor, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from turns import peak_bytes, take_turns
 
 ROWS, ROW_TOKENS, VOCAB = 8, 256, 8192
 
@@ -65,23 +64,6 @@ def make_step(num_experts: int, dtype: torch.dtype, optimizer_name: str):
     return step
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def take_turns(step, steps: int) -> None:
-    """Says that it is ready, then a line of step times for each that is read (train_step.py).
-
-    Useful work is the workload's own: the third matrix of this model's experts is its own choice.
-    """
-    first = step()
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps([step() for _ in range(steps)]), flush=True)
-    summary = {"useful_flops": 90.2e9, "peak_bytes": peak_bytes(), "compile_seconds": first}
-    print(json.dumps(summary), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 64])
@@ -94,10 +76,13 @@ def main() -> None:
         options.experts, options.dtypes, options.optimizers
     ):
         step = make_step(num_experts, getattr(torch, dtype), optimizer)
+        first = step()
         if options.turns:
-            take_turns(step, options.steps)
+            # The workload's own useful work: the third matrix of these experts is their choice.
+            summary = {"useful_flops": 90.2e9, "compile_seconds": first}
+            take_turns(step, options.steps, lambda summary=summary: summary)
             continue
-        first, seconds = step(), [step() for _ in range(options.steps + 1)][1:]
+        seconds = [step() for _ in range(options.steps + 1)][1:]
         print(
             f"transformers E={num_experts:<4d} {dtype:9s} {optimizer:10s} "
             f"{statistics.median(seconds):7.3f} s/step  first {first:5.1f} s  "

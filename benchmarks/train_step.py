@@ -2,7 +2,9 @@
 
     python benchmarks/train_step.py                          # E = 8, 16, 64, 128 in float32
     python benchmarks/train_step.py --experts 8 64 --dispatch gather einsum
-    python benchmarks/train_step.py --experts 8 64 --rival VENV/bin/python   # with torch in it
+    python benchmarks/train_step.py --experts 8 64 --rival transformers=VENV/bin/python
+
+A rival is a script beside this one, rival_NAME.py, and a Python that has what it says it needs.
 
 The workload: 4 layers (two of experts), M=256, H=1024, 8 heads of 32, top-2, capacity factor 2.0,
 V=8192, 8 rows of 256 tokens, Adafactor. Each setting lives in a process of its own, so that peak
@@ -13,17 +15,18 @@ measured in the same process and dtype, peak memory, and seconds to compile.
 """
 
 import argparse
+import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from turns import take_turns
+
 ROWS, ROW_TOKENS = 8, 256
-RIVAL = Path(__file__).with_name("rival_transformers.py")
 
 
 def recipe_values(options: argparse.Namespace) -> dict:
@@ -82,8 +85,8 @@ def matmul_peak(dtype: str, seconds: float = 2.0) -> float:
     return 2 * size**3 / best
 
 
-def take_turns(options: argparse.Namespace) -> None:
-    """One setting, in this process: ready, then a line of step times for each line read."""
+def time_one(options: argparse.Namespace) -> None:
+    """One setting, in this process."""
     from glamcli import libtpu
 
     libtpu.quiet()
@@ -108,26 +111,25 @@ def take_turns(options: argparse.Namespace) -> None:
         "source": np.zeros(ROWS, np.int32),
     }
     start = time.perf_counter()
-    step = jax.jit(make_train_step(decoder, recipe, 1), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
+    jitted = jax.jit(make_train_step(decoder, recipe, 1), donate_argnums=0)
+    compiled = jitted.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
-        seconds = []
-        for _ in range(options.steps):
-            start = time.perf_counter()
-            state, sums = compiled(state, batch)
-            jax.block_until_ready((state, sums))
-            seconds.append(time.perf_counter() - start)
-        print(json.dumps(seconds), flush=True)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary = {
-        "useful_flops": useful_flops(recipe),
-        "matmul_peak": matmul_peak(options.dtype),
-        "peak_bytes": peak_bytes,
-        "compile_seconds": compile_seconds,
-    }
-    print(json.dumps(summary), flush=True)
+
+    def step() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, sums = compiled(state, batch)
+        jax.block_until_ready((state, sums))
+        return time.perf_counter() - start
+
+    def summary() -> dict[str, float]:
+        return {
+            "useful_flops": useful_flops(recipe),
+            "matmul_peak": matmul_peak(options.dtype),
+            "compile_seconds": compile_seconds,
+        }
+
+    take_turns(step, options.steps, summary)
 
 
 class Setting:
@@ -185,10 +187,12 @@ def settings_of(options: argparse.Namespace) -> list[Setting]:
                 name = f"glam, {dispatch} | {num_experts} | {dtype}"
                 command = [sys.executable, __file__, "--one", json.dumps(chosen)]
                 settings.append(Setting(name, command, huge_pages=options.huge_pages))
-        for num_experts in options.experts if options.rival else ():
-            command = [options.rival, str(RIVAL), "--turns", "--steps", str(options.steps)]
+        for rival, num_experts in itertools.product(options.rival, options.experts):
+            name, _, python = rival.partition("=")
+            script = Path(__file__).with_name(f"rival_{name}.py")
+            command = [python, str(script), "--turns", "--steps", str(options.steps)]
             command += ["--experts", str(num_experts), "--dtypes", dtype, "--optimizers", "adamw"]
-            name = f"transformers, AdamW | {num_experts} | {dtype}"
+            name = f"{name}, AdamW | {num_experts} | {dtype}"
             settings.append(Setting(name, command, huge_pages=options.huge_pages))
     return settings
 
@@ -203,11 +207,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of one turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-huge-pages", dest="huge_pages", action="store_false")
-    parser.add_argument("--rival", help="a Python with torch and transformers, to time beside")
+    parser.add_argument(
+        "--rival", action="append", default=[], metavar="NAME=PYTHON", help="time it as well"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        take_turns(argparse.Namespace(**json.loads(options.one)))
+        time_one(argparse.Namespace(**json.loads(options.one)))
         return
     settings = settings_of(options)
     for turn in range(options.turns + 1):
