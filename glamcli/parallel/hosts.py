@@ -32,6 +32,7 @@ from glamcli.progress import Progress, Silent
 LEAVE_SECONDS = 5.0
 """what a failing process has for tidying up; its files are whole at any moment."""
 NEWS_SECONDS = 3 + GONE_SECONDS
+"""after these it is known who is gone; `end` then ends this process."""
 SEEN_SECONDS = 5.0
 SHUTDOWN_SECONDS = 60
 
@@ -157,6 +158,8 @@ class Host:
 
     def _fail(self, error: BaseException) -> None:
         assert self.wire is not None
+        if _may_follow_another(error):
+            time.sleep(NEWS_SECONDS)
         if isinstance(error, GlamError):
             what, hint, code = error.what, error.hint, error.exit_code
             error.is_told = True
@@ -166,8 +169,6 @@ class Host:
         elif isinstance(error, BrokenPipeError):
             what, hint, code = "whoever read its output left", None, 141
         else:
-            # A collective that breaks off is how a process first feels that another is gone.
-            time.sleep(NEWS_SECONDS)
             first = next(iter(str(error).splitlines()), "")
             what, hint, code = f"{type(error).__name__}: {first}", None, 1
         self.wire.fail(what, hint, code)
@@ -190,6 +191,20 @@ class Host:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _may_follow_another(error: BaseException) -> bool:
+    """Whether another process may be behind it: a collective that breaks off, in a step or inside
+    a save, is how a process first feels that another is gone. Who it was is known a little later.
+    """
+    if not isinstance(error, GlamError):
+        return not isinstance(error, KeyboardInterrupt | BrokenPipeError)
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 ALONE = Host()

@@ -47,17 +47,17 @@ def hang(run, batch):
     return put(run, batch)
 loop.Run._put = hang
 """
-# What is asked to stop in process `victim` waits at the last save for what does not come.
+# Process `victim` never comes to start the checkpoint after step 7's, so that nobody completes one.
 SAVES_FOR_EVER = """
-import pathlib, time
+import time
 from glamcli.train import loop
-finish = loop.Run.finish_saving
+save = loop.Run._save
 def stuck(run, step, state):
-    if run.host.index == {victim}:
+    if run.host.index == {victim} and step > 7:
         run.checkpoints.folder.parent.joinpath("stuck").touch()
         time.sleep(500)
-    finish(run, step, state)
-loop.Run.finish_saving = stuck
+    save(run, step, state)
+loop.Run._save = stuck
 """
 TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
 ITEM = '{"a": %d, "b": %d, "o": ["odd", "even"], "right": %d}\n'
@@ -258,9 +258,8 @@ def test_the_error_of_one_process_ends_all_with_its_words(several, tmp_path):
 def test_a_second_signal_leaves_at_once_and_takes_the_others_along(several, tmp_path, victim):
     # The victim saves for ever, so that the second signal finds it at it.
     runs = several(tmp_path / "run", *LONG, first=SAVES_FOR_EVER.format(victim=victim))
-    runs[0].until_step(8)
+    runs[0].until("say", text="step 7: saved")
     runs[victim].process.send_signal(signal.SIGTERM)
-    # That all are asked to stop is told by the checkpoint that none of them finishes.
     wait_for(tmp_path / "run" / "stuck")
     runs[victim].process.send_signal(signal.SIGINT)
     assert runs[victim].finish()[0] == 128 + signal.SIGINT

@@ -4,11 +4,12 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.errors import DataError, HostError, RecipeError
-from glamcli.parallel import wire
+from glamcli.errors import CheckpointError, DataError, HostError, RecipeError
+from glamcli.parallel import hosts, wire
 from glamcli.parallel.hosts import ALONE, Host, Place, place_asked, place_detected
 from glamcli.parallel.mesh import local_rows
 from glamcli.parallel.wire import meet, split_address
@@ -269,6 +270,51 @@ def test_processes_may_keep_their_data_in_different_folders():
     ones = [load_recipe("test-tiny", [f"data.cache_dir={k}"]).recipe for k in "ab"]
     first, second = (identity.of_program(Host(0, 2), recipe) for recipe in ones)
     assert first == second
+
+
+class Wire:
+    """Of a process that fails: what it tells, and what it waits for before."""
+
+    def __init__(self, monkeypatch):
+        self.done = []
+        self.names = ["process 0 (a)", "process 1 (b)"]
+        monkeypatch.setattr(hosts.time, "sleep", lambda seconds: self.done.append("waits"))
+        # What would end the tests' own process later.
+        monkeypatch.setattr(hosts.threading.Timer, "start", lambda timer: None)
+
+    def fail(self, what, hint, code):
+        self.done.append(code)
+
+
+def caused(error, *causes):
+    """The error, raised from the first cause, that from the second, and so on."""
+    for effect, cause in zip((error, *causes), causes, strict=False):
+        effect.__cause__ = cause
+    return error
+
+
+BROKEN = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "waits", "code"),
+    [
+        (BROKEN, True, 1),
+        (caused(CheckpointError("saving step 7 failed"), BROKEN), True, 4),
+        (caused(CheckpointError("saving step 7 failed"), ValueError("a barrier"), BROKEN), True, 4),
+        (caused(CheckpointError("saving step 7 failed"), OSError(28, "full")), False, 4),
+        (DataError("no file"), False, 3),
+        (KeyboardInterrupt(), False, 130),
+    ],
+    ids=["step", "save", "inside orbax", "full disk", "bad input", "interrupted"],
+)
+def test_what_a_lost_process_may_be_behind_is_told_only_after_the_news(
+    monkeypatch, error, waits, code
+):
+    line = Wire(monkeypatch)
+    with pytest.raises(type(error)), Host(0, 2, line).failing_together():  # pyright: ignore
+        raise error
+    assert line.done == ["waits"] * waits + [code]
 
 
 class Spread:
