@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glamcli import atomic
 from glamcli.generate import Generator, Sampling
 
 BATCH_ROWS = 100
@@ -76,7 +77,7 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, list[
             return {}
         whole = [{"settings": dict(settings)}]
         whole += [{"number": n, "prompt": p, "texts": t} for n, (p, t) in found.items()]
-        path.write_text("".join(map(_line, whole)), encoding="utf-8", errors="replace")
+        atomic.write(path, "".join(map(_line, whole)).encode(errors="replace"))
     return found
 
 
