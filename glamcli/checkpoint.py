@@ -43,7 +43,9 @@ sys.unraisablehook = lambda what: (
     None if str(what.exc_value) == "Event loop is closed" else _unraisable(what)
 )
 
-FORMAT = 1
+FORMAT = 2
+"""2 since the experts' second matrix lies as [E, M, H], as the first does."""
+
 TRASH = "trash"
 SET_ASIDE = "set-aside"
 SHOWN_DIFFERENCES = 6
@@ -268,8 +270,9 @@ def fault(folder: Path) -> str | None:
         return "its description cannot be read"
     if not isinstance(tree, dict) or not isinstance(version, int):
         return "its description cannot be read"
-    if version > FORMAT:
-        return f"written by a newer version (format {version}, this one reads {FORMAT})"
+    if version != FORMAT:
+        age = "a newer" if version > FORMAT else "an older"
+        return f"written by {age} version (format {version}, this one reads {FORMAT})"
     if str(step) != folder.name:
         return f"it holds step {step}"
     return None

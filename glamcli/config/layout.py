@@ -33,7 +33,7 @@ _DENSE: Mapping[str, Axes] = {
 _EXPERTS: Mapping[str, Axes] = {
     "ffn.router": ("layers", None, None),
     "ffn.w_in": ("layers", "expert", "expert_embed", "expert_mlp"),
-    "ffn.w_out": ("layers", "expert", "expert_mlp", "expert_embed"),
+    "ffn.w_out": ("layers", "expert", "expert_embed", "expert_mlp"),
 }
 
 ACTIVATIONS: Mapping[str, Axes] = {

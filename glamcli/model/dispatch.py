@@ -29,7 +29,7 @@ TOKENS = ("group", None, "act_expert_embed")
 SLOTS = (None, "group", None, "act_expert_embed")
 """x_EGCM before it moves to the experts: every device has the slots of its own groups."""
 WEIGHTS = (("expert", None, "expert_mlp"), ("expert", "expert_mlp", None))
-"""w_in_EMH and w_out_EHM where they are multiplied: whole along M."""
+"""w_in_EMH and w_out_EMH where they are multiplied: whole along M."""
 
 ROUND_BYTES = 2**30
 """Room on a device for one round's rows in `dropless`, were every token to choose its experts."""
@@ -40,7 +40,7 @@ def einsum(
     route: Route,
     slots: int,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     act: Activation,
     layout: Layout = GLAM,
 ) -> Array:
@@ -53,7 +53,7 @@ def einsum(
     # A dropped choice has weight 0, and no choice of weight 0 is dispatched.
     dispatch_GSEC = (combine_GSEC != 0).astype(x_GSM.dtype)
     x_EGCM = layout.constrain(jnp.einsum("GSEC,GSM->EGCM", dispatch_GSEC, x_GSM), *SLOTS)
-    out_EGCM = products.slotted(x_EGCM, w_in_EMH, w_out_EHM, act, layout)
+    out_EGCM = products.slotted(x_EGCM, w_in_EMH, w_out_EMH, act, layout)
     out_EGCM = layout.constrain(out_EGCM, *SLOTS)
     return jnp.einsum("GSEC,EGCM->GSM", combine_GSEC, out_EGCM)
 
@@ -63,7 +63,7 @@ def gather(
     route: Route,
     slots: int,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     act: Activation,
     layout: Layout = GLAM,
 ) -> Array:
@@ -92,7 +92,7 @@ def gather(
         collect, (TOKENS, by_group, by_group, by_group), (SLOTS, ("group",), ("group", None))
     )
     x_EGCM, choice_P, place_NK = collected(x_GSM, weight_GSK, route.expert_GSK, route.slot_GSK)
-    out_EGCM = products.slotted(x_EGCM, w_in_EMH, w_out_EHM, act, layout)
+    out_EGCM = products.slotted(x_EGCM, w_in_EMH, w_out_EMH, act, layout)
     combined = layout.on_each_device(
         combine, (SLOTS, by_group, ("group",), ("group", None)), TOKENS
     )
@@ -103,7 +103,7 @@ def dropless(
     x_GSM: Array,
     route: Route,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     act: Activation,
     layout: Layout = GLAM,
     *,
@@ -121,7 +121,7 @@ def dropless(
     back. That is more traffic than exchanging single rows; it needs no room for the worst case of
     all rows meeting on one device, apart from one round's, and no shape that depends on the data.
     """
-    arrays = (x_GSM, route.expert_GSK, route.weight_GSK, route.kept_GSK, w_in_EMH, w_out_EHM)
+    arrays = (x_GSM, route.expert_GSK, route.weight_GSK, route.kept_GSK, w_in_EMH, w_out_EMH)
     if num_devices() == 1:
         return _run_here(*arrays, act, by_blocks)
     mesh_shape = jax.sharding.get_abstract_mesh().shape
@@ -131,7 +131,7 @@ def dropless(
     alike = tuple(axis for axis in experts + inside if axis not in tokens)
     by_group = ("group", None, None)
 
-    def run(x_GSM, expert_GSK, weight_GSK, kept_GSK, w_in_EMH, w_out_EHM):
+    def run(x_GSM, expert_GSK, weight_GSK, kept_GSK, w_in_EMH, w_out_EMH):
         E, _, H = w_in_EMH.shape
         first = first_row(experts, w_in_EMH)
 
@@ -141,7 +141,7 @@ def dropless(
             expert_GSK = expert_GSK - first
             kept_GSK &= (expert_GSK >= 0) & (expert_GSK < E)
             rows = (x_GSM, expert_GSK, weight_GSK, kept_GSK)
-            y_GSM = _run_here(*rows, w_in_EMH, w_out_EHM, act, by_blocks=True).astype(jnp.float32)
+            y_GSM = _run_here(*rows, w_in_EMH, w_out_EMH, act, by_blocks=True).astype(jnp.float32)
             y_GSM = jax.lax.psum(y_GSM, alike) if alike else y_GSM
             if shared:
                 y_GSM = jax.lax.psum_scatter(y_GSM, shared, tiled=True)
@@ -170,7 +170,7 @@ def _run_here(
     weight_GSK: Array,
     kept_GSK: Array,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     act: Activation,
     by_blocks: bool,
 ) -> Array:
@@ -199,9 +199,9 @@ def _run_here(
         block_index = jnp.arange(max_blocks, dtype=jnp.int32)
         past = end_E[None, :] <= block_index[:, None]
         expert_of_block = jnp.minimum(jnp.sum(past, axis=1, dtype=jnp.int32), E - 1)
-        out_PM = products.blocked(x_PM, w_in_EMH, w_out_EHM, expert_of_block, end_E[-1], act)
+        out_PM = products.blocked(x_PM, w_in_EMH, w_out_EMH, expert_of_block, end_E[-1], act)
     else:
-        out_PM = products.ragged(x_PM, w_in_EMH, w_out_EHM, num_rows_E, act)
+        out_PM = products.ragged(x_PM, w_in_EMH, w_out_EMH, num_rows_E, act)
     return _combine(out_PM, weight_NK, choice_P, place_NK).reshape(G, S, M)
 
 

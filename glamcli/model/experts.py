@@ -4,6 +4,7 @@
 and returns what it measured. `decoder.py` calls it in the place of a feed-forward layer.
 """
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from glamcli.config.sizes import slots_per_expert
 from glamcli.model import dispatch as moves
 from glamcli.model import routing
 from glamcli.model.linear import platform
-from glamcli.model.params import param
+from glamcli.model.params import param, uniform_fan_in
 from glamcli.parallel.axes import GLAM, Layout
 
 Dispatch = Literal["einsum", "gather", "dropless"]
@@ -30,8 +31,11 @@ class MoeLayer(nnx.Module):
         self.moe = moe
         self.layout = layout
         self.router = param(rngs, (M, E), (None, None))  # whole on every device
-        self.w_in = param(rngs, (E, M, H), ("expert", "expert_embed", "expert_mlp"))
-        self.w_out = param(rngs, (E, H, M), ("expert", "expert_mlp", "expert_embed"))
+        matrix, axes = (E, M, H), ("expert", "expert_embed", "expert_mlp")
+        self.w_in = param(rngs, matrix, axes)
+        # The other way round than it is applied: in the gradient of either matrix the narrow
+        # operand comes first then, and it is the one that XLA on CPU copies.
+        self.w_out = param(rngs, matrix, axes, partial(uniform_fan_in, contracted=-1))
 
     def __call__(
         self,
@@ -84,12 +88,12 @@ class MoeLayer(nnx.Module):
     def _run(
         self, x_GSM: Array, route: routing.Route, dispatch: Dispatch, slots: int | None
     ) -> Array:
-        w_in_EMH, w_out_EHM = self.w_in[...], self.w_out[...]
+        w_in_EMH, w_out_EMH = self.w_in[...], self.w_out[...]
         act = self.moe.expert_activation
         if slots is None:
             by_blocks = platform() == "cpu"
             return moves.dropless(
-                x_GSM, route, w_in_EMH, w_out_EHM, act, self.layout, by_blocks=by_blocks
+                x_GSM, route, w_in_EMH, w_out_EMH, act, self.layout, by_blocks=by_blocks
             )
         move = moves.einsum if dispatch == "einsum" else moves.gather
-        return move(x_GSM, route, slots, w_in_EMH, w_out_EHM, act, self.layout)
+        return move(x_GSM, route, slots, w_in_EMH, w_out_EMH, act, self.layout)

@@ -59,7 +59,7 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
         rows = math.prod(x.shape[:num_batch])
         x_rK, dy_rN = x.reshape(rows, -1), dy.reshape(rows, -1)
         pair = (x_rK, dy_rN) if w_letters[0] in x_letters else (dy_rN, x_rK)
-        dw = _dot(*pair, 0, 0).reshape(w.shape)
+        dw = sum_over_rows(*pair).reshape(w.shape)
     else:
         sum_over_batch = f"{x_letters},{y_letters}->{w_letters}"
         dw = jnp.einsum(sum_over_batch, x, dy, preferred_element_type=jnp.float32)
@@ -67,6 +67,20 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
 
 
 _linear.defvjp(_forward, _backward)
+
+
+def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
+    """The sum over rows of outer products, [K, N] in float32.
+
+    XLA on CPU copies the first operand, transposed, before such a product, so on one CPU the
+    narrower comes first where that and turning the result is less to move.
+    """
+    rows, K = a_rK.shape
+    N = b_rN.shape[1]
+    if not on_one_cpu() or rows * K <= rows * N + K * N:
+        return _dot(a_rK, b_rN, 0, 0)
+    # Without the barrier XLA would put the operands back in the order of the result.
+    return jax.lax.optimization_barrier(_dot(b_rN, a_rK, 0, 0)).T
 
 
 def _product(spec: str, x: Array, w: Array) -> Array:

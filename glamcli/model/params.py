@@ -26,12 +26,12 @@ Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
 
 
-def uniform_fan_in(key: Array, shape: tuple[int, ...]) -> Array:
+def uniform_fan_in(key: Array, shape: tuple[int, ...], contracted: int = -2) -> Array:
     """Uniform in +-sqrt(3 / fan_in), variance 1 / fan_in (feed-forward, expert and gate weights).
 
-    The second last dimension is the one contracted with the input.
+    `contracted` is the dimension summed over in the product with the input.
     """
-    bound = math.sqrt(3.0 / shape[-2])
+    bound = math.sqrt(3.0 / shape[contracted])
     return draws.uniform(key, shape, -bound, bound)
 
 

@@ -22,39 +22,39 @@ Activation = Literal["relu", "gelu"]
 
 
 def _slotted(
-    x_EGCM: Array, w_in_EMH: Array, w_out_EHM: Array, act: Activation, layout: Layout = GLAM
+    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout = GLAM
 ) -> Array:
     """Experts on their slots: one batched product per matrix."""
-    return _slotted_forward(x_EGCM, w_in_EMH, w_out_EHM, act, layout)[0]
+    return _slotted_forward(x_EGCM, w_in_EMH, w_out_EMH, act, layout)[0]
 
 
 def _slotted_forward(
-    x_EGCM: Array, w_in_EMH: Array, w_out_EHM: Array, act: Activation, layout: Layout
+    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout
 ) -> tuple[Array, tuple[Array, ...]]:
     x_EGCM = _with_experts(layout, x_EGCM, "act_expert_embed")
     raw_EGCH = _float32("EGCM,EMH->EGCH", x_EGCM, w_in_EMH.astype(x_EGCM.dtype))
     kept_EGCH = _keep(act, raw_EGCH).astype(x_EGCM.dtype)
     kept_EGCH = _with_experts(layout, kept_EGCH, "act_expert_mlp")
     h_EGCH = _activate(act, kept_EGCH)
-    out_EGCM = _float32("EGCH,EHM->EGCM", h_EGCH, w_out_EHM.astype(x_EGCM.dtype))
+    out_EGCM = _float32("EGCH,EMH->EGCM", h_EGCH, w_out_EMH.astype(x_EGCM.dtype))
     out_EGCM = _with_experts(layout, out_EGCM.astype(x_EGCM.dtype), "act_expert_embed")
-    return out_EGCM, (x_EGCM, kept_EGCH, w_in_EMH, w_out_EHM)
+    return out_EGCM, (x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH)
 
 
 def _slotted_backward(
     act: Activation, layout: Layout, saved: tuple[Array, ...], dout_EGCM: Array
 ) -> tuple[Array, Array, Array]:
-    x_EGCM, kept_EGCH, w_in_EMH, w_out_EHM = saved
+    x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH = saved
     dtype = x_EGCM.dtype
     dout_EGCM = _with_experts(layout, dout_EGCM, "act_expert_embed")
-    dh_EGCH = _float32("EGCM,EHM->EGCH", dout_EGCM, w_out_EHM.astype(dtype))
+    dh_EGCH = _float32("EGCM,EMH->EGCH", dout_EGCM, w_out_EMH.astype(dtype))
     draw_EGCH = _slope(act, kept_EGCH, dh_EGCH).astype(dtype)
     draw_EGCH = _with_experts(layout, draw_EGCH, "act_expert_mlp")
     h_EGCH = _activate(act, kept_EGCH)
-    dw_out_EHM = _float32("EGCH,EGCM->EHM", h_EGCH, dout_EGCM)
+    dw_out_EMH = _float32("EGCM,EGCH->EMH", dout_EGCM, h_EGCH)
     dw_in_EMH = _float32("EGCM,EGCH->EMH", x_EGCM, draw_EGCH)
     dx_EGCM = _float32("EGCH,EMH->EGCM", draw_EGCH, w_in_EMH.astype(dtype)).astype(dtype)
-    return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EHM
+    return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
 
 
 slotted = jax.custom_vjp(_slotted, nondiff_argnums=(3, 4))
@@ -64,7 +64,7 @@ slotted.defvjp(_slotted_forward, _slotted_backward)
 def _blocked(
     x_PM: Array,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     expert_of_block: Array,
     num_blocks: Array,
     act: Activation,
@@ -74,13 +74,13 @@ def _blocked(
     Cost follows the blocks in use, a number known only at run time. What the loop writes is
     float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
     """
-    return _blocked_forward(x_PM, w_in_EMH, w_out_EHM, expert_of_block, num_blocks, act)[0]
+    return _blocked_forward(x_PM, w_in_EMH, w_out_EMH, expert_of_block, num_blocks, act)[0]
 
 
 def _blocked_forward(
     x_PM: Array,
     w_in_EMH: Array,
-    w_out_EHM: Array,
+    w_out_EMH: Array,
     expert_of_block: Array,
     num_blocks: Array,
     act: Activation,
@@ -97,45 +97,45 @@ def _blocked_forward(
         raw_bH = _float32("bM,MH->bH", x_bM, _one(w_in_EMH, expert, dtype))
         kept_bH = _keep(act, raw_bH).astype(dtype)
         h_bH = _activate(act, kept_bH)
-        out_bM = _float32("bH,HM->bM", h_bH, _one(w_out_EHM, expert, dtype))
+        out_bM = _float32("bH,MH->bM", h_bH, _one(w_out_EMH, expert, dtype))
         return _put(kept_PH, kept_bH, i * block), _put(out_PM, out_bM, i * block)
 
     nothing = jnp.zeros((P, H), jnp.float32), jnp.zeros((P, M), jnp.float32)
     kept_PH, out_PM = jax.lax.fori_loop(0, num_blocks, run, nothing)
-    return out_PM.astype(dtype), (x_PM, kept_PH, w_in_EMH, w_out_EHM, expert_of_block, num_blocks)
+    return out_PM.astype(dtype), (x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks)
 
 
 def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_PM: Array) -> tuple:
-    x_PM, kept_PH, w_in_EMH, w_out_EHM, expert_of_block, num_blocks = saved
+    x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks = saved
     dtype = x_PM.dtype
     block = x_PM.shape[0] // expert_of_block.shape[0]
 
     def run(i, carry):
-        dx_PM, dw_in_EMH, dw_out_EHM = carry
+        dx_PM, dw_in_EMH, dw_out_EMH = carry
         expert = expert_of_block[i]
         x_bM, kept_bH, dout_bM = (
             _slice(a, i * block, block).astype(dtype) for a in (x_PM, kept_PH, dout_PM)
         )
-        dh_bH = _float32("bM,HM->bH", dout_bM, _one(w_out_EHM, expert, dtype))
+        dh_bH = _float32("bM,MH->bH", dout_bM, _one(w_out_EMH, expert, dtype))
         draw_bH = _slope(act, kept_bH, dh_bH).astype(dtype)
         dx_bM = _float32("bH,MH->bM", draw_bH, _one(w_in_EMH, expert, dtype))
         dw_in_MH = _float32("bM,bH->MH", x_bM, draw_bH)
-        dw_out_HM = _float32("bH,bM->HM", _activate(act, kept_bH), dout_bM)
+        dw_out_MH = _float32("bM,bH->MH", dout_bM, _activate(act, kept_bH))
         dw_in_1MH = _slice(dw_in_EMH, expert, 1) + dw_in_MH[None]
-        dw_out_1HM = _slice(dw_out_EHM, expert, 1) + dw_out_HM[None]
+        dw_out_1MH = _slice(dw_out_EMH, expert, 1) + dw_out_MH[None]
         return (
             _put(dx_PM, dx_bM, i * block),
             _put(dw_in_EMH, dw_in_1MH, expert),
-            _put(dw_out_EHM, dw_out_1HM, expert),
+            _put(dw_out_EMH, dw_out_1MH, expert),
         )
 
     nothing = (
         jnp.zeros(x_PM.shape, jnp.float32),
         jnp.zeros(w_in_EMH.shape, jnp.float32),
-        jnp.zeros(w_out_EHM.shape, jnp.float32),
+        jnp.zeros(w_out_EMH.shape, jnp.float32),
     )
-    dx_PM, dw_in_EMH, dw_out_EHM = jax.lax.fori_loop(0, num_blocks, run, nothing)
-    return dx_PM.astype(dtype), dw_in_EMH, dw_out_EHM, None, None
+    dx_PM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
+    return dx_PM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
 
 
 blocked = jax.custom_vjp(_blocked, nondiff_argnums=(5,))
@@ -143,12 +143,12 @@ blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def ragged(
-    x_PM: Array, w_in_EMH: Array, w_out_EHM: Array, num_rows_E: Array, act: Activation
+    x_PM: Array, w_in_EMH: Array, w_out_EMH: Array, num_rows_E: Array, act: Activation
 ) -> Array:
     """Experts on contiguous runs of rows by `jax.lax.ragged_dot`; zeros past the last run."""
     raw_PH = jax.lax.ragged_dot(x_PM, w_in_EMH.astype(x_PM.dtype), num_rows_E)
     h_PH = _activate(act, _keep(act, raw_PH))
-    return jax.lax.ragged_dot(h_PH, w_out_EHM.astype(x_PM.dtype), num_rows_E)
+    return jax.lax.ragged_dot(h_PH, w_out_EMH.astype(x_PM.dtype).swapaxes(1, 2), num_rows_E)
 
 
 def _float32(spec: str, a: Array, b: Array) -> Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from glamcli.model.linear import sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
 
 CHUNK_BYTES = 512 * 2**20
@@ -119,10 +120,8 @@ def _backward(layout: Layout, num: int, kept, gradients: tuple[Array, Array]):
             d_logits_BSV = _take_off(d_logits_BSV, targets_BS - first, d_nats_BS)
             d_logits_BSV = d_logits_BSV.astype(x_BSM.dtype)
             d_x_BSM = jnp.einsum("BSV,VM->BSM", d_logits_BSV, table_VM)
-            d_table_VM = jnp.einsum(
-                "BSV,BSM->VM", d_logits_BSV, x_BSM, preferred_element_type=table_dtype
-            )
-            return d_table_VM, d_x_BSM
+            d_table_VM = sum_over_rows(_by_rows(d_logits_BSV), _by_rows(x_BSM))
+            return d_table_VM.astype(table_dtype), d_x_BSM
 
         d_table_VM, d_x_BSM = _add_by_chunk(chunk, num, (x_BSM, targets_BS, *by_token))
         d_x_BSM = layout.summed(d_x_BSM, vocab, x_axes, sizes)
@@ -141,6 +140,10 @@ _losses.defvjp(_forward, _backward)
 
 def _logits(x_BSM: Array, table_VM: Array) -> Array:
     return jnp.einsum("BSM,VM->BSV", x_BSM, table_VM, preferred_element_type=jnp.float32)
+
+
+def _by_rows(x_BSK: Array) -> Array:
+    return x_BSK.reshape(-1, x_BSK.shape[-1])
 
 
 def _over(reduce: Callable[..., Array], x: Array, axes: tuple[str, ...]) -> Array:

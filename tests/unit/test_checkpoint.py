@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,10 +134,14 @@ def unreadable_meta(folder: Path) -> None:
     (folder / "9" / "meta" / "metadata").write_text('{"step": 9')
 
 
-def from_the_future(folder: Path) -> None:
-    shutil.copytree(folder / "3", folder / "9")
-    meta = json.loads((folder / "3" / "meta" / "metadata").read_text())
-    (folder / "9" / "meta" / "metadata").write_text(json.dumps({**meta, "step": 9, "format": 99}))
+def of_format(version: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        shutil.copytree(folder / "3", folder / "9")
+        meta = json.loads((folder / "3" / "meta" / "metadata").read_text())
+        changed = {**meta, "step": 9, "format": version}
+        (folder / "9" / "meta" / "metadata").write_text(json.dumps(changed))
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,8 @@ def from_the_future(folder: Path) -> None:
         (renamed, "holds step 3"),
         (linked, "not a folder"),
         (unreadable_meta, "cannot be read"),
-        (from_the_future, "newer version"),
+        (of_format(99), "by a newer version"),
+        (of_format(1), "by an older version"),
     ],
 )
 def test_only_complete_steps_are_candidates(saved, damage, reason):

@@ -51,7 +51,7 @@ def experts(x_M, p, num_choices):
     chosen = np.argsort(-gates)[:num_choices]
     scale = gates[chosen].sum() if num_choices > 1 else 1.0
     return sum(
-        gates[e] / scale * (np.maximum(x_M @ p["w_in"][e], 0) @ p["w_out"][e]) for e in chosen
+        gates[e] / scale * (p["w_out"][e] @ np.maximum(x_M @ p["w_in"][e], 0)) for e in chosen
     )
 
 

@@ -99,7 +99,7 @@ def balance(probs_SE, tokens, real_S, padding):
     return E * total
 
 
-def forward(x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation="relu", **rules):
+def forward(x_SM, router_ME, w_in_EMH, w_out_EMH, real_S, activation="relu", **rules):
     """Outputs [S, M], the choices and the probabilities."""
     act = ACTIVATIONS[activation]
     probs_SE = np.stack([softmax(x @ router_ME) for x in x_SM])
@@ -108,17 +108,17 @@ def forward(x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation="relu", **r
     for s, choices in enumerate(tokens):
         for c in choices:
             if c.kept:
-                y_SM[s] += c.weight * (act(x_SM[s] @ w_in_EMH[c.expert]) @ w_out_EHM[c.expert])
+                y_SM[s] += c.weight * (w_out_EMH[c.expert] @ act(x_SM[s] @ w_in_EMH[c.expert]))
     return y_SM, tokens, probs_SE
 
 
-def gradients(dy_SM, x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation="relu", **rules):
+def gradients(dy_SM, x_SM, router_ME, w_in_EMH, w_out_EMH, real_S, activation="relu", **rules):
     """Gradients of sum(y * dy) for x, router, w_in and w_out; choices and drops are constants."""
     act = ACTIVATIONS[activation]
     normalize = rules.get("normalize", "before_capacity")
-    _, tokens, probs_SE = forward(x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation, **rules)
+    _, tokens, probs_SE = forward(x_SM, router_ME, w_in_EMH, w_out_EMH, real_S, activation, **rules)
     dx_SM, drouter_ME = np.zeros_like(x_SM), np.zeros_like(router_ME)
-    dw_in_EMH, dw_out_EHM = np.zeros_like(w_in_EMH), np.zeros_like(w_out_EHM)
+    dw_in_EMH, dw_out_EMH = np.zeros_like(w_in_EMH), np.zeros_like(w_out_EMH)
     for s, choices in enumerate(tokens):
         x, dprobs = x_SM[s], np.zeros(probs_SE.shape[1])
         total = scale(choices, normalize)
@@ -127,11 +127,11 @@ def gradients(dy_SM, x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation="r
                 continue
             a = x @ w_in_EMH[c.expert]
             dout = c.weight * dy_SM[s]
-            da = (w_out_EHM[c.expert] @ dout) * slope(act, a)
-            dw_out_EHM[c.expert] += np.outer(act(a), dout)
+            da = (dout @ w_out_EMH[c.expert]) * slope(act, a)
+            dw_out_EMH[c.expert] += np.outer(dout, act(a))
             dw_in_EMH[c.expert] += np.outer(x, da)
             dx_SM[s] += w_in_EMH[c.expert] @ da
-            dweight = dy_SM[s] @ (act(a) @ w_out_EHM[c.expert])
+            dweight = dy_SM[s] @ (w_out_EMH[c.expert] @ act(a))
             dprobs[c.expert] += dweight / total
             if len(choices) == 2:
                 for other in choices:
@@ -140,4 +140,4 @@ def gradients(dy_SM, x_SM, router_ME, w_in_EMH, w_out_EHM, real_S, activation="r
         dlogits = probs_SE[s] * (dprobs - dprobs @ probs_SE[s])
         dx_SM[s] += router_ME @ dlogits
         drouter_ME += np.outer(x, dlogits)
-    return dx_SM, drouter_ME, dw_in_EMH, dw_out_EHM
+    return dx_SM, drouter_ME, dw_in_EMH, dw_out_EMH

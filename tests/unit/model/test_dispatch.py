@@ -16,21 +16,21 @@ def case(seed=0, dtype=np.float32):
     """x [G, S, M], router, w_in, w_out, which tokens are real, and a gradient of y."""
     rng = np.random.default_rng(seed)
     x, router = rng.normal(size=(G, S, M)), rng.normal(size=(M, E))
-    w_in, w_out = rng.normal(size=(E, M, H)), rng.normal(size=(E, H, M))
+    w_in, w_out = rng.normal(size=(2, E, M, H))
     # Rounded first, so the float64 oracle sees the same numbers.
     arrays = [np.asarray(a, np.float32) for a in (x, router, w_in, w_out)]
     return arrays, rng.random((G, S)) < 0.9, np.asarray(rng.normal(size=(G, S, M)), np.float32)
 
 
-def run(move, moe, slots, x_GSM, router_ME, w_in_EMH, w_out_EHM, real_GS, key=None):
+def run(move, moe, slots, x_GSM, router_ME, w_in_EMH, w_out_EMH, real_GS, key=None):
     logits_GSE = jnp.einsum("GSM,ME->GSE", x_GSM.astype(jnp.float32), router_ME)
     route, _ = routing.decide(logits_GSE, real_GS, moe, slots, key)
-    return move(x_GSM, route, slots, w_in_EMH, w_out_EHM, moe.expert_activation)
+    return move(x_GSM, route, slots, w_in_EMH, w_out_EMH, moe.expert_activation)
 
 
-def without_capacity(x_GSM, route, slots, w_in_EMH, w_out_EHM, act, by_blocks):
+def without_capacity(x_GSM, route, slots, w_in_EMH, w_out_EMH, act, by_blocks):
     assert slots is None
-    return dispatch.dropless(x_GSM, route, w_in_EMH, w_out_EHM, act, by_blocks=by_blocks)
+    return dispatch.dropless(x_GSM, route, w_in_EMH, w_out_EMH, act, by_blocks=by_blocks)
 
 
 MOVES = {
@@ -165,7 +165,7 @@ def test_a_weight_of_zero_moves_nothing(name):
     route = routing.Route(*(jnp.asarray(a) for a in (choice, weight, slot, true, true)))
     slots = S if name in ("einsum", "gather") else None
     y_GSM = jax.jit(MOVES[name], static_argnums=(2, 5))(x_GSM, route, slots, w_in, w_out, "relu")
-    expected = np.maximum(x_GSM @ w_in[0], 0) @ w_out[0]
+    expected = np.maximum(x_GSM @ w_in[0], 0) @ w_out[0].T
     np.testing.assert_allclose(y_GSM, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -193,7 +193,7 @@ def test_products_survive_transposing_neighbours(dtype):
         y_EGCM = products.slotted(jnp.moveaxis(x_CEM, 0, 2), w_in, w_out, "relu")
         return jnp.moveaxis(y_EGCM, 2, 0).swapaxes(0, 3)
 
-    y, pull = jax.vjp(f, x_CEM, w_in, jnp.ones((E, H, M)))
+    y, pull = jax.vjp(f, x_CEM, w_in, jnp.ones((E, M, H)))
     gradients = pull(y)
     np.testing.assert_array_equal(y.astype(jnp.float32), M * H)
     np.testing.assert_array_equal(jnp.swapaxes(gradients[1], 1, 2), 8 * M * M * H)

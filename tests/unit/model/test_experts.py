@@ -40,12 +40,12 @@ def test_parameters_have_the_paper_s_shapes_axes_and_ranges():
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "router": (8, 4),
         "w_in": (4, 8, 12),
-        "w_out": (4, 12, 8),
+        "w_out": (4, 8, 12),
     }
     assert plan.axes == {
         "router": (None, None),
         "w_in": ("expert", "expert_embed", "expert_mlp"),
-        "w_out": ("expert", "expert_mlp", "expert_embed"),
+        "w_out": ("expert", "expert_embed", "expert_mlp"),
     }
     for name, fan_in in (("router", 8), ("w_in", 8), ("w_out", 12)):
         bound = (3 / fan_in) ** 0.5
