@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from glamcli.parallel.axes import num_devices
 
@@ -70,17 +71,26 @@ _linear.defvjp(_forward, _backward)
 
 
 def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
-    """The sum over rows of outer products, [K, N] in float32.
+    """The sum over rows of outer products, [K, N] in float32; leading dimensions are a batch.
 
-    XLA on CPU copies the first operand, transposed, before such a product, so on one CPU the
+    XLA on CPU copies the first operand, transposed, before such a product. So on one CPU the
     narrower comes first where that and turning the result is less to move.
     """
-    rows, K = a_rK.shape
-    N = b_rN.shape[1]
-    if not on_one_cpu() or rows * K <= rows * N + K * N:
-        return _dot(a_rK, b_rN, 0, 0)
+    if not on_one_cpu():
+        return jnp.einsum("...rK,...rN->...KN", a_rK, b_rN, preferred_element_type=jnp.float32)
+    (rows, K), N = a_rK.shape[-2:], b_rN.shape[-1]
+    if rows * K <= rows * N + K * N:
+        return _rows_turned(a_rK, b_rN)
     # Without the barrier XLA would put the operands back in the order of the result.
-    return jax.lax.optimization_barrier(_dot(b_rN, a_rK, 0, 0)).T
+    return jax.lax.optimization_barrier(_rows_turned(b_rN, a_rK)).swapaxes(-1, -2)
+
+
+def _rows_turned(a_rK: Array, b_rN: Array) -> Array:
+    """The first operand is laid out as the product reads it: left to the product, XLA finds that
+    it has none of this form in bfloat16, and converts both operands to float32."""
+    layout = Layout(major_to_minor=tuple(range(a_rK.ndim)))
+    a_Kr = with_layout_constraint(a_rK.swapaxes(-1, -2), layout)
+    return jnp.einsum("...Kr,...rN->...KN", a_Kr, b_rN, preferred_element_type=jnp.float32)
 
 
 def _product(spec: str, x: Array, w: Array) -> Array:

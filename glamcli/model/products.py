@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.model.linear import platform
+from glamcli.model.linear import on_one_cpu, platform, sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout
 
 Activation = Literal["relu", "gelu"]
@@ -51,8 +51,8 @@ def _slotted_backward(
     draw_EGCH = _slope(act, kept_EGCH, dh_EGCH).astype(dtype)
     draw_EGCH = _with_experts(layout, draw_EGCH, "act_expert_mlp")
     h_EGCH = _activate(act, kept_EGCH)
-    dw_out_EMH = _float32("EGCM,EGCH->EMH", dout_EGCM, h_EGCH)
-    dw_in_EMH = _float32("EGCM,EGCH->EMH", x_EGCM, draw_EGCH)
+    dw_out_EMH = _weight_gradient(dout_EGCM, h_EGCH)
+    dw_in_EMH = _weight_gradient(x_EGCM, draw_EGCH)
     dx_EGCM = _float32("EGCH,EMH->EGCM", draw_EGCH, w_in_EMH.astype(dtype)).astype(dtype)
     return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
 
@@ -119,8 +119,8 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_PM: Array)
         dh_bH = _float32("bM,MH->bH", dout_bM, _one(w_out_EMH, expert, dtype))
         draw_bH = _slope(act, kept_bH, dh_bH).astype(dtype)
         dx_bM = _float32("bH,MH->bM", draw_bH, _one(w_in_EMH, expert, dtype))
-        dw_in_MH = _float32("bM,bH->MH", x_bM, draw_bH)
-        dw_out_MH = _float32("bM,bH->MH", dout_bM, _activate(act, kept_bH))
+        dw_in_MH = sum_over_rows(x_bM, draw_bH)
+        dw_out_MH = sum_over_rows(dout_bM, _activate(act, kept_bH))
         dw_in_1MH = _slice(dw_in_EMH, expert, 1) + dw_in_MH[None]
         dw_out_1MH = _slice(dw_out_EMH, expert, 1) + dw_out_MH[None]
         return (
@@ -160,6 +160,14 @@ def _float32(spec: str, a: Array, b: Array) -> Array:
     a, b = jax.lax.optimization_barrier((a, b))
     out = jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(out)
+
+
+def _weight_gradient(narrow_EGCM: Array, wide_EGCH: Array) -> Array:
+    """The sum over an expert's rows, [E, M, H] in float32."""
+    if not on_one_cpu():
+        return _float32("EGCM,EGCH->EMH", narrow_EGCM, wide_EGCH)
+    E, M, H = narrow_EGCM.shape[0], narrow_EGCM.shape[-1], wide_EGCH.shape[-1]
+    return sum_over_rows(narrow_EGCM.reshape(E, -1, M), wide_EGCH.reshape(E, -1, H))
 
 
 def _with_experts(layout: Layout, x_EGCM: Array, last: str) -> Array:
