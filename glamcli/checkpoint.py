@@ -248,12 +248,18 @@ def find_step(path: Path, step: int | None = None) -> Path:
     if step is None and path.name.isdecimal() and fault(path) is None:
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = Checkpoints(folder).steps()
+    steps, damaged = Checkpoints(folder).steps(), Checkpoints(folder).damaged()
     if not steps:
-        reasons = "; ".join(f"{n}: {r}" for n, r in Checkpoints(folder).damaged().items())
-        raise CheckpointError(f"{path}: no complete checkpoint" + (f" ({reasons})" * bool(reasons)))
+        reasons = [f"{name}: {reason}" for name, reason in damaged.items()]
+        if (folder / "state").exists() or (folder / "meta").exists():
+            reasons = [str(fault(folder))]
+        told = f" ({'; '.join(reasons)})" if reasons else ""
+        raise CheckpointError(f"{path}: no complete checkpoint{told}")
     if step is not None and step not in steps:
-        raise CheckpointError(f"{path}: no complete checkpoint of step {step}", hint=f"has {steps}")
+        told = f" ({damaged[str(step)]})" if str(step) in damaged else ""
+        raise CheckpointError(
+            f"{path}: no complete checkpoint of step {step}{told}", hint=f"has {steps}"
+        )
     return folder / str(steps[0] if step is None else step)
 
 

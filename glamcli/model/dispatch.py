@@ -28,7 +28,7 @@ TOKENS = ("group", None, "act_expert_embed")
 """How x_GSM is laid out."""
 SLOTS = (None, "group", None, "act_expert_embed")
 """x_EGCM before it moves to the experts: every device has the slots of its own groups."""
-WEIGHTS = (("expert", None, "expert_mlp"), ("expert", "expert_mlp", None))
+WEIGHTS = (("expert", None, "expert_mlp"),) * 2
 """w_in_EMH and w_out_EMH where they are multiplied: whole along M."""
 
 ROUND_BYTES = 2**30

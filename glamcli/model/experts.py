@@ -33,8 +33,8 @@ class MoeLayer(nnx.Module):
         self.router = param(rngs, (M, E), (None, None))  # whole on every device
         matrix, axes = (E, M, H), ("expert", "expert_embed", "expert_mlp")
         self.w_in = param(rngs, matrix, axes)
-        # The other way round than it is applied: in the gradient of either matrix the narrow
-        # operand comes first then, and it is the one that XLA on CPU copies.
+        # The other way round than it is applied: so the gradient of either matrix is a sum over
+        # rows whose first operand, the one that is copied on a CPU, is the narrow one.
         self.w_out = param(rngs, matrix, axes, partial(uniform_fan_in, contracted=-1))
 
     def __call__(

@@ -1,4 +1,5 @@
-"""Activations times a weight, forward and backward: every dense product of the model.
+"""Activations times a weight, forward and backward: every dense product of the model, and the sums
+over rows that are the gradients of all weights.
 
 Weights come in as the float32 masters; products run in the dtype of the activations, and the
 weight's gradient is accumulated and stays in float32 (JAX's own rule would round it to bfloat16
@@ -17,7 +18,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.layout import Layout, with_layout_constraint
+from jax.experimental.layout import Layout as ArrayLayout
+from jax.experimental.layout import with_layout_constraint
 
 from glamcli.parallel.axes import num_devices
 
@@ -73,24 +75,26 @@ _linear.defvjp(_forward, _backward)
 def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
     """The sum over rows of outer products, [K, N] in float32; leading dimensions are a batch.
 
-    XLA on CPU copies the first operand, transposed, before such a product. So on one CPU the
-    narrower comes first where that and turning the result is less to move.
+    On one CPU the first operand is copied, transposed, before such a product. So the narrower
+    comes first where that and turning the result is less to move.
     """
     if not on_one_cpu():
         return jnp.einsum("...rK,...rN->...KN", a_rK, b_rN, preferred_element_type=jnp.float32)
     (rows, K), N = a_rK.shape[-2:], b_rN.shape[-1]
     if rows * K <= rows * N + K * N:
         return _rows_turned(a_rK, b_rN)
-    # Without the barrier XLA would put the operands back in the order of the result.
-    return jax.lax.optimization_barrier(_rows_turned(b_rN, a_rK)).swapaxes(-1, -2)
+    return _rows_turned(b_rN, a_rK).swapaxes(-1, -2)
 
 
 def _rows_turned(a_rK: Array, b_rN: Array) -> Array:
     """The first operand is laid out as the product reads it: left to the product, XLA finds that
-    it has none of this form in bfloat16, and converts both operands to float32."""
-    layout = Layout(major_to_minor=tuple(range(a_rK.ndim)))
+    it has none of this form in bfloat16, and converts both operands to float32. The barrier keeps
+    a neighbour's transpose from being folded into the product, which would undo the order or ask
+    for a product that there is none of."""
+    layout = ArrayLayout(major_to_minor=tuple(range(a_rK.ndim)))
     a_Kr = with_layout_constraint(a_rK.swapaxes(-1, -2), layout)
-    return jnp.einsum("...Kr,...rN->...KN", a_Kr, b_rN, preferred_element_type=jnp.float32)
+    out_KN = jnp.einsum("...Kr,...rN->...KN", a_Kr, b_rN, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out_KN)
 
 
 def _product(spec: str, x: Array, w: Array) -> Array:

@@ -162,12 +162,12 @@ def _float32(spec: str, a: Array, b: Array) -> Array:
     return jax.lax.optimization_barrier(out)
 
 
-def _weight_gradient(narrow_EGCM: Array, wide_EGCH: Array) -> Array:
+def _weight_gradient(outside_EGCM: Array, inside_EGCH: Array) -> Array:
     """The sum over an expert's rows, [E, M, H] in float32."""
     if not on_one_cpu():
-        return _float32("EGCM,EGCH->EMH", narrow_EGCM, wide_EGCH)
-    E, M, H = narrow_EGCM.shape[0], narrow_EGCM.shape[-1], wide_EGCH.shape[-1]
-    return sum_over_rows(narrow_EGCM.reshape(E, -1, M), wide_EGCH.reshape(E, -1, H))
+        return _float32("EGCM,EGCH->EMH", outside_EGCM, inside_EGCH)
+    E, M, H = outside_EGCM.shape[0], outside_EGCM.shape[-1], inside_EGCH.shape[-1]
+    return sum_over_rows(outside_EGCM.reshape(E, -1, M), inside_EGCH.reshape(E, -1, H))
 
 
 def _with_experts(layout: Layout, x_EGCM: Array, last: str) -> Array:

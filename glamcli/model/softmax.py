@@ -142,8 +142,8 @@ def _logits(x_BSM: Array, table_VM: Array) -> Array:
     return jnp.einsum("BSM,VM->BSV", x_BSM, table_VM, preferred_element_type=jnp.float32)
 
 
-def _by_rows(x_BSK: Array) -> Array:
-    return x_BSK.reshape(-1, x_BSK.shape[-1])
+def _by_rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _over(reduce: Callable[..., Array], x: Array, axes: tuple[str, ...]) -> Array:

@@ -47,7 +47,7 @@ def newest(
         return step, checkpoints.meta(step)
     if damaged:
         raise CheckpointError(
-            f"{checkpoints.folder} holds checkpoints, but none is complete",
+            f"{checkpoints.folder} holds checkpoints, but none that can be used",
             hint="start again in another folder with `--run`, or with `--fresh`",
         )
     return 0, None

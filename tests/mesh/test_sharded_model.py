@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from glamcli.config import schema
 from glamcli.model.decoder import Decoder
+from glamcli.model.experts import MoeLayer
 from glamcli.parallel.axes import GLAM
 from glamcli.parallel.mesh import make_mesh
 
@@ -51,6 +53,21 @@ def test_eight_devices_equal_one(moe):
         found = jax.jit(run, out_shardings=(None, layout))(split, rows)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "gather", "dropless"])
+def test_one_expert_layer_over_two_dimensions_equals_one_device(dispatch):
+    layer = MoeLayer(nnx.Rngs(0), MODEL, MOE)
+    x_BSM = jax.random.normal(jax.random.key(1), (ROWS, TOKENS, MODEL.model_dim))
+
+    def run(x_BSM):
+        return layer(x_BSM, jnp.ones((ROWS, TOKENS), bool), dispatch=dispatch)[0]
+
+    expected = jax.jit(run)(x_BSM)
+    mesh = make_mesh(schema.Mesh(data=2, expert=2, model=2))
+    with jax.set_mesh(mesh):
+        found = jax.jit(run)(jax.device_put(x_BSM, GLAM.sharding(mesh, ("batch", None, None))))
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_initial_values_do_not_depend_on_the_mesh():

@@ -265,3 +265,10 @@ def test_a_missing_step_is_answered_with_the_steps_there_are(saved, tmp_path):
     assert caught.value.hint == "has [3, 2, 1]"
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         find_step(tmp_path / "nowhere")
+
+
+def test_a_step_that_cannot_be_used_is_answered_with_the_reason(saved):
+    of_format(1)(saved.folder)
+    for path, step in ((saved.folder / "9", None), (saved.folder, 9)):
+        with pytest.raises(CheckpointError, match="written by an older version"):
+            find_step(path, step)

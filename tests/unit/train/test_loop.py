@@ -187,7 +187,7 @@ def test_other_data_under_the_same_names_is_refused(folder, tmp_path):
 
 def test_checkpoints_that_are_all_damaged_never_become_a_fresh_start(folder, tmp_path):
     (tmp_path / "run/checkpoints/7").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="none is complete"):
+    with pytest.raises(CheckpointError, match="none that can be used"):
         train(recipe(folder), tmp_path / "run", Silent())
 
 
