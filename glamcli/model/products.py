@@ -20,6 +20,13 @@ from glamcli.parallel.axes import GLAM, Layout
 
 Activation = Literal["relu", "gelu"]
 
+BY_LAST_DIMENSIONS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (2,)), ((), ())),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[0],
+)
+"""The ragged product of h_PH and w_EMH over H."""
+
 
 def _slotted(
     x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout = GLAM
@@ -148,7 +155,10 @@ def ragged(
     """Experts on contiguous runs of rows by `jax.lax.ragged_dot`; zeros past the last run."""
     raw_PH = jax.lax.ragged_dot(x_PM, w_in_EMH.astype(x_PM.dtype), num_rows_E)
     h_PH = _activate(act, _keep(act, raw_PH))
-    return jax.lax.ragged_dot(h_PH, w_out_EMH.astype(x_PM.dtype).swapaxes(1, 2), num_rows_E)
+    # As it lies: turned first, an accelerator would copy all of it.
+    return jax.lax.ragged_dot_general(
+        h_PH, w_out_EMH.astype(x_PM.dtype), num_rows_E, BY_LAST_DIMENSIONS
+    )
 
 
 def _float32(spec: str, a: Array, b: Array) -> Array:
