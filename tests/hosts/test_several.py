@@ -104,10 +104,6 @@ def rows(*files: Path) -> dict[int, dict[str, str]]:
     return found
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in metrics(folder) if "loss" in line}
-
-
 def scores(folder: Path) -> dict[tuple[int, str], float]:
     """Scores of tasks by step and name."""
     return {
@@ -167,14 +163,18 @@ def test_two_processes_read_each_its_rows_and_one_continues(several, train, reci
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes(several, train, tmp_path):
-    # Drawn second experts turn on the last bit of a weight, which sums in another order change.
-    every = ("--set", "moe.second_policy=all", "--set", "train.steps=16")
-    finished(several(tmp_path / "run", *every[:2], "--set", "train.steps=14"))
-    finished([train(tmp_path / "alone", *every, num_devices=8)])
-    finished([train(tmp_path / "run", *every, num_devices=8)])
-    alone = losses(tmp_path / "alone")
-    found = {step: loss for step, loss in losses(tmp_path / "run").items() if step in alone}
-    assert found == pytest.approx(alone, rel=1e-5)  # the last steps are the resumed ones
+    # Sums in another order change last bits, and losses part where a choice of expert turns on
+    # them: drawn second experts do, and at ten times this learning rate chosen ones did.
+    calm = ("--set", "moe.second_policy=all", "--set", "optimizer.learning_rate=1e-3")
+    finished(several(tmp_path / "run", *calm, "--set", "train.steps=14"))
+    finished([train(tmp_path / "alone", *calm, "--set", "train.steps=16", num_devices=8)])
+    finished([train(tmp_path / "run", *calm, "--set", "train.steps=16", num_devices=8)])
+    for name in ("loss", "grad_norm"):
+        alone = {line["step"]: line[name] for line in metrics(tmp_path / "alone") if name in line}
+        found = {line["step"]: line[name] for line in metrics(tmp_path / "run") if name in line}
+        found = {step: value for step, value in found.items() if step in alone}
+        assert found == pytest.approx(alone, rel=1e-5)  # the last steps are the resumed ones
+        assert len(set(alone.values())) == len(alone) > 5
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert any("slowest_process_seconds" in line for line in lines)
 
