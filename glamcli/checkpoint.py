@@ -248,19 +248,21 @@ def find_step(path: Path, step: int | None = None) -> Path:
     if step is None and path.name.isdecimal() and fault(path) is None:
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps, damaged = Checkpoints(folder).steps(), Checkpoints(folder).damaged()
-    if not steps:
-        reasons = [f"{name}: {reason}" for name, reason in damaged.items()]
-        if (folder / "state").exists() or (folder / "meta").exists():
-            reasons = [str(fault(folder))]
-        told = f" ({'; '.join(reasons)})" if reasons else ""
-        raise CheckpointError(f"{path}: no complete checkpoint{told}")
-    if step is not None and step not in steps:
-        told = f" ({damaged[str(step)]})" if str(step) in damaged else ""
-        raise CheckpointError(
-            f"{path}: no complete checkpoint of step {step}{told}", hint=f"has {steps}"
-        )
-    return folder / str(steps[0] if step is None else step)
+    checkpoints = Checkpoints(folder)
+    steps = checkpoints.steps()
+    if steps and step is None:
+        return folder / str(steps[0])
+    if step in steps:
+        return folder / str(step)
+    damaged = checkpoints.damaged()
+    if steps:
+        told, hint = damaged.get(str(step)), f"has {steps}"
+    elif (folder / "state").exists() or (folder / "meta").exists():  # a step's own folder
+        told, hint = fault(folder), None
+    else:
+        told, hint = "; ".join(f"{name}: {reason}" for name, reason in damaged.items()), None
+    what = f"complete checkpoint of step {step}" if steps else "complete checkpoint"
+    raise CheckpointError(f"{path}: no {what}" + (f" ({told})" if told else ""), hint=hint)
 
 
 def fault(folder: Path) -> str | None:

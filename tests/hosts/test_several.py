@@ -104,6 +104,10 @@ def rows(*files: Path) -> dict[int, dict[str, str]]:
     return found
 
 
+def by_step(folder: Path, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in metrics(folder) if name in line}
+
+
 def scores(folder: Path) -> dict[tuple[int, str], float]:
     """Scores of tasks by step and name."""
     return {
@@ -170,8 +174,7 @@ def test_two_processes_compute_what_one_computes(several, train, tmp_path):
     finished([train(tmp_path / "alone", *calm, "--set", "train.steps=16", num_devices=8)])
     finished([train(tmp_path / "run", *calm, "--set", "train.steps=16", num_devices=8)])
     for name in ("loss", "grad_norm"):
-        alone = {line["step"]: line[name] for line in metrics(tmp_path / "alone") if name in line}
-        found = {line["step"]: line[name] for line in metrics(tmp_path / "run") if name in line}
+        alone, found = by_step(tmp_path / "alone", name), by_step(tmp_path / "run", name)
         found = {step: value for step, value in found.items() if step in alone}
         assert found == pytest.approx(alone, rel=1e-5)  # the last steps are the resumed ones
         assert len(set(alone.values())) == len(alone) > 5
