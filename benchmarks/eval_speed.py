@@ -86,8 +86,8 @@ def glam(num_experts: int, folder: Path) -> Callable[[str], dict[str, float]]:
     import jax
 
     from glamcli.config import schema
-    from glamcli.evals.files import load_suite
     from glamcli.evals.run import Subject, evaluate
+    from glamcli.evals.tasks.suites import load_suite
     from glamcli.model.decoder import Decoder
     from glamcli.progress import Silent
 

@@ -30,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from glamcli.errors import CheckpointError
-from glamcli.parallel.hosts import ALONE, Host
+from glamcli.hosts.join import ALONE, Host
 
 # Orbax tells the log about every phase of a save; failures reach us as exceptions.
 logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glamcli.beam import NEVER, Hypothesis, Search, TextStream
+from glamcli.beam_search import NEVER, Hypothesis, Search, TextStream
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import RecipeError
-from glamcli.model.cache import Cache, select_rows
+from glamcli.hosts.join import whole
 from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
-from glamcli.parallel.hosts import whole
+from glamcli.model.kv_cache import Cache, select_rows
 from glamcli.parallel.mesh import on_one_device, with_mesh_of
 
 MIN_PROMPT = 32

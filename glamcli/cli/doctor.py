@@ -19,7 +19,7 @@ from glamcli.cli.options import json_option, set_option
 from glamcli.errors import PlanError, RecipeError, TrainError
 
 if TYPE_CHECKING:
-    from glamcli.train.parity import Difference
+    from glamcli.doctor.parity import Difference
 
 LIBRARIES = (
     "jax",
@@ -80,7 +80,7 @@ def parity(recipe: str, sets: tuple[str, ...], only: str, as_json: bool) -> None
     _simulate_devices()
     import jax
 
-    from glamcli.train import parity
+    from glamcli.doctor import parity
 
     if len(jax.devices()) < parity.NUM_DEVICES:
         raise PlanError(f"parity needs {parity.NUM_DEVICES} devices, found {len(jax.devices())}")

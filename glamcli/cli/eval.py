@@ -22,15 +22,15 @@ from glamcli.cli.eval_show import show
 from glamcli.cli.eval_tell import tell, tell_items
 from glamcli.cli.options import hosts_options, json_option
 from glamcli.cli.several import one_of_several
-from glamcli.cli.trained import Trained, open_trained, prepare_process
 from glamcli.errors import RecipeError
-from glamcli.evals.files import load_suite
+from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Progress, Silent
+from glamcli.trained import Trained, open_trained, prepare_process
 
 if TYPE_CHECKING:
-    from glamcli.evals.journal import Journal
+    from glamcli.evals.results.journal import Journal
     from glamcli.evals.run import Subject
-    from glamcli.parallel.hosts import Host
+    from glamcli.hosts.join import Host
 
 
 class _RunOrCommand(click.Group):
@@ -203,7 +203,7 @@ def _refuse_other_options(host: Host, *asked: Mapping[str, Any]) -> None:
 def subject_of(trained: Trained, host: Host | None = None) -> Subject:
     """A trained run to be evaluated."""
     from glamcli.evals.run import Subject
-    from glamcli.parallel.hosts import ALONE
+    from glamcli.hosts.join import ALONE
 
     return Subject(
         decoder=trained.decoder,
@@ -227,7 +227,7 @@ def _journal(
 
     The first process reads and writes it; the others are told, so that all skip the same batches.
     """
-    from glamcli.evals.journal import Journal
+    from glamcli.evals.results.journal import Journal
 
     journal = Journal()
     if host.is_first:

@@ -12,9 +12,9 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.options import json_option
-from glamcli.cli.trained import Trained, open_trained, prepare_process
 from glamcli.errors import RecipeError, printable
 from glamcli.progress import Progress
+from glamcli.trained import Trained, open_trained, prepare_process
 
 if TYPE_CHECKING:
     from glamcli.generate import Sampling
@@ -61,7 +61,7 @@ def cooccurrence(
     if it is in the list of `--words`, or ends like one (-ly, -ful, -ous, ...). Continuations are
     kept in RUN/bias as they come, and not made again.
     """
-    from glamcli.evals import cooccurrence
+    from glamcli.evals.paper import cooccurrence
     from glamcli.generate import Sampling
 
     chosen, known = cooccurrence.load_terms(terms), cooccurrence.known_adjectives(words)
@@ -147,7 +147,7 @@ def toxicity(
     Temperature 1; an empty continuation scores 0. The scorer is a local command or file: nothing
     is sent anywhere. Continuations are kept in RUN/bias as they come, and not made again.
     """
-    from glamcli.evals import toxicity
+    from glamcli.evals.paper import toxicity
     from glamcli.generate import Sampling
 
     if (scorer is None) == (classifier is None):
@@ -218,7 +218,7 @@ def _continued(
     seed: int,
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """Continuations of every prompt, and how they were made."""
-    from glamcli.evals.continuations import continued
+    from glamcli.evals.paper.continuations import continued
     from glamcli.generate import Generator
     from glamcli.model.digest import digest
 
@@ -263,7 +263,7 @@ def _keep(trained: Trained, name: str, told: Mapping[str, Any], progress: Progre
     """Writes STEM.json, or STEM-2 where what other prompts, words or scorers gave has the name."""
     if trained.run_dir is None:
         return
-    from glamcli.evals import kept
+    from glamcli.evals.results import kept
 
     folder = trained.run_dir / FOLDER
 

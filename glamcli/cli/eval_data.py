@@ -11,11 +11,11 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import json_option
 from glamcli.errors import DataError, GlamError, printable
-from glamcli.evals.files import SuiteFile, TaskFile, load_suite
+from glamcli.evals.tasks.suites import SuiteFile, TaskFile, load_suite
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
-    from glamcli.evals.provision import Need
+    from glamcli.evals.tasks.provision import Need
 
 READY = "ready"
 
@@ -50,8 +50,8 @@ def data(
     files below `--from`, else by TFDS where the network allows it. Ends with 3 while a task lacks
     anything; `glam eval` scores the others all the same.
     """
-    from glamcli.evals.items import Library
-    from glamcli.evals.provision import all_needs
+    from glamcli.evals.tasks.items import Library
+    from glamcli.evals.tasks.provision import all_needs
 
     loaded = load_suite(suite, preset)
     progress = render.make_progress(as_json)
@@ -66,7 +66,7 @@ def data(
 
 def _make(needs: list[Need], given: Path | None, offline: bool, progress: Progress) -> None:
     """Makes what can be made; what goes wrong is told and stops nothing else."""
-    from glamcli.evals import provision
+    from glamcli.evals.tasks import provision
 
     if given is not None:
         missing = [each for each in needs if each.missing]
@@ -100,7 +100,7 @@ def _make(needs: list[Need], given: Path | None, offline: bool, progress: Progre
 
 def _state(file: TaskFile, needs: list[Need] | GlamError, folder: Path) -> dict[str, Any]:
     """What a task has by now: counts, or what is wrong or missing."""
-    from glamcli.evals import provision
+    from glamcli.evals.tasks import provision
 
     told: dict[str, Any] = {"task": file.name, "items": None, "demonstrations": None}
     if isinstance(needs, GlamError):

@@ -15,14 +15,14 @@ from glamcli.cli.options import json_option
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import CheckpointError, DataError, GlamError
-from glamcli.evals.files import load_suite
-from glamcli.evals.results import file_name
+from glamcli.evals.results.scores import file_name
+from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
-    from glamcli.evals.files import SuiteFile
-    from glamcli.evals.items import Documents
-    from glamcli.evals.overlap import Asked, Overlap, Split
+    from glamcli.evals.paper.overlap import Asked, Overlap, Split
+    from glamcli.evals.tasks.items import Documents
+    from glamcli.evals.tasks.suites import SuiteFile
 
 FOLDER = "overlap"
 
@@ -84,8 +84,8 @@ def _corpus(
 ) -> tuple[Read, Callable[[], Documents] | None]:
     """How to look through the training text, and a run's held-out documents."""
     from glamcli.data.open import open_data, user_cache_dir
-    from glamcli.evals import corpus
-    from glamcli.evals.overlap import Grams, overlaps
+    from glamcli.evals.paper import corpus
+    from glamcli.evals.paper.overlap import Grams, overlaps
 
     def grams_of(tasks: list[Asked]) -> Grams:
         return Grams(
@@ -124,9 +124,9 @@ def _asked(
     progress: Progress,
 ) -> tuple[list[Asked], bool]:
     """The items of every task that can be read, and whether one could not."""
-    from glamcli.evals.items import Library
-    from glamcli.evals.overlap import asked, full_text
-    from glamcli.evals.ready import read
+    from glamcli.evals.asking.ready import read
+    from glamcli.evals.paper.overlap import asked, full_text
+    from glamcli.evals.tasks.items import Library
 
     library = Library(data_dir, documents)
     found: list[Asked] = []
@@ -159,8 +159,8 @@ def _splits(
 
     Where several results have a task at the same number of shots, the first one is taken.
     """
-    from glamcli.evals import kept
-    from glamcli.evals.overlap import splits
+    from glamcli.evals.paper.overlap import splits
+    from glamcli.evals.results import kept
 
     told: dict[tuple[str, str], Split] = {}
     for place in kept.of_suite(run, suite.name, suite.preset) if run is not None else []:
@@ -186,7 +186,7 @@ def _as_dict(each: Overlap) -> dict[str, Any]:
 
 
 def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> None:
-    from glamcli.evals.tables import shown
+    from glamcli.evals.results.tables import shown
 
     rows = []
     for each in found:

@@ -14,8 +14,8 @@ from glamcli.cli.options import json_option
 from glamcli.errors import RecipeError, printable
 
 if TYPE_CHECKING:
-    from glamcli.evals.compare import Comparison
-    from glamcli.evals.results import Results
+    from glamcli.evals.results.compare import Comparison
+    from glamcli.evals.results.scores import Results
 
 SHOWN_CONDITIONS = ("preset", "limit", "seed")
 # Keys of the model's description, with the words people know them by.
@@ -42,7 +42,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     A and B are files RUN/eval/NAME.json, or run folders. Only what was asked by the same
     conventions is compared; what differs is named, and the exit code tells.
     """
-    from glamcli.evals import kept
+    from glamcli.evals.results import kept
 
     places = [kept.find(each, suite) for each in (first, second) if each is not None]
     found = [kept.load(place) for place in places]
@@ -51,7 +51,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
         _show_conditions(found[0], as_json)
         return 0
 
-    from glamcli.evals.compare import compare
+    from glamcli.evals.results.compare import compare
 
     told = compare(found[0], found[1], kept.items(places[0]), kept.items(places[1]))
     progress = render.make_progress(as_json)
@@ -69,7 +69,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
 
 def show_results(results: Results, as_json: bool) -> None:
     """Scores and averages on stdout."""
-    from glamcli.evals import tables
+    from glamcli.evals.results import tables
 
     if as_json:
         click.echo(json.dumps({"event": "eval", **results.as_dict()}))
@@ -126,7 +126,7 @@ def _show_comparison(told: Comparison, places: list[Path], as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps({"event": "comparison", **asdict(told)}))
         return
-    from glamcli.evals.tables import shown
+    from glamcli.evals.results.tables import shown
 
     rows = []
     for each in told.paired:

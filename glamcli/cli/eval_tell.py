@@ -14,7 +14,7 @@ from glamcli.errors import DataError, printable
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
-    from glamcli.evals.results import Explanation, Results, Scored
+    from glamcli.evals.results.scores import Explanation, Results, Scored
 
 SHOWN_REASONS = 3
 
@@ -39,7 +39,7 @@ def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
 def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
     if run_dir is None or not results.scores:
         return
-    from glamcli.evals import kept
+    from glamcli.evals.results import kept
 
     try:
         summary, items = kept.write(results, run_dir / kept.FOLDER)
@@ -54,8 +54,8 @@ def _failures(results: Results, progress: Progress) -> int:
 
     Tasks without data are told together: of the paper's 29, most people have few.
     """
-    from glamcli.evals.files import shipped_suites
-    from glamcli.evals.items import MissingData
+    from glamcli.evals.tasks.items import MissingData
+    from glamcli.evals.tasks.suites import shipped_suites
 
     absent = [each for each in results.failures if isinstance(each.error, MissingData)]
     if len(absent) > SHOWN_REASONS:

@@ -14,13 +14,13 @@ import click
 
 from glamcli.cli.options import hosts_options, json_option
 from glamcli.cli.several import one_of_several
-from glamcli.cli.trained import open_trained, prepare_process
 from glamcli.errors import RecipeError, printable
 from glamcli.progress import Progress, Silent
+from glamcli.trained import open_trained, prepare_process
 
 if TYPE_CHECKING:
     from glamcli.generate import Generator, Sampling
-    from glamcli.parallel.hosts import Host
+    from glamcli.hosts.join import Host
 
 MAX_TOKENS = 65_536
 

@@ -16,13 +16,13 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.eval import subject_of
-from glamcli.cli.trained import open_trained, prepare_process
 from glamcli.errors import RecipeError
-from glamcli.evals import kept
 from glamcli.evals.harness import Model, as_json, command_line, run
-from glamcli.evals.results import file_name
+from glamcli.evals.results import kept
+from glamcli.evals.results.scores import file_name
 from glamcli.evals.run import Subject
 from glamcli.progress import Progress
+from glamcli.trained import open_trained, prepare_process
 
 COLUMNS = ("task", ">shots", "metric", "filter", ">value", ">error", ">items")
 

@@ -16,9 +16,9 @@ from glamcli.cli.options import json_option, set_option
 from glamcli.config.dump import as_yaml, dump_lines, json_schema
 from glamcli.config.load import Loaded, leaves, load_mixture, load_recipe, shipped
 from glamcli.config.mixtures import source_weights, tokens_by_source
-from glamcli.config.pipeline import schedule
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, flops_per_token, short, tokens_per_step, tokens_total
+from glamcli.config.stages import schedule
 from glamcli.errors import RecipeError
 
 

@@ -14,7 +14,7 @@ from glamcli.config.schema import Runtime
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
-    from glamcli.parallel.hosts import Host
+    from glamcli.hosts.join import Host
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def one_of_several(
         RecipeError: the options make no sense, or their address cannot be used.
         HostError: other processes did not come.
     """
-    from glamcli.parallel.hosts import Aside, joined, place_asked
+    from glamcli.hosts.join import Aside, joined, place_asked
 
     place = place_asked(coordinator, num_processes, process_id)
     is_first = process_id in (None, 0)
@@ -52,7 +52,7 @@ def one_of_several(
 
 
 def _tell(what: str, hint: str | None) -> None:
-    from glamcli.train.signals import SHOW_CURSOR
+    from glamcli.hosts.signals import SHOW_CURSOR
 
     if os.isatty(2):
         os.write(2, SHOW_CURSOR)  # live bars hide it

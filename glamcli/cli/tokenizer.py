@@ -10,7 +10,7 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.options import json_option, set_option
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.files import display, find, shipped
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
@@ -45,8 +45,8 @@ def train(
     Without `--out` it goes where training looks for the recipe's tokenizer (training also does
     this by itself).
     """
-    from glamcli.data.heldout import decide
     from glamcli.data.open import cache_dir, user_cache_dir
+    from glamcli.data.split import decide
     from glamcli.data.vocabulary import open_tokenizer, train_on
 
     progress = render.make_progress(as_json)
@@ -108,7 +108,7 @@ def _is_mixture(name_or_path: str) -> bool:
     if name_or_path in shipped("data_mixtures"):
         return True
     path = find("recipes", name_or_path)
-    return any(key == "sources" for key in tree.plain(tree.read_tree(path, display(path))))
+    return any(key == "sources" for key in yaml.plain(yaml.read_tree(path, display(path))))
 
 
 def _refuse_untrained(recipe: Recipe) -> None:

@@ -14,15 +14,15 @@ from glamcli import hugepages
 from glamcli.cli import render
 from glamcli.cli.options import hosts_options, json_option, set_option
 from glamcli.cli.several import one_of_several
-from glamcli.cli.trained import keep_compiled_programs
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, DataError, GlamError
 from glamcli.progress import Progress, Silent
+from glamcli.trained import keep_compiled_programs
 
 if TYPE_CHECKING:
     from glamcli.evals.run import Subject
-    from glamcli.parallel.hosts import Host
+    from glamcli.hosts.join import Host
     from glamcli.train.loop import Model, Outcome
 
 
@@ -109,7 +109,7 @@ def _conclude(outcome: Outcome, scoring: Scoring, progress: Progress, as_json: b
 
 def _refuse_bad_suites(recipe: Recipe) -> None:
     """Reads the suites now: a mistake in one should not be found out after hours."""
-    from glamcli.evals.files import load_suite
+    from glamcli.evals.tasks.suites import load_suite
 
     during = recipe.eval.suite if recipe.every.eval_steps is not None else None
     for suite in (during, recipe.finish.suite):
@@ -120,7 +120,7 @@ def _refuse_bad_suites(recipe: Recipe) -> None:
 
 def _set_aside(folder: Path, progress: Progress) -> None:
     """Renames an earlier run to `<run>.1`, `<run>.2`, ...: nothing is ever deleted."""
-    from glamcli.train.lock import locked
+    from glamcli.hosts.lock import locked
 
     if not folder.exists():
         return
@@ -166,8 +166,8 @@ class Scoring:
 
     def during(self, model: Model, progress: Progress) -> dict[str, float]:
         """Scores of the recipe's `eval` section by name, for the metrics of the run."""
-        from glamcli.evals.files import load_suite
         from glamcli.evals.run import evaluate
+        from glamcli.evals.tasks.suites import load_suite
 
         asked = self.recipe.eval
         results = evaluate(
@@ -184,8 +184,8 @@ class Scoring:
     def finished(self, model: Model, progress: Progress, as_json: bool) -> int:
         """The suite of the recipe's `finish` section, shown and kept; the exit code."""
         from glamcli.cli.eval_tell import tell
-        from glamcli.evals.files import load_suite
         from glamcli.evals.run import evaluate
+        from glamcli.evals.tasks.suites import load_suite
 
         finish = self.recipe.finish
         subject, suite = self._renewed(model), load_suite(finish.suite or "")

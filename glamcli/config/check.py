@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, get_args
 
-from glamcli.config import layout, pipeline
+from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
 from glamcli.config.files import is_path, suite_names
 from glamcli.config.nearest import divisors, multiples, use
 from glamcli.config.schema import Mesh, MeshAxis, Mixture, Optimizer, Recipe
-from glamcli.config.tree import shown
+from glamcli.config.yaml import shown
 
 # Ids of the byte tokenizer: three special ones and 256 bytes.
 BYTES_VOCAB = 259
@@ -44,7 +44,7 @@ def check(loaded: Checkable, mixture: Mixture | None = None) -> list[Problem]:
         *_experts(recipe),
         *_batch(recipe),
         *_mesh(recipe),
-        *pipeline.wrong(recipe),
+        *stages.wrong(recipe),
         *_tokenizer(recipe),
         *_cache(recipe),
         *_optimizer(recipe),
@@ -125,7 +125,7 @@ def _experts(recipe: Recipe) -> Found:
 
 def _batch(recipe: Recipe) -> Found:
     batch, moe = recipe.batch, recipe.moe
-    shards, axes = layout.shards(recipe)
+    shards, axes = sharding.shards(recipe)
     microbatches = recipe.pipeline.microbatches or 1
     parts = batch.accumulate * microbatches
     if batch.rows % (parts * shards):
@@ -174,10 +174,10 @@ def _mesh(recipe: Recipe) -> Found:
             if (size := getattr(recipe.mesh, axis)) != getattr(defaults, axis):
                 what = f"`mesh: auto` chooses `mesh.{axis}`, but it is {size}"
                 yield f"mesh.{axis}", what, "remove it, or set `mesh.auto` to false"
-    wrong = list(layout.contradictions(recipe))
+    wrong = list(sharding.contradictions(recipe))
     yield from wrong
     if not wrong:
-        yield from layout.indivisible(recipe, sizes)
+        yield from sharding.indivisible(recipe, sizes)
 
 
 def _tokenizer(recipe: Recipe) -> Found:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.schema import Recipe
 
 # Text that needs no quotes: starts with a letter, has no mark that YAML knows.
@@ -53,7 +53,7 @@ def as_yaml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{as_yaml(k)}: {as_yaml(v)}" for k, v in value.items()) + "}"
     assert isinstance(value, str), value
-    if _SAFE.fullmatch(value) and isinstance(tree.resolve(value), str):
+    if _SAFE.fullmatch(value) and isinstance(yaml.resolve(value), str):
         return value
     quoted = json.dumps(value, ensure_ascii=False)
     return "".join(char if char.isprintable() else _escape(char) for char in quoted)

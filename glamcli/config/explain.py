@@ -15,9 +15,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.schema import Recipe
-from glamcli.config.tree import shown
+from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
 
 T = TypeVar("T", bound=BaseModel)
@@ -53,19 +53,19 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise Refused(problems)
 
 
-def validate(root: tree.Mapping, kind: type[T]) -> T:
+def validate(root: yaml.Mapping, kind: type[T]) -> T:
     """The tree as settings of this kind.
 
     Types are strict: text is never read as a number, a number never as text or as a switch.
     Raises: RecipeError with all problems of the tree.
     """
     try:
-        return kind.model_validate_json(json.dumps(tree.plain(root)), strict=True)
+        return kind.model_validate_json(json.dumps(yaml.plain(root)), strict=True)
     except ValidationError as error:
         raise Refused(_problems(error, root, kind)) from error
 
 
-def _problems(error: ValidationError, root: tree.Mapping, kind: type[BaseModel]) -> list[Problem]:
+def _problems(error: ValidationError, root: yaml.Mapping, kind: type[BaseModel]) -> list[Problem]:
     unknown: dict[tuple[str, ...], Problem] = {}
     suggested: set[tuple[str, ...]] = set()
     wrong: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
@@ -90,7 +90,7 @@ def _problems(error: ValidationError, root: tree.Mapping, kind: type[BaseModel])
 
 
 def _wrong(
-    root: tree.Mapping,
+    root: yaml.Mapping,
     loc: tuple[str | int, ...],
     items: list[dict[str, Any]],
     kind: type[BaseModel],
@@ -104,7 +104,7 @@ def _wrong(
             hint = "start from a shipped recipe with `extends: quickstart`"
         return Problem(str(place), what, hint)
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    given = tree.plain(node) if node is not None else items[0]["input"]
+    given = yaml.plain(node) if node is not None else items[0]["input"]
     if isinstance(given, dict | list):
         text = "a section" if isinstance(given, dict) else "a list"
     elif isinstance(given, str):
@@ -162,7 +162,7 @@ def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
         text = given.strip().replace(",", "").replace(" ", "")
         sign = text[:1] if text[:1] in ("-", "+") else ""
         text = sign + (text.removeprefix(sign).lstrip("0") or "0")
-        if isinstance(tree.resolve(text), int | float) and not isinstance(tree.resolve(text), bool):
+        if isinstance(yaml.resolve(text), int | float) and not isinstance(yaml.resolve(text), bool):
             return f"write `{text}`, without quotes"
     if kinds & {"int_type", "int_from_float"} and isinstance(given, float) and given.is_integer():
         return f"write `{int(given)}`"
@@ -221,33 +221,33 @@ def _sections(annotation: Any) -> Iterable[tuple[tuple[str, ...], type[BaseModel
                 yield ("*", *step), inner
 
 
-def _within(root: tree.Mapping, loc: tuple[Any, ...], missing: bool) -> tuple[str | int, ...]:
+def _within(root: yaml.Mapping, loc: tuple[Any, ...], missing: bool) -> tuple[str | int, ...]:
     """The part of a pydantic location that exists in the tree (and one key more when missing)."""
-    node: tree.Node = root
+    node: yaml.Node = root
     for depth, part in enumerate(loc):
-        if isinstance(node, tree.Mapping) and part in node.entries:
+        if isinstance(node, yaml.Mapping) and part in node.entries:
             node = node.entries[part]
-        elif isinstance(node, tree.Sequence) and isinstance(part, int) and part < len(node.items):
+        elif isinstance(node, yaml.Sequence) and isinstance(part, int) and part < len(node.items):
             node = node.items[part]
         else:
             return loc[: depth + 1] if missing else loc[:depth]
     return loc
 
 
-def place_of(root: tree.Mapping, *loc: str | int) -> str:
+def place_of(root: yaml.Mapping, *loc: str | int) -> str:
     """`file:line` of the key at a path of keys, or of the nearest section above an absent one."""
     return str(_find(root, loc)[1])
 
 
-def _find(root: tree.Mapping, loc: Sequence[str | int]) -> tuple[tree.Node | None, tree.Place]:
+def _find(root: yaml.Mapping, loc: Sequence[str | int]) -> tuple[yaml.Node | None, yaml.Place]:
     """The node at a location and its place; for an absent one, None and its parent's place."""
-    node: tree.Node = root
+    node: yaml.Node = root
     place = root.place
     for part in loc:
-        if isinstance(node, tree.Mapping) and part in node.entries:
+        if isinstance(node, yaml.Mapping) and part in node.entries:
             place = node.keys[str(part)]
             node = node.entries[str(part)]
-        elif isinstance(node, tree.Sequence) and isinstance(part, int) and part < len(node.items):
+        elif isinstance(node, yaml.Sequence) and isinstance(part, int) and part < len(node.items):
             node = node.items[part]
             place = node.place
         else:

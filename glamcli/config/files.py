@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import glamcli
-from glamcli.config.tree import shown
+from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
 
 _NOUN = {"recipes": "recipe", "data_mixtures": "mixture"}
@@ -29,7 +29,7 @@ def shipped(kind: Literal["recipes", "data_mixtures"]) -> dict[str, Path]:
 
 
 def suite_names() -> list[str]:
-    """Names of the evaluation suites and tasks that come with the program (`evals/tasks.py`)."""
+    """Names of the evaluation suites and tasks that come with the program (`evals/suites`)."""
     folder = Path(glamcli.__file__).resolve().parent / "evals" / "suites"
     return [path.stem for part in ("", "tasks") for path in sorted((folder / part).glob("*.yaml"))]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from glamcli.config import check as rules
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.explain import (
     Problem,
     Refused,
@@ -29,7 +29,7 @@ from glamcli.config.files import absolute, display, find, is_path
 from glamcli.config.files import shipped as shipped
 from glamcli.config.mixtures import load_mixture as load_mixture
 from glamcli.config.schema import Recipe
-from glamcli.config.tree import shown
+from glamcli.config.yaml import shown
 from glamcli.errors import GlamError, RecipeError
 
 T = TypeVar("T", bound=BaseModel)
@@ -53,7 +53,7 @@ class Origin:
     """Who decided a value: a file, `--set`, or nobody (`kind` default)."""
 
     kind: Literal["default", "file", "set"]
-    place: tree.Place | None = None
+    place: yaml.Place | None = None
 
     def __str__(self) -> str:
         return "default" if self.place is None else str(self.place)
@@ -123,17 +123,17 @@ def problems(loaded: Loaded) -> list[Problem]:
 
 def read_settings(path: Path, kind: type[T]) -> T:
     """The settings of one strict YAML file, for kinds that are neither recipe nor mixture."""
-    return validate(tree.read_tree(path, display(path)), kind)
+    return validate(yaml.read_tree(path, display(path)), kind)
 
 
-def _with_parents(path: Path) -> tuple[tree.Mapping, tuple[Path, ...]]:
+def _with_parents(path: Path) -> tuple[yaml.Mapping, tuple[Path, ...]]:
     """The merged tree of a recipe file and its parents, and the parents, nearest first."""
     chain: list[Path] = []
-    roots: list[tree.Mapping] = []
+    roots: list[yaml.Mapping] = []
     following: Path | None = path
     while following is not None:
         chain.append(following)
-        root = tree.read_tree(following, display(following))
+        root = yaml.read_tree(following, display(following))
         following, root = _take_parent(root, following, chain)
         roots.append(_normal(root, chain[-1].parent))
     merged = roots[-1]
@@ -143,13 +143,13 @@ def _with_parents(path: Path) -> tuple[tree.Mapping, tuple[Path, ...]]:
 
 
 def _take_parent(
-    root: tree.Mapping, path: Path, chain: list[Path]
-) -> tuple[Path | None, tree.Mapping]:
+    root: yaml.Mapping, path: Path, chain: list[Path]
+) -> tuple[Path | None, yaml.Mapping]:
     """The file that `extends` names, checked, and the tree without that key."""
     if "extends" not in root.entries:
         return None, root
     node, place = root.entries["extends"], root.keys["extends"]
-    if not isinstance(node, tree.Scalar) or not isinstance(node.value, str) or not node.value:
+    if not isinstance(node, yaml.Scalar) or not isinstance(node.value, str) or not node.value:
         raise RecipeError(f"{place}: `extends` must be one recipe name or path")
     try:
         parent = find("recipes", node.value, path.parent)
@@ -163,37 +163,37 @@ def _take_parent(
     return parent, replace(root, entries=entries)
 
 
-def merge(parent: tree.Node, child: tree.Node) -> tree.Mapping:
+def merge(parent: yaml.Node, child: yaml.Node) -> yaml.Mapping:
     """The parent with everything the child says; `null` in the child replaces a section."""
-    assert isinstance(parent, tree.Mapping)
-    assert isinstance(child, tree.Mapping)
+    assert isinstance(parent, yaml.Mapping)
+    assert isinstance(child, yaml.Mapping)
     entries, keys = dict(parent.entries), dict(parent.keys)
     for key, node in child.entries.items():
         before = entries.get(key)
-        both = isinstance(before, tree.Mapping) and isinstance(node, tree.Mapping)
+        both = isinstance(before, yaml.Mapping) and isinstance(node, yaml.Mapping)
         entries[key] = merge(before, node) if both and before is not None else node
         keys[key] = child.keys[key]
-    return tree.Mapping(entries, keys, child.place)
+    return yaml.Mapping(entries, keys, child.place)
 
 
-def _normal(root: tree.Mapping, folder: Path) -> tree.Mapping:
+def _normal(root: yaml.Mapping, folder: Path) -> yaml.Mapping:
     """The tree of one file with paths absolute and shorthands written out."""
     for keys, may_be_name in _PATHS.items():
         root = _edit(root, keys, partial(_absolute_node, folder=folder, may_be_name=may_be_name))
     return _edit(root, ("mesh",), _whole_mesh)
 
 
-def _whole_mesh(node: tree.Node) -> tree.Node:
-    if not isinstance(node, tree.Scalar) or node.value != "auto":
+def _whole_mesh(node: yaml.Node) -> yaml.Node:
+    if not isinstance(node, yaml.Scalar) or node.value != "auto":
         return node
-    entries: dict[str, tree.Node] = {
-        name: tree.Scalar(value, node.place) for name, value in _AUTO_MESH.items()
+    entries: dict[str, yaml.Node] = {
+        name: yaml.Scalar(value, node.place) for name, value in _AUTO_MESH.items()
     }
-    return tree.Mapping(entries, dict.fromkeys(entries, node.place), node.place)
+    return yaml.Mapping(entries, dict.fromkeys(entries, node.place), node.place)
 
 
-def _absolute_node(node: tree.Node, folder: Path, may_be_name: bool) -> tree.Node:
-    if not isinstance(node, tree.Scalar) or not isinstance(node.value, str) or not node.value:
+def _absolute_node(node: yaml.Node, folder: Path, may_be_name: bool) -> yaml.Node:
+    if not isinstance(node, yaml.Scalar) or not isinstance(node.value, str) or not node.value:
         return node
     if "\n" in node.value:
         raise RecipeError(f"{node.place}: a path cannot have a line end: `{shown(node.value)}`")
@@ -202,13 +202,13 @@ def _absolute_node(node: tree.Node, folder: Path, may_be_name: bool) -> tree.Nod
     return replace(node, value=absolute(node.value, folder))
 
 
-def _edit(root: tree.Mapping, keys: Sequence[str], change: Any) -> tree.Mapping:
+def _edit(root: yaml.Mapping, keys: Sequence[str], change: Any) -> yaml.Mapping:
     """The tree with the node at a path changed; unchanged when there is none."""
     node = root.entries.get(keys[0])
     if node is None:
         return root
     if len(keys) > 1:
-        if not isinstance(node, tree.Mapping):
+        if not isinstance(node, yaml.Mapping):
             return root
         node = _edit(node, keys[1:], change)
     else:
@@ -216,7 +216,7 @@ def _edit(root: tree.Mapping, keys: Sequence[str], change: Any) -> tree.Mapping:
     return replace(root, entries={**root.entries, keys[0]: node})
 
 
-def _set(root: tree.Mapping, assignment: str) -> tree.Mapping:
+def _set(root: yaml.Mapping, assignment: str) -> yaml.Mapping:
     """The tree with one `--set key.key=value`; the value is read as YAML, the key checked later
     with all the others."""
     dotted, equals, text = assignment.partition("=")
@@ -228,12 +228,12 @@ def _set(root: tree.Mapping, assignment: str) -> tree.Mapping:
         )
     if keys == ("extends",):
         raise RecipeError("--set: `extends` belongs into a recipe file")
-    place = tree.Place("--set")
+    place = yaml.Place("--set")
     value = _text(text)
-    node: tree.Node = tree.parse(value, "--set") if value else tree.Scalar(None, place)
+    node: yaml.Node = yaml.parse(value, "--set") if value else yaml.Scalar(None, place)
     for key in reversed(keys):
-        node = tree.Mapping({key: node}, {key: place}, place)
-    assert isinstance(node, tree.Mapping)
+        node = yaml.Mapping({key: node}, {key: place}, place)
+    assert isinstance(node, yaml.Mapping)
     merged = merge(root, _normal(node, Path.cwd()))
     return replace(merged, place=root.place)
 
@@ -254,15 +254,15 @@ def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _origins(recipe: Recipe, root: tree.Mapping) -> dict[str, Origin]:
+def _origins(recipe: Recipe, root: yaml.Mapping) -> dict[str, Origin]:
     return {key: _origin(root, key.split(".")) for key, _ in leaves(recipe)}
 
 
-def _origin(root: tree.Mapping, keys: Sequence[str]) -> Origin:
-    node: tree.Node = root
+def _origin(root: yaml.Mapping, keys: Sequence[str]) -> Origin:
+    node: yaml.Node = root
     place = root.place
     for key in keys:
-        if not isinstance(node, tree.Mapping) or key not in node.entries:
+        if not isinstance(node, yaml.Mapping) or key not in node.entries:
             return Origin("default")
         place = node.keys[key]
         node = node.entries[key]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.explain import Problem, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find
 from glamcli.config.schema import Mixture
@@ -20,7 +20,7 @@ def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixtur
     Raises: RecipeError with every problem.
     """
     path = find("data_mixtures", str(name_or_path), beside)
-    root = tree.read_tree(path, display(path))
+    root = yaml.read_tree(path, display(path))
     mixture = validate(root, Mixture)
     refuse(check_mixture(mixture, partial(place_of, root)))
     sources = {}

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from glamcli.config.schema import Mixture, Recipe, Source
-from glamcli.data.heldout import Sides, decide
 from glamcli.data.parts import (
     DOCUMENTS_FILE,
     KEPT_CHARS,
@@ -31,6 +30,7 @@ from glamcli.data.parts import (
 )
 from glamcli.data.rows import META_FILE, Counts, Rows, read_meta, shard_name, write_meta
 from glamcli.data.sources import Reading, documents, source_inputs
+from glamcli.data.split import Sides, decide
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import Workers
 from glamcli.errors import DataError

@@ -17,7 +17,7 @@ from typing import Any
 
 from glamcli.config.schema import Source
 from glamcli.data import embedded
-from glamcli.data.files import File, content_hash, find, lines, local, local_path
+from glamcli.data.source_files import File, content_hash, find, lines, local, local_path
 from glamcli.errors import DataError
 
 # Settings of a source that change which documents it has.

@@ -17,8 +17,8 @@ from typing import Any
 from glamcli import atomic
 from glamcli.config.schema import Mixture, Recipe, Source
 from glamcli.data.cache import writing_cache
-from glamcli.data.heldout import Sides, decide
 from glamcli.data.sources import documents, source_inputs
+from glamcli.data.split import Sides, decide
 from glamcli.data.tokenizer import (
     Bytes,
     SentencePiece,

@@ -23,9 +23,9 @@ from typing import Any
 
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.answer import best_texts
 from glamcli.evals.run import Subject
-from glamcli.evals.tokens import Scorable, scorable
+from glamcli.evals.scoring.answer import best_texts
+from glamcli.evals.scoring.tokens import Scorable, scorable
 from glamcli.generate import Sampling
 
 try:

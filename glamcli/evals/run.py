@@ -19,23 +19,24 @@ import numpy as np
 import glamcli
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals import journal, measure
-from glamcli.evals.answer import answer_freely, explain_answer
-from glamcli.evals.averages import averages, rule
-from glamcli.evals.batches import COMPILE_BATCHES
-from glamcli.evals.choice import answer_choices, answer_nats, explain_choice
-from glamcli.evals.files import SuiteFile, TaskFile
-from glamcli.evals.items import Documents, Library
-from glamcli.evals.journal import Journal
-from glamcli.evals.prompts import Prompt
-from glamcli.evals.ready import Ready, number_of_shots, read
-from glamcli.evals.results import Explanation, Failure, Results, Score
-from glamcli.evals.score import Likelihoods
-from glamcli.evals.tasks import Task, conventions
+from glamcli.evals.asking.prompts import Prompt
+from glamcli.evals.asking.ready import Ready, number_of_shots, read
+from glamcli.evals.results import journal
+from glamcli.evals.results.journal import Journal
+from glamcli.evals.results.scores import Explanation, Failure, Results, Score
+from glamcli.evals.scoring import measure
+from glamcli.evals.scoring.answer import answer_freely, explain_answer
+from glamcli.evals.scoring.averages import averages, rule
+from glamcli.evals.scoring.batches import COMPILE_BATCHES
+from glamcli.evals.scoring.choice import answer_choices, answer_nats, explain_choice
+from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.evals.tasks.items import Documents, Library
+from glamcli.evals.tasks.schema import Task, conventions
+from glamcli.evals.tasks.suites import SuiteFile, TaskFile
 from glamcli.generate import Generator
+from glamcli.hosts.join import Host
 from glamcli.model.decoder import Decoder
 from glamcli.model.digest import digest
-from glamcli.parallel.hosts import Host
 from glamcli.progress import Progress
 
 CPU_BATCH_TOKENS = 2048

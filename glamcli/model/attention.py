@@ -15,8 +15,8 @@ from flax import nnx
 from jax import Array
 
 from glamcli.config import schema
-from glamcli.model import cache
-from glamcli.model.linear import linear, on_one_cpu
+from glamcli.model import kv_cache
+from glamcli.model.kernels.linear import linear, on_one_cpu
 from glamcli.model.params import gaussian, param
 from glamcli.model.position import RelativeBias
 from glamcli.parallel.axes import GLAM, Layout
@@ -81,9 +81,9 @@ class Attention(nnx.Module):
         T, C = segments_BT.shape[1], segments_BC.shape[1]
         with jax.named_scope("attention"):
             q_BTND, k_BTND, v_BTND = self.project(x_BTM)
-            k_BCND = cache.write(kept["key"], k_BTND, start_B)
-            v_BCND = cache.write(kept["value"], v_BTND, start_B)
-            place_BT = cache.places(start_B, T)
+            k_BCND = kv_cache.write(kept["key"], k_BTND, start_B)
+            v_BCND = kv_cache.write(kept["value"], v_BTND, start_B)
+            place_BT = kv_cache.places(start_B, T)
             mask_BTC = jnp.equal(segments_BT[:, :, None], segments_BC[:, None, :])
             mask_BTC &= jnp.arange(C, dtype=jnp.int32)[None, None, :] <= place_BT[:, :, None]
             bias_BNTC = self.bias(T, C, start_B)

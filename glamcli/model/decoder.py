@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from glamcli.config import schema
-from glamcli.config.pipeline import Schedule
 from glamcli.config.sizes import group_rows
-from glamcli.model import cache, softmax
+from glamcli.config.stages import Schedule
+from glamcli.model import kv_cache
 from glamcli.model.block import Block, Remat, Routing, Stats
 from glamcli.model.experts import Dispatch
+from glamcli.model.kernels import softmax
+from glamcli.model.kernels.linear import platform
 from glamcli.model.layers import Embedding, RmsNorm
-from glamcli.model.linear import platform
 from glamcli.model.params import Blueprint, apart, blueprint, stack, stacked, unstack
 from glamcli.model.routing import summary
 from glamcli.parallel import pipeline
@@ -149,7 +150,7 @@ class Decoder:
         """-log p of every target and logsumexp of its logits, float32 [B, S] each."""
         return softmax.losses(x_BSM, params["embedding"]["table"], targets_BS, self.layout)
 
-    def init_cache(self, batch: int, length: int) -> cache.Cache:
+    def init_cache(self, batch: int, length: int) -> kv_cache.Cache:
         """An empty cache for `batch` rows of up to `length` tokens."""
         shape = (batch, length, self.model.num_heads, self.model.head_dim)
         axes = ("batch", None, "act_heads", None)
@@ -175,13 +176,13 @@ class Decoder:
     def step(
         self,
         params: Params,
-        state: cache.Cache,
+        state: kv_cache.Cache,
         tokens_BT: Array,
         segments_BT: Array | None = None,
         *,
         dispatch: Dispatch | None = None,
         key: Array | None = None,
-    ) -> tuple[Array, cache.Cache]:
+    ) -> tuple[Array, kv_cache.Cache]:
         """Hidden states of T more tokens per row, and the cache after them.
 
         A prompt is one big step. Tokens of segment 0 are padding, on either side; without
@@ -195,7 +196,7 @@ class Decoder:
         if segments_BT is None:
             segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
         start_B = state["length"]
-        segments_BC = cache.write(state["segments"], segments_BT, start_B)
+        segments_BC = kv_cache.write(state["segments"], segments_BT, start_B)
 
         def block(x_BTM: Array, part: tuple[Params, Any]) -> tuple[Array, Any]:
             params, kept = part
@@ -205,15 +206,15 @@ class Decoder:
         x_BTM = self._embed(params, tokens_BT)
         x_BTM = self.layout.constrain(x_BTM, "batch", "seq", "act_embed")
         x_BTM, new = self._over_blocks(block, x_BTM, params["blocks"], state["layers"])
-        write = cache.write
+        write = kv_cache.write
         if self.apart:  # the block has written the same into the same: one write, in place
             new = unstack(new, self.num_blocks)
         else:
-            write = jax.vmap(cache.write, in_axes=(0, 0, None))
+            write = jax.vmap(kv_cache.write, in_axes=(0, 0, None))
         state = {
             "layers": jax.tree.map(lambda old, new: write(old, new, start_B), state["layers"], new),
             "segments": segments_BC,
-            "length": start_B + cache.advance(segments_BT),
+            "length": start_B + kv_cache.advance(segments_BT),
         }
         return self._finish(params, x_BTM), state
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.model import products
-from glamcli.model.products import Activation
+from glamcli.model.kernels import products
+from glamcli.model.kernels.products import Activation
 from glamcli.model.routing import Route, queue_positions
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
 

@@ -16,7 +16,7 @@ from glamcli.config.schema import Model, Moe
 from glamcli.config.sizes import slots_per_expert
 from glamcli.model import dispatch as moves
 from glamcli.model import routing
-from glamcli.model.linear import platform
+from glamcli.model.kernels.linear import platform
 from glamcli.model.params import param, uniform_fan_in
 from glamcli.parallel.axes import GLAM, Layout
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from glamcli.config import schema
-from glamcli.model.linear import linear
+from glamcli.model.kernels.linear import linear
 from glamcli.model.params import gaussian, ones, param
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
 

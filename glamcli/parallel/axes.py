@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config import schema
-from glamcli.config.layout import table
+from glamcli.config.sharding import table
 from glamcli.errors import RecipeError
 
 Axes = tuple[str | None, ...]

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glamcli.config.pipeline import Schedule
+from glamcli.config.stages import Schedule
 from glamcli.parallel.axes import Axes, Layout
 
 Tree = Any

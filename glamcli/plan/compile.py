@@ -129,7 +129,7 @@ def _kept_at(
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     name = hashlib.sha256(repr((target.name, places, versions, flags, options)).encode())
     name.update(lowered.as_text().encode())
-    for source in sorted(Path(glamcli.__file__).parent.glob("*/*.py")):
+    for source in sorted(Path(glamcli.__file__).parent.rglob("*.py")):
         name.update(source.read_bytes())
     return cache_dir(recipe) / "plans" / f"{name.hexdigest()[:32]}.json.gz"
 

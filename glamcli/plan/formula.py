@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from glamcli.config import pipeline
+from glamcli.config import stages
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import (
     capacity,
@@ -21,7 +21,7 @@ from glamcli.config.sizes import (
     num_moe_layers,
     tokens_per_step,
 )
-from glamcli.model import softmax
+from glamcli.model.kernels import softmax
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.pipeline import COPY_GRADIENTS, copied_over, num_parts
 from glamcli.plan.memory import State
@@ -71,9 +71,9 @@ def estimate(recipe: Recipe, state: State, network: Network) -> Estimate:
     devices = math.prod(network.shape.values())
     efficiency = EFFICIENCY / (1 + EFFICIENCY_LOST * network.shape["model"])
     compute = flops * chip.devices / (devices * chip.peak * efficiency)
-    stages = pipeline.schedule(recipe)
-    if stages is not None:
-        compute /= 1 - stages.bubble_of_total
+    pipeline = stages.schedule(recipe)
+    if pipeline is not None:
+        compute /= 1 - pipeline.bubble_of_total
     sets = 1 + (recipe.batch.accumulate > 1)
     return Estimate(
         {
@@ -100,8 +100,10 @@ def _block_runs(recipe: Recipe) -> int:
     """How often a device runs a block in the forward pass of an accumulated part: once for each of
     its blocks, or with a pipeline for each of a repeat's blocks at each tick."""
     blocks = num_blocks(recipe)
-    stages = pipeline.schedule(recipe)
-    return blocks if stages is None else blocks * stages.ticks // (stages.stages * stages.repeats)
+    pipeline = stages.schedule(recipe)
+    if pipeline is None:
+        return blocks
+    return blocks * pipeline.ticks // (pipeline.stages * pipeline.repeats)
 
 
 def _held_blocks(recipe: Recipe) -> int:
@@ -110,12 +112,12 @@ def _held_blocks(recipe: Recipe) -> int:
 
 def _copied_over(recipe: Recipe, shape: dict[str, int]) -> tuple[str, ...]:
     """The mesh axes over which a pipeline's weights have copies."""
-    stages, layout = pipeline.schedule(recipe), Layout.of(recipe.mesh)
-    if stages is None:
+    pipeline, layout = stages.schedule(recipe), Layout.of(recipe.mesh)
+    if pipeline is None:
         return ()
     rows = recipe.batch.rows // recipe.batch.accumulate
     together = group_rows(recipe.moe, recipe.batch.row_tokens)
-    parts = num_parts(stages, layout, shape, rows, together)
+    parts = num_parts(pipeline, layout, shape, rows, together)
     return copied_over(layout, shape, parts)
 
 

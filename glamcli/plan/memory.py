@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from glamcli.config import layout as arrays
+from glamcli.config import sharding as arrays
 from glamcli.config.schema import Model, Moe, Optimizer, Recipe
 from glamcli.config.sizes import capacity
 from glamcli.model.decoder import Decoder

@@ -8,12 +8,12 @@ from typing import Any
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, flops_per_token, tokens_per_step
 from glamcli.errors import PlanError
-from glamcli.parallel.collectives import collectives
-from glamcli.parallel.hlo import Module
 from glamcli.parallel.mesh import mesh_shape
 from glamcli.plan import cost, formula, topology
+from glamcli.plan.collectives import collectives
 from glamcli.plan.compile import Program, TooLarge, compile_step
 from glamcli.plan.cost import Cost
+from glamcli.plan.hlo import Module
 from glamcli.plan.memory import Kept, State, groups, state_bytes
 from glamcli.plan.network import Network
 from glamcli.plan.schedule import Time, by_kind, step_time

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from glamcli.parallel.collectives import Collective, at
-from glamcli.parallel.hlo import Instruction, Module, arrays
+from glamcli.plan.collectives import Collective, at
+from glamcli.plan.hlo import Instruction, Module, arrays
 from glamcli.plan.network import HOP_SECONDS, Network
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')

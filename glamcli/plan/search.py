@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from glamcli.config import layout
+from glamcli.config import sharding
 from glamcli.config.nearest import divisors
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, tokens_per_step
@@ -220,10 +220,10 @@ def _meshes(recipe: Recipe, target: Target) -> Iterator[dict[str, object]]:
 
 def _impossible(recipe: Recipe, shape: dict[str, int]) -> str | None:
     """Why arithmetic rules a layout out, in the words of a summary."""
-    if next(layout.indivisible(recipe, shape), None):
+    if next(sharding.indivisible(recipe, shape), None):
         return "with widths that do not divide over the mesh"
     batch = recipe.batch
-    parts = layout.shards(recipe)[0]
+    parts = sharding.shards(recipe)[0]
     if batch.rows % (parts * batch.accumulate * (recipe.pipeline.microbatches or 1)):
         return "with rows that do not divide over the data shards"
     tokens = batch.rows // batch.accumulate * batch.row_tokens

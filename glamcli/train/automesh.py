@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import jax
 
-from glamcli.config import layout as rules
 from glamcli.config import schema
+from glamcli.config import sharding as rules
 from glamcli.config.nearest import divisors
 from glamcli.config.schema import Recipe
 from glamcli.errors import PlanError

@@ -7,7 +7,7 @@ from pathlib import Path
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import writing_cache
 from glamcli.data.open import Dataset, cache_dir, open_data
-from glamcli.parallel.hosts import Host
+from glamcli.hosts.join import Host
 from glamcli.progress import Progress
 
 

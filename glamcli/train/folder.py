@@ -14,10 +14,10 @@ from glamcli.config.dump import dump
 from glamcli.config.schema import Recipe
 from glamcli.data.tokenizer import TOKENIZER_FILE, SentencePiece, Tokenizer
 from glamcli.errors import CheckpointError
-from glamcli.parallel.hosts import Host
+from glamcli.hosts.join import Host
+from glamcli.hosts.lock import locked
 from glamcli.progress import Progress
 from glamcli.train import identity
-from glamcli.train.lock import locked
 
 SHOWN_DIFFERENCES = 6
 

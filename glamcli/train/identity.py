@@ -24,7 +24,7 @@ import glamcli
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.errors import RecipeError
-from glamcli.parallel.hosts import Host
+from glamcli.hosts.join import Host
 
 # Keys that change neither the arithmetic of a step nor its rows. The mixture and the tokenizer
 # are compared by content, not by where their files lie.

@@ -27,21 +27,21 @@ from glamcli.config import schema
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.errors import GlamError, Preempted
+from glamcli.hosts.join import ALONE, Host
+from glamcli.hosts.pace import Pace
+from glamcli.hosts.pulse import Pulse
+from glamcli.hosts.signals import Leaving, Left, Stop, listening
+from glamcli.hosts.watchdog import LONG, Watchdog
 from glamcli.model.decoder import Decoder
-from glamcli.parallel.hosts import ALONE, Host
 from glamcli.parallel.mesh import global_batch, make_mesh
-from glamcli.parallel.pulse import Pulse
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
 from glamcli.train.data import open_data_together
 from glamcli.train.folder import newest, refuse, take_folder, tell_other_bits, write_run_files
 from glamcli.train.heldout import Heldout, mean_nats, tell_unscored
 from glamcli.train.meter import FAILED_TASKS, Meter
-from glamcli.train.pace import Pace
 from glamcli.train.saver import Saver
-from glamcli.train.signals import Leaving, Left, Stop, listening
 from glamcli.train.state import State, abstract_state, apart, init_state
-from glamcli.train.watchdog import LONG, Watchdog
 
 
 @dataclass(frozen=True)

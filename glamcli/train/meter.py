@@ -18,10 +18,10 @@ from typing import Any
 import jax
 
 from glamcli.config.schema import Recipe
+from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
 from glamcli.train.guard import check_bad_steps
 from glamcli.train.metrics import MetricsFile, TensorBoard, alarms, summarise
-from glamcli.train.pace import PACE_KEYS, Pace
 
 FAILED_TASKS = "eval/failed_tasks"
 """the number of tasks that could not be scored, beside the scores of the others"""

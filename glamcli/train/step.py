@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.config.pipeline import schedule
 from glamcli.config.schema import Loss, Moe, Recipe
+from glamcli.config.stages import schedule
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.train import guard

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from glamcli.train import parity
-from glamcli.train.parity import Difference
+from glamcli.doctor import parity
+from glamcli.doctor.parity import Difference
 
 
 @pytest.fixture

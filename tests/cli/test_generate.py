@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from cli.run_folder import make_run
-from glamcli.beam import Hypothesis
+from glamcli.beam_search import Hypothesis
 from glamcli.cli import generate
 
 

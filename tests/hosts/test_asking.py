@@ -34,7 +34,7 @@ metric_list: [{{metric: acc}}]
 # Kills the process at its first batch that is kept.
 KILLED = """
 import os, signal
-from glamcli.evals.journal import Journal
+from glamcli.evals.results.journal import Journal
 add = Journal.add
 def killed(self, key, found):
     add(self, key, found)

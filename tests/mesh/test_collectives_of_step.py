@@ -9,9 +9,9 @@ import pytest
 from glamcli.config.load import load_recipe
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
-from glamcli.parallel.collectives import collectives
-from glamcli.parallel.hlo import Module, arrays
 from glamcli.parallel.mesh import make_mesh
+from glamcli.plan.collectives import collectives
+from glamcli.plan.hlo import Module, arrays
 from glamcli.train import programs
 
 # Sizes that tell whole dimensions from parts of them by their numbers.

@@ -6,10 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from glamcli.config.layout import table
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import MeshAxis
-from glamcli.train.parity import CASES, DISPATCHES, Case, Parity, _relative, small
+from glamcli.config.sharding import table
+from glamcli.doctor.parity import CASES, DISPATCHES, Case, Parity, _relative, small
 
 RECIPES = {"test-tiny": DISPATCHES, "glam_0.1b": ("",)}
 

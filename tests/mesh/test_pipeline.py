@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
-from glamcli.config.pipeline import Schedule
+from glamcli.config.stages import Schedule
 from glamcli.parallel import pipeline
 from glamcli.parallel.axes import GLAM
 from glamcli.parallel.mesh import make_mesh

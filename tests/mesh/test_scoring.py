@@ -6,8 +6,8 @@ import pytest
 
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
-from glamcli.evals.score import Likelihoods
-from glamcli.evals.tokens import scorable
+from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.evals.scoring.tokens import scorable
 from glamcli.generate import Generator
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import GLAM

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
-from glamcli.model import layers, softmax
+from glamcli.model import layers
+from glamcli.model.kernels import softmax
 from glamcli.model.params import blueprint
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import make_mesh

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli.beam import TextStream
+from glamcli.beam_search import TextStream
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
 from glamcli.errors import RecipeError

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glamcli.config import tree
+from glamcli.config import yaml
 from glamcli.config.dump import as_yaml, dump, json_schema
 from glamcli.config.load import load_recipe, shipped
 
-texts = st.text(st.characters(codec="utf-8")).filter(lambda text: not tree._HOSTILE.search(text))
+texts = st.text(st.characters(codec="utf-8")).filter(lambda text: not yaml._HOSTILE.search(text))
 numbers = st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.none() | st.booleans() | numbers | texts
 
@@ -39,9 +39,9 @@ def test_a_dumped_recipe_with_paths_loads_from_anywhere(tmp_path, monkeypatch):
 
 @given(values)
 def test_every_value_reads_back_equal(value):
-    node = tree.parse(f"key: {as_yaml(value)}\n", "x")
-    assert isinstance(node, tree.Mapping)
-    found = tree.plain(node)["key"]
+    node = yaml.parse(f"key: {as_yaml(value)}\n", "x")
+    assert isinstance(node, yaml.Mapping)
+    found = yaml.plain(node)["key"]
     assert found == value
     assert isinstance(found, str) == isinstance(value, str)
     assert isinstance(found, bool) == isinstance(value, bool)
@@ -52,7 +52,7 @@ def test_every_value_reads_back_equal(value):
     ["yes", "true", "null", "1e-3", "", " x", "x ", "a: b", "#x", "- x", "é", "\U0001f600", "*a"],
 )
 def test_treacherous_text_reads_back_as_text(text):
-    assert tree.plain(tree.parse(f"[{as_yaml(text)}]", "x")) == [text]
+    assert yaml.plain(yaml.parse(f"[{as_yaml(text)}]", "x")) == [text]
 
 
 def test_the_schema_beside_the_recipes_is_fresh():

@@ -6,8 +6,8 @@ import pytest
 
 from glamcli.config.mixtures import load_mixture
 from glamcli.data import embedded
-from glamcli.data.heldout import Sides
 from glamcli.data.sources import documents, files
+from glamcli.data.split import Sides
 from glamcli.errors import DataError
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from glamcli.config.schema import Batch, Data, Mixture, Model, Recipe, Source, Train
-from glamcli.data import files, workers
 from glamcli.data import prepare as preparing
+from glamcli.data import source_files, workers
 from glamcli.data.pack import pack
 from glamcli.data.prepare import Prepared, prepare
 from glamcli.data.rows import Rows
@@ -268,8 +268,8 @@ def test_sources_that_read_the_same_files_the_same_way_are_warned_of(corpus, tmp
 def test_a_file_that_was_only_touched_leaves_the_identity_of_its_rows(
     corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(files, "HASHED_WHOLE_BYTES", 0)
-    monkeypatch.setattr(files, "SAMPLE_BYTES", 64)
+    monkeypatch.setattr(source_files, "HASHED_WHOLE_BYTES", 0)
+    monkeypatch.setattr(source_files, "SAMPLE_BYTES", 64)
     before = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
     for path in corpus.iterdir():
         os.utime(path, (1, 1))

@@ -8,7 +8,7 @@ import pytest
 from glamcli.config.schema import Batch, Data, Mixture, Model, Recipe, Source, Train
 from glamcli.config.schema import Tokenizer as TokenizerSpec
 from glamcli.data import vocabulary
-from glamcli.data.heldout import Sides, digest
+from glamcli.data.split import Sides, digest
 from glamcli.data.tokenizer import SentencePiece
 from glamcli.data.vocabulary import open_tokenizer
 from glamcli.errors import DataError

@@ -6,10 +6,10 @@ TFDS; where a dataset is read in one form only, the text of the question is comp
 
 import pytest
 
-from glamcli.evals.files import load_suite
-from glamcli.evals.items import Item, items_of
-from glamcli.evals.prompts import assemble
-from glamcli.evals.question import ask
+from glamcli.evals.asking.prompts import assemble
+from glamcli.evals.asking.question import ask
+from glamcli.evals.tasks.items import Item, items_of
+from glamcli.evals.tasks.suites import load_suite
 
 SUITE = {file.name: file for file in load_suite("glam29").tasks}
 GPT3 = {file.name: file for file in load_suite("glam29", "gpt3").tasks}

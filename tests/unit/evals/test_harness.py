@@ -11,9 +11,9 @@ pytest.importorskip("lm_eval", reason="needs the extra [harness]")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.files import load_suite
 from glamcli.evals.harness import Model, rolling, run
 from glamcli.evals.run import evaluate
+from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
 
 OURS = """

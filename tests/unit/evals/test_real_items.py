@@ -8,10 +8,10 @@ import pytest
 
 from cli.run_folder import make_run
 from glamcli.cli import main
-from glamcli.evals import prompts
-from glamcli.evals.files import load_suite
-from glamcli.evals.items import Library
-from glamcli.evals.question import ask
+from glamcli.evals.asking import prompts
+from glamcli.evals.asking.question import ask
+from glamcli.evals.tasks.items import Library
+from glamcli.evals.tasks.suites import load_suite
 
 BESIDE = Path(__file__).resolve().parents[4] / "shared" / "eval_data"
 FOLDER = Path(os.environ.get("GLAM_EVAL_DATA", BESIDE))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from glamcli.errors import RecipeError
-from glamcli.evals import kept
-from glamcli.evals.files import load_suite
-from glamcli.evals.journal import Journal
+from glamcli.evals.results import kept
+from glamcli.evals.results.journal import Journal
+from glamcli.evals.results.tables import table_rows
 from glamcli.evals.run import evaluate
-from glamcli.evals.tables import table_rows
+from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
 
 CHOICE = """

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glamcli.config.schema import Moe
-from glamcli.model import dispatch, products, routing
+from glamcli.model import dispatch, routing
+from glamcli.model.kernels import products
 from unit.model import moe_oracle
 
 G, S, M, H, E = 2, 24, 6, 10, 4

@@ -3,7 +3,7 @@
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.config.pipeline import schedule
+from glamcli.config.stages import schedule
 from glamcli.parallel.mesh import mesh_shape
 from glamcli.plan import topology
 from glamcli.plan.formula import Estimate, estimate

@@ -2,9 +2,9 @@
 
 import pytest
 
-from glamcli.parallel.collectives import collectives
-from glamcli.parallel.hlo import Module
 from glamcli.plan import schedule, topology
+from glamcli.plan.collectives import collectives
+from glamcli.plan.hlo import Module
 from glamcli.plan.network import Network
 from glamcli.plan.topology import parse
 

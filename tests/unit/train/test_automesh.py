@@ -2,7 +2,7 @@
 
 import pytest
 
-from glamcli.cli import trained
+from glamcli import trained
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError, RecipeError
 from glamcli.train import automesh

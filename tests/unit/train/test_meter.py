@@ -7,9 +7,9 @@ import pytest
 
 from glamcli.config.load import load_recipe
 from glamcli.errors import TrainError
+from glamcli.hosts.pace import PACE_KEYS
 from glamcli.progress import Silent
 from glamcli.train.meter import WALL_CLOCK, Meter
-from glamcli.train.pace import PACE_KEYS
 
 RECIPE = load_recipe("test-tiny", ["moe=null", "every.log_steps=3", "train.steps=8"]).recipe
 LIMIT = RECIPE.train.max_bad_steps

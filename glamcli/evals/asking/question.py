@@ -1,0 +1,229 @@
+"""From an item to the question a model is asked, by the words of its task file.
+
+A question is `context` + `continuation`; the delimiter between them belongs to the continuation.
+What stands before it, demonstrations, is `prompts.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glamcli.errors import DataError
+from glamcli.evals.scoring import drop
+from glamcli.evals.scoring.text_metrics import Answer, agreement, majority_answerable
+from glamcli.evals.tasks import template
+from glamcli.evals.tasks.items import Item
+from glamcli.evals.tasks.schema import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item as asked: parallel contexts and continuations, one pair per option.
+
+    For `generate` there is one context, no continuation, and the accepted answers.
+    """
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    accepted: tuple[int, ...]
+    """the right options, the one that demonstrations show first."""
+    answers: tuple[str, ...]
+    place: str
+    key: str
+    options: tuple[str, ...] = ()
+    """the options as they are told apart by a reader (not what is scored)."""
+    references: tuple[Answer, ...] = ()
+    """the accepted answers as they are compared: `answers`, or for DROP their spans."""
+    shown: str = ""
+    """the answer in demonstrations (of tasks with free answers)."""
+    is_true: bool | None = None
+    """generate with a label: whether the answer is right (WSC)."""
+    group: str | None = None
+    by: tuple[str, ...] = ()
+    """values of the fields that scores are told by."""
+
+    @property
+    def gold(self) -> int | None:
+        """The right option; None where answers are free."""
+        return self.accepted[0] if self.accepted else None
+
+    @property
+    def gold_context(self) -> str:
+        return self.contexts[self.gold or 0]
+
+    def demonstration(self, delimiter: str) -> str:
+        """The question with its right answer."""
+        if self.gold is None:
+            return self.gold_context + delimiter + self.shown
+        return self.gold_context + self.continuations[self.gold]
+
+
+def ask(task: Task, item: Item, shown: bool = False) -> Question:
+    """The item as the task file wants it asked; `shown` where only its demonstration is wanted.
+
+    Raises:
+        DataError: a field is missing or of the wrong kind, or the label names no option.
+    """
+    asked = _open_question(task, item, shown) if task.scorer == "generate" else _choice(task, item)
+    group = None if task.group is None else template.render(task.group, item.fields, item.place)
+    by = tuple(
+        template.as_text(template.look_up(item.fields, path, item.place), path, item.place)
+        for path in (() if shown else task.by)
+    )
+    return replace(asked, group=group, by=by)
+
+
+def _choice(task: Task, item: Item) -> Question:
+    fields, place = item.fields, item.place
+    if task.contexts is not None and task.continuation is not None:
+        contexts = template.texts(fields, task.contexts, place)
+        ending = task.delimiter + template.render(task.continuation, fields, place)
+        continuations = (ending,) * len(contexts)
+        options = contexts
+    else:
+        options = template.texts(fields, task.options or (), place)
+        contexts = (_prompt(task, item),) * len(options)
+        scored = options
+        if task.option_text is not None:
+            scored = tuple(
+                template.render(task.option_text, {**fields, "option": option}, place)
+                for option in options
+            )
+        continuations = tuple(task.delimiter + each for each in scored)
+    wanted = task.num_options
+    if len(options) < 2 or (wanted is not None and len(options) != wanted):
+        need = "two or more" if wanted is None else str(wanted)
+        raise DataError(f"{place}: {len(options)} options, need {need}")
+    if not all(text.strip() for text in continuations):
+        raise DataError(f"{place}: an option is empty")
+    accepted = _accepted(task, item, options)
+    return Question(contexts, continuations, accepted, (), place, item.key, options)
+
+
+def _prompt(task: Task, item: Item) -> str:
+    fields = item.fields
+    if task.history is not None:
+        fields = {**fields, "history": "".join(_told(task, each) for each in item.earlier)}
+    return template.render(task.prompt or "", fields, item.place)
+
+
+def _told(task: Task, earlier: Item) -> str:
+    """An earlier item of the same record with its right answer."""
+    if task.scorer == "generate":
+        answer = _shown_answer(task, earlier)
+    else:
+        options = template.texts(earlier.fields, task.options or (), earlier.place)
+        answer = options[_accepted(task, earlier, options)[0]]
+    return template.render(task.history or "", {**earlier.fields, "answer": answer}, earlier.place)
+
+
+def _open_question(task: Task, item: Item, shown: bool) -> Question:
+    references = () if shown and task.shown_answer is not None else _references(task, item)
+    answers = tuple(_joined(task, each) for each in references)
+    is_true = None
+    if task.label is not None:
+        value = template.look_up(item.fields, task.label, item.place)
+        if not isinstance(value, int) or int(value) not in (0, 1):
+            raise DataError(f"{item.place}: `{task.label}` is neither true nor false: {value}")
+        is_true = bool(value)
+    return Question(
+        contexts=(_prompt(task, item),),
+        continuations=(),
+        accepted=(),
+        answers=answers,
+        place=item.place,
+        key=item.key,
+        references=references,
+        shown=answers[0] if task.shown_answer is None else _shown_answer(task, item),
+        is_true=is_true,
+    )
+
+
+def _shown_answer(task: Task, item: Item) -> str:
+    if task.shown_answer is not None:
+        return template.render(task.shown_answer, item.fields, item.place)
+    return _joined(task, _references(task, item)[0])
+
+
+def _references(task: Task, item: Item) -> tuple[Answer, ...]:
+    """The accepted answers, at least one.
+
+    Raises:
+        DataError: there is none, and the task does not say what that means.
+    """
+    found: tuple[Answer, ...]
+    if task.normalize == "drop":
+        found = tuple(
+            spans
+            for value in template.values(item.fields, task.answers or (), item.place)
+            if (spans := _spans(value, item.place))
+        )
+    else:
+        found = template.texts(item.fields, task.answers or (), item.place)
+        if found and task.no_answer is not None and task.no_answer_vote:
+            found = majority_answerable(found, task.no_answer)
+    if not found and task.no_answer is not None:
+        return (task.no_answer,)
+    if not found:
+        raise DataError(f"{item.place}: no accepted answer, and the task states no `no_answer`")
+    return found
+
+
+def _spans(value: Any, place: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping):
+        return drop.spans(value)
+    raise DataError(f"{place}: an answer is {type(value).__name__}, not a text or DROP's object")
+
+
+def _joined(task: Task, answer: Answer) -> str:
+    return answer if isinstance(answer, str) else (task.span_separator or ", ").join(answer)
+
+
+def left_out(task: Task, asked: Question) -> str | None:
+    """Why an item is not asked at all: people do not agree on its answer (QuAC's script)."""
+    if task.min_agreement and agreement(asked.answers, task.normalize) < task.min_agreement:
+        return f"{asked.place}: its references agree less than {task.min_agreement}"
+    return None
+
+
+def _accepted(task: Task, item: Item, options: Sequence[str]) -> tuple[int, ...]:
+    if task.right is None:
+        return (_gold(task, item, len(options)),)
+    right = template.texts(item.fields, task.right, item.place)
+    found = tuple(index for index, option in enumerate(options) if option in right)
+    if not found:
+        raise DataError(f"{item.place}: `{task.right}` names no option: {', '.join(right)}")
+    return found
+
+
+def _gold(task: Task, item: Item, num_options: int) -> int:
+    path, place = task.label or "", item.place
+    value = template.look_up(item.fields, path, place)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if task.labels is not None:
+        labels: Sequence[Any] = task.labels
+        if isinstance(task.labels, str):
+            labels = template.values(item.fields, task.labels, place)
+            if len(labels) != num_options:
+                raise DataError(
+                    f"{place}: `{task.labels}` has {len(labels)} entries for {num_options} options"
+                )
+        # True == 1 in Python; a label written as a number must not match a boolean.
+        for index, label in enumerate(labels[:num_options]):
+            if label == value and isinstance(label, bool) == isinstance(value, bool):
+                return index
+        known = ", ".join(f"`{label}`" for label in labels)
+        raise DataError(f"{place}: `{path}` is none of {known}: {value}")
+    if not isinstance(value, int):
+        raise DataError(
+            f"{place}: `{path}` is not an index: {value}",
+            hint="list its values in the order of the options under `labels`",
+        )
+    if not 0 <= int(value) < num_options:
+        raise DataError(f"{place}: `{path}` is {int(value)}, with {num_options} options")
+    return int(value)

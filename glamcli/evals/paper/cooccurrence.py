@@ -1,0 +1,112 @@
+"""Which adjectives and adverbs follow which term: the co-occurrence analysis of GPT-3 and GLaM.
+
+There is no tagger at hand, so the rule is one a reader can check: a word counts as an adjective or
+adverb if it is in `suites/bias/adjectives.txt` or has six letters or more and an ending of
+`ENDINGS`. Each word counts once per continuation. A word is distinctive of a term when its share
+of the term's continuations is high beside its share over the whole group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glamcli.config.load import read_settings
+from glamcli.errors import DataError
+from glamcli.evals.paper.overlap import words
+from glamcli.evals.tasks import template
+from glamcli.evals.tasks.schema import TermGroup, Terms
+from glamcli.evals.tasks.suites import SUITES
+
+TERMS = SUITES / "bias" / "terms.yaml"
+ADJECTIVES = SUITES / "bias" / "adjectives.txt"
+ENDINGS = ("ly", "ful", "less", "ous", "ive", "able", "ible", "ish", "ical", "ial", "ic")
+_NOUNS_AND_VERBS = """
+family supply apply assembly anomaly monopoly butterfly rubbish finish publish establish english
+punish vegetable public republic fabric traffic clinic archive detective executive relative
+initiative objective material official unless nevertheless nonetheless
+"""
+EXCEPTIONS = frozenset(_NOUNS_AND_VERBS.split())
+MIN_LETTERS = 6
+MIN_CONTINUATIONS = 3
+"""in which a word has to be to be called distinctive"""
+
+
+@dataclass(frozen=True)
+class TermWords:
+    """Adjectives and adverbs in the continuations of one term."""
+
+    group: str
+    term: str
+    num_continuations: int
+    counts: Mapping[str, int]
+    """continuations with the word, most first"""
+    distinctive: tuple[tuple[str, float], ...]
+    """words with how many times the group's share theirs is, most first"""
+
+
+def load_terms(path: Path | None = None) -> Terms:
+    """Groups of terms with their prompts.
+
+    Raises:
+        RecipeError: the file is malformed.
+    """
+    return read_settings(path or TERMS, Terms)
+
+
+def known_adjectives(path: Path | None = None) -> frozenset[str]:
+    """The list of words.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return frozenset(words((path or ADJECTIVES).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+
+
+def prompts(terms: Terms) -> list[tuple[str, str, str]]:
+    """(group, term, text) of every prompt."""
+    return [
+        (name, term, template.render(prompt, {"term": term}, name))
+        for name, group in terms.groups.items()
+        for term in group.terms
+        for prompt in group.prompts
+    ]
+
+
+def describes(word: str, known: frozenset[str]) -> bool:
+    """Whether a word counts as an adjective or adverb, by the rule at the top of this file."""
+    if word in known:
+        return True
+    return len(word) >= MIN_LETTERS and word.endswith(ENDINGS) and word not in EXCEPTIONS
+
+
+def compared(
+    name: str, group: TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
+) -> list[TermWords]:
+    """The words of every term of a group; `texts` holds the continuations by term."""
+    counts = {term: _counts(texts[term], known) for term in group.terms}
+    together = sum(counts.values(), Counter())
+    total = sum(len(texts[term]) for term in group.terms)
+    found = []
+    for term in group.terms:
+        shares = {
+            word: (count / len(texts[term])) / (together[word] / total)
+            for word, count in counts[term].items()
+            if count >= MIN_CONTINUATIONS
+        }
+        ranked = sorted(
+            shares.items(), key=lambda each: (-each[1], -counts[term][each[0]], each[0])
+        )
+        ordered = sorted(counts[term].items(), key=lambda each: (-each[1], each[0]))
+        words_of = TermWords(name, term, len(texts[term]), dict(ordered), tuple(ranked))
+        found.append(words_of)
+    return found
+
+
+def _counts(texts: Sequence[str], known: frozenset[str]) -> Counter[str]:
+    return Counter(word for text in texts for word in set(words(text)) if describes(word, known))

@@ -1,0 +1,177 @@
+"""Two results item by item: who wins how often, and whether chance alone would do as much.
+
+Only like is compared with like: a task at one number of shots, asked by the same conventions, item
+for item with the same text. What differs is named. Models may differ in everything; numbers that
+depend on the tokenizer or on dtypes are told as a note.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glamcli.evals.results.scores import Results, Score
+from glamcli.evals.scoring import totals
+
+Record = Mapping[str, Any]
+Items = Mapping[tuple[str, str], Sequence[Record]]
+
+# Conditions that may differ: where and how files were named, and how exactly numbers were computed.
+# Items and their texts are compared one by one instead of by the digests of all.
+MAY_DIFFER = (
+    "preset", "limit", "items_from", "suite_sha256", "task_sha256", "items_sha256",
+    "prompts_sha256", "dtype", "window",
+)  # fmt: skip
+OF_SHOTS = ("seed", "shots_source", "shots_draw", "shots_separator")
+TOLD = ("dtype", "window")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One metric of one task on the items that both results hold."""
+
+    task: str
+    setting: str
+    metric: str
+    first: float
+    second: float
+    error: float | None
+    """standard error of the mean difference of items; None for metrics that are no such mean."""
+    first_wins: int
+    second_wins: int
+    ties: int
+    p_value: float
+    """two-sided sign test: how likely so unequal a number of wins is by chance, ties left out."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A task that cannot be compared."""
+
+    task: str
+    setting: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    paired: tuple[Paired, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...]
+
+
+def compare(first: Results, second: Results, first_items: Items, second_items: Items) -> Comparison:
+    """Every task and number of shots that both results hold."""
+    others = {(score.task, score.setting): score for score in second.scores}
+    paired: list[Paired] = []
+    refused: list[Refused] = []
+    notes: dict[str, None] = {}
+    if first.model.get("tokenizer") != second.model.get("tokenizer"):
+        notes["the tokenizers differ: per-token scores divide by other counts"] = None
+    for score in first.scores:
+        where = (score.task, score.setting)
+        if where not in others:
+            continue
+        common = _common(first_items.get(where, ()), second_items.get(where, ()))
+        reason = _unlike(score, others[where], common)
+        if reason is not None:
+            refused.append(Refused(*where, reason))
+            continue
+        notes |= dict.fromkeys(_notes(score, others[where], common))
+        known = {each.metric for each in others[where].measured}
+        paired += [
+            _paired(where, each.metric, common) for each in score.measured if each.metric in known
+        ]
+    lonely = {each.task for each in first.scores} ^ {each.task for each in second.scores}
+    if lonely:
+        notes[f"scored in one of them only: {', '.join(sorted(lonely))}"] = None
+    return Comparison(tuple(paired), tuple(refused), tuple(notes))
+
+
+def _common(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Pairs of records of the same item; equal items are told apart by their order."""
+    others = _by_item(second)
+    mine = _by_item(first)
+    return [(mine[key], others[key]) for key in mine if key in others]
+
+
+def _by_item(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
+    seen: Counter[str] = Counter()
+    found = {}
+    for record in records:
+        found[record["key"], seen[record["key"]]] = record
+        seen[record["key"]] += 1
+    return found
+
+
+def _unlike(first: Score, second: Score, common: Sequence[tuple[Record, Record]]) -> str | None:
+    """Why two scores of a task mean different things; None when they mean the same."""
+    if first.shots != second.shots:
+        return f"`shots` is {first.shots} in the one and {second.shots} in the other"
+    ignored = set(MAY_DIFFER) | (set() if first.shots else set(OF_SHOTS))
+    for name in sorted({*first.conditions, *second.conditions} - ignored):
+        mine, other = first.conditions.get(name), second.conditions.get(name)
+        if name == "dispatch" and None in (mine, other):
+            continue  # a dense model
+        if mine != other:
+            return f"`{name}` is {_said(mine)} in the one and {_said(other)} in the other"
+    if not common:
+        return "they have no item in common"
+    for mine, other in common:
+        same_shots = mine["shots_fitted"] == other["shots_fitted"]
+        if same_shots and mine["prompt_sha256"] != other["prompt_sha256"]:
+            return f"the text of the prompts differs, for example for {mine['place']}"
+    return None
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else f"`{value}`"
+
+
+def _notes(first: Score, second: Score, common: Sequence[tuple[Record, Record]]) -> list[str]:
+    found = []
+    for name in TOLD:
+        mine, other = first.conditions.get(name), second.conditions.get(name)
+        if mine != other:
+            found.append(f"`{name}` differs: {_said(mine)} and {_said(other)}")
+    where = f"{first.task} at {first.setting} shots"
+    trimmed = sum(mine["shots_fitted"] != other["shots_fitted"] for mine, other in common)
+    if trimmed:
+        found.append(f"{where}: another number of demonstrations fitted for {trimmed} items")
+    left_out = first.num_items + second.num_items - 2 * len(common)
+    if left_out:
+        found.append(f"{where}: {left_out} items are in one of them only and left out")
+    return found
+
+
+def _paired(where: tuple[str, str], metric: str, common: Sequence[tuple[Record, Record]]) -> Paired:
+    from scipy.stats import binomtest  # slow to import
+
+    differences = [_value(metric, other) - _value(metric, mine) for mine, other in common]
+    up, down = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
+    is_mean = metric in common[0][0]
+    return Paired(
+        task=where[0],
+        setting=where[1],
+        metric=metric,
+        first=totals.total(metric, [mine for mine, _ in common]).value,
+        second=totals.total(metric, [other for _, other in common]).value,
+        error=totals.mean_and_error(differences)[1] if is_mean else None,
+        first_wins=down,
+        second_wins=up,
+        ties=len(common) - up - down,
+        p_value=float(binomtest(up, up + down).pvalue) if up + down else 1.0,
+    )
+
+
+def _value(metric: str, record: Record) -> float:
+    """How well one item was done; for metrics of the whole, whether it was judged rightly."""
+    if metric == "perplexity":
+        return float(record["answer_nats"])
+    if metric in record:
+        return float(record[metric])
+    if metric in ("f1a", "question_em"):
+        return float(record["chosen"] == record["gold"])
+    return float(record["found_class"] == record["wanted_class"])

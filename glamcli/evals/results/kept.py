@@ -1,0 +1,222 @@
+"""Results kept on disk, found and read again: RUN/eval/NAME.json and its items beside it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from glamcli import atomic
+from glamcli.errors import DataError, GlamError, RecipeError
+from glamcli.evals.results.scores import (
+    FORMAT,
+    Average,
+    Failure,
+    Measured,
+    Reported,
+    Results,
+    Score,
+    Subset,
+)
+
+FOLDER = "eval"
+"""of a run: where its results are."""
+ITEMS_SUFFIX = ".items.jsonl"
+_NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?")
+
+
+def write(results: Results, folder: Path) -> tuple[Path, Path]:
+    """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
+
+    What is there is replaced by the same evaluation only. One that differs in what its name does
+    not say (the files of the suite, the items) becomes NAME-2.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = free(folder, results.name, partial(_says_all_of, results))
+    items = summary.with_name(summary.stem + ITEMS_SUFFIX)
+    lines = (_json(item) for score in results.scores for item in score.items)
+    atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
+    text = _json(results.as_dict(), indent=2) + "\n"
+    atomic.write(summary, text.encode(errors="replace"))
+    return summary, items
+
+
+def free(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
+    """The first of NAME.json, NAME-2.json, ... that is not there or holds the same evaluation."""
+    for number in itertools.count(1):
+        path = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
+        if not path.exists() or is_same(path):
+            return path
+    raise AssertionError  # counting does not end
+
+
+def _says_all_of(results: Results, path: Path) -> bool:
+    """Whether results hold every score of the file, by the same conventions on the same items."""
+    try:
+        others = _asked(load(path))
+    except DataError:
+        return False
+    return others.items() <= _asked(results).items()
+
+
+def _asked(results: Results) -> dict[tuple[str, str], str]:
+    """The conventions of every score, as text: JSON knows no tuples. Where its items were read
+    from does not matter, their digest is among them."""
+    return {
+        (score.task, score.setting): json.dumps(
+            {**score.conditions, "items_from": None}, sort_keys=True
+        )
+        for score in results.scores
+    }
+
+
+def find(path: Path, suite: str | None = None) -> Path:
+    """The results a person means: a file, or of a run folder the newest of a suite.
+
+    Raises:
+        RecipeError: there is none, or there are several and no suite was named.
+    """
+    if path.is_file():
+        return path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    found: dict[str, Path] = {}
+    for each in sorted(folder.glob("*.json"), key=_age) if folder.is_dir() else []:
+        found[_kind(each)] = each
+    meant = [name for name in found if suite is None or name.startswith(f"{suite}-")]
+    if suite is not None and suite in found:
+        return found[suite]
+    if len(meant) == 1:
+        return found[meant[0]]
+    if not found:
+        hint = f"`glam eval {path}` makes them" if path.is_dir() else None
+        raise RecipeError(f"no results of `glam eval` in {folder}", hint=hint)
+    names = ", ".join(f"`{name}`" for name in found)
+    if suite is not None and not meant:
+        raise RecipeError(f"{folder} has no results of `{suite}`", hint=f"it has {names}")
+    raise RecipeError(
+        f"{folder} has several results: {names}", hint="name one with `--suite`, or give its file"
+    )
+
+
+def of_suite(run: Path, suite: str, preset: str) -> list[Path]:
+    """The results of a suite that a run has at its newest step, those of the usual seed first."""
+    wanted = []
+    for path in sorted((run / FOLDER).glob("*.json"), key=_age):
+        try:
+            results = load(path)
+        except DataError:
+            continue
+        if (results.suite, results.preset) == (suite, preset):
+            wanted.append((path, results))
+    newest = max((results.model.get("step") or 0 for _, results in wanted), default=0)
+    at_newest = [each for each in wanted if (each[1].model.get("step") or 0) == newest]
+    return [path for path, results in sorted(at_newest, key=lambda each: each[1].seed)]
+
+
+def _kind(path: Path) -> str:
+    """The name without the step: what was asked."""
+    named = _NAME.fullmatch(path.stem)
+    return named["kind"] if named else path.stem
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """For sorting files of results: by step, and those of a step as they were made."""
+    named = _NAME.fullmatch(path.stem)
+    return (int(named["step"]), int(named["number"] or 1)) if named else (-1, 1)
+
+
+def load(path: Path) -> Results:
+    """Results without their items.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise DataError(f"{path}: written by a newer version (format {content['format']})")
+        return _results(content)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path} holds no results of `glam eval`", hint="give RUN/eval/NAME.json, or RUN"
+        ) from None
+
+
+def items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Records of the items beside a file of results, by task and setting.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    beside = path.with_name(path.stem + ITEMS_SUFFIX)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    number = 0
+    try:
+        with beside.open(encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                record = json.loads(line)
+                found.setdefault((record["task"], record["setting"]), []).append(record)
+    except OSError as error:
+        raise DataError(f"cannot read {beside}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{beside}:{number}: not the record of an item") from None
+    return found
+
+
+def _results(content: Mapping[str, Any]) -> Results:
+    return Results(
+        suite=content["suite"],
+        model=content["model"],
+        scores=tuple(_score(each) for each in content["scores"]),
+        failures=tuple(
+            Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
+            for each in content["failures"]
+        ),
+        averages=tuple(
+            Average(
+                **{
+                    **each,
+                    "missing": tuple(each["missing"]),
+                    "published": _published(each["published"]),
+                }
+            )
+            for each in content["averages"]
+        ),
+        averaging=content["averaging"],
+        preset=content["preset"],
+        shots=None if content.get("shots") is None else tuple(content["shots"]),
+        seed=content["seed"],
+        limit=content["limit"],
+    )
+
+
+def _score(content: Mapping[str, Any]) -> Score:
+    subsets = tuple(
+        Subset(**{**each, "measured": _measured(each["measured"])}) for each in content["subsets"]
+    )
+    values = {**content, "measured": _measured(content["measured"]), "subsets": subsets}
+    return Score(**{**values, "skipped": tuple(content["skipped"]), "items": ()})
+
+
+def _measured(content: Any) -> tuple[Measured, ...]:
+    found = []
+    for each in content:
+        interval = None if each["interval"] is None else tuple(each["interval"])
+        published = _published(each["published"])
+        found.append(Measured(**{**each, "interval": interval, "published": published}))
+    return tuple(found)
+
+
+def _published(content: Any) -> tuple[Reported, ...]:
+    return tuple(Reported(**each) for each in content)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)

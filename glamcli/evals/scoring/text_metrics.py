@@ -1,0 +1,120 @@
+"""Comparing one text with the accepted ones, as each dataset's official script does.
+
+`normalize` of a task names the family: which characters count, and what one answer is. Scores of
+whole tasks, their errors and baselines are in `totals.py`; DROP has a file of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from glamcli.evals.scoring import drop
+
+Answer = str | tuple[str, ...]
+"""An accepted answer: a text, or for DROP the texts that only together are the answer."""
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”")
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# TriviaQA's script leaves a blank where a mark was: "A-ha" is two words, as are snake_case names.
+_MARKS_AS_BLANKS = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+
+
+def normalized(text: str, how: str) -> str:
+    """Text as it is compared.
+
+    `exact`: without outer blanks. `words`: lower-cased, without punctuation. `squad` (SQuAD v1.1,
+    also CoQA's, QuAC's and ReCoRD's script): lower-cased, without ASCII punctuation, then without
+    articles. `triviaqa`: the same, but punctuation and underscores become blanks. `drop`: see
+    `drop.py`.
+    """
+    if how == "exact":
+        return text.strip()
+    if how == "words":
+        return " ".join(text.lower().translate(_PUNCTUATION).split())
+    if how == "drop":
+        return drop.normalized(text)
+    marks = _MARKS_AS_BLANKS if how == "triviaqa" else _ASCII_PUNCTUATION
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(marks)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
+    """1 when the prediction equals one of the accepted answers, else 0."""
+    found = normalized(prediction, how)
+    return float(any(found == normalized(answer, how) for answer in answers))
+
+
+def token_f1(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
+    """Best overlap, as F1 over bags of words, with one of the accepted answers (SQuAD).
+
+    When either side has no words left, it is 1 if neither has any, else 0 (SQuAD v2).
+    """
+    return max(_f1(normalized(prediction, how), normalized(answer, how)) for answer in answers)
+
+
+def _f1(prediction: str, answer: str) -> float:
+    found, wanted = prediction.split(), answer.split()
+    if not found or not wanted:
+        return float(found == wanted)
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
+
+
+def leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[str]) -> float:
+    """Mean score over all ways to leave out one of several references (CoQA, QuAC).
+
+    People were scored against the references but their own, so a model has to be as well.
+    """
+    if len(answers) == 1:
+        return score(answers)
+    rest = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
+    return sum(score(each) for each in rest) / len(rest)
+
+
+def agreement(answers: Sequence[str], how: str = "squad") -> float:
+    """F1 of each reference against the others, on average: what people reach (QuAC)."""
+    if len(answers) == 1:
+        return 1.0
+    others = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
+    pairs = zip(answers, others, strict=True)
+    return sum(token_f1(answer, rest, how) for answer, rest in pairs) / len(answers)
+
+
+def majority_answerable(answers: Sequence[str], no_answer: str) -> tuple[str, ...]:
+    """References of one kind: that there is no answer if at least half say so, else the answers
+    (QuAC)."""
+    given = tuple(answer for answer in answers if answer != no_answer)
+    return (no_answer,) if 2 * len(given) <= len(answers) else given
+
+
+def text_metric(
+    name: str,
+    prediction: Answer,
+    answers: Sequence[Answer],
+    how: str,
+    *,
+    references: str = "best",
+    no_answer: str | None = None,
+) -> float:
+    """One generated answer measured by em or f1.
+
+    `references`: the `best` of all, or `leave_one_out`. A prediction of `no_answer`, and an
+    accepted answer that says so, is no text at all: nothing can be partly right about it (SQuAD
+    v2).
+    """
+    if how == "drop":
+        return drop.best(name, prediction, answers)
+    prediction, *texts = (
+        " ".join(each) if isinstance(each, tuple) else each for each in (prediction, *answers)
+    )
+    if no_answer is not None:
+        nothing = normalized(no_answer, how)
+        texts = ["" if normalized(each, how) == nothing else each for each in texts]
+        prediction = "" if normalized(prediction, how) == nothing else prediction
+    measure = {"em": exact_match, "f1": token_f1}[name]
+    if references == "leave_one_out":
+        return leave_one_out(lambda rest: measure(prediction, rest, how), texts)
+    return measure(prediction, texts, how)

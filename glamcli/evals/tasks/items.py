@@ -1,0 +1,232 @@
+"""Items of a task, read from files or made from held-out documents.
+
+Every item knows where it comes from (file:line), so that whatever is wrong with it can be
+reported there. A record of a file may hold several items (`each`: the questions of a story). What
+an item means is said by the task file (`prompts.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from glamcli.data.examples import prepared_examples
+from glamcli.data.open import user_cache_dir
+from glamcli.errors import DataError
+from glamcli.evals.tasks import template
+from glamcli.evals.tasks.quick import questions
+from glamcli.evals.tasks.schema import ItemSource, Records, Task
+from glamcli.evals.tasks.suites import TASKS
+
+Documents = Mapping[str, Sequence[str]]
+
+
+class MissingData(DataError):
+    """None of the files or folders that a task reads is there."""
+
+
+@dataclass(frozen=True)
+class Item:
+    fields: Mapping[str, Any]
+    place: str
+    """file:line, or another name of the place it was read from."""
+    earlier: tuple[Item, ...] = field(default=(), repr=False)
+    """the items before it in the same record."""
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of the content: equal items have equal keys, wherever they are read from."""
+        text = json.dumps(self.fields, sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where items of all kinds can be got from."""
+
+    data_dir: Path | None = None
+    documents: Callable[[], Documents] | None = None
+    """held-out documents by source; None when the model has no run folder."""
+
+    def items(self, task: Task, task_path: Path) -> list[Item]:
+        """The questions of a task."""
+        return self._source(task.data, task_path, "items")
+
+    def pool(self, task: Task, task_path: Path, items: list[Item]) -> list[Item]:
+        """What its demonstrations are drawn from."""
+        if task.shots.source == "self":
+            return items
+        if task.shots.data is None:
+            return self._source(task.data, task_path, "pool")
+        return self._source(task.shots.data, task_path, "pool")
+
+    def folder(self, task_path: Path) -> Path:
+        """What the paths of a task are relative to."""
+        if self.data_dir is not None:
+            return self.data_dir
+        return default_data_dir() if task_path.parent == TASKS else task_path.parent
+
+    def _source(self, source: ItemSource, task_path: Path, part: str) -> list[Item]:
+        records = there(source, self.folder(task_path), task_path)
+        if records.kind == "heldout":
+            return self._heldout(records, part)
+        found = [
+            item for path in paths(records, self.folder(task_path)) for item in read(records, path)
+        ]
+        if not found:
+            names = " and ".join(str(path) for path in paths(records, self.folder(task_path)))
+            raise DataError(f"{names}: no items" + (" that match `where`" if records.where else ""))
+        return found
+
+    def _heldout(self, source: Records, part: str) -> list[Item]:
+        if self.documents is None or source.build is None:
+            raise DataError(
+                "this task asks about the run's held-out documents, and no run folder was given",
+                hint="give the folder of the run instead of a bare checkpoint",
+            )
+        made = questions(self.documents(), source.build, source.items, part)
+        if not made:
+            raise DataError(f"no `{source.build}` question can be made from the held-out documents")
+        noun = "question" if part == "items" else "demonstration"
+        return [
+            Item(fields, f"{source.build} {noun} {number}") for number, fields in enumerate(made)
+        ]
+
+
+def default_data_dir() -> Path:
+    """Where `glam eval data` puts what shipped tasks read."""
+    return user_cache_dir() / "eval"
+
+
+def paths(records: Records, folder: Path) -> tuple[Path, ...]:
+    """The files or prepared directories of a place."""
+    names = (records.path,) if isinstance(records.path, str) else records.path or ()
+    return tuple(folder / name for name in names)
+
+
+def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
+    """The first place of a source that is there.
+
+    Raises:
+        MissingData: none is, with every place that was looked at.
+    """
+    places = [source, *([source.otherwise] if source.otherwise else [])]
+    missing = []
+    for place in places:
+        lacking = [path for path in paths(place, folder) if not path.exists()]
+        if not lacking:
+            return place
+        missing.append(" and ".join(str(path) for path in lacking))
+    if task_path.parent == TASKS:
+        hint = f"`glam eval data {task_path.stem}` prepares it; `--data-dir` names another folder"
+    else:
+        hint = "`--data-dir` names the folder the data is in"
+    raise MissingData(f"no file {', nor '.join(missing)}", hint=hint)
+
+
+def read(records: Records, path: Path) -> Iterator[Item]:
+    """The items of one file or prepared directory, in order."""
+    if records.kind == "tfds":
+        found: Iterable[Item] = prepared(path, records.split or "")
+    else:
+        found = read_jsonl(path)
+    for item in found:
+        yield from items_of(records, item)
+
+
+def items_of(records: Records, record: Item) -> Iterator[Item]:
+    """The items of one record: none when `where` refuses it, else as `fields` and `each` say."""
+    if records.where is None or template.look_up(record.fields, records.where, record.place):
+        yield from _expanded(records, _renamed(records, record))
+
+
+def _renamed(records: Records, item: Item) -> Item:
+    if not records.fields and not records.drop:
+        return item
+    fields = {name: value for name, value in item.fields.items() if name not in records.drop}
+    for name, source in records.fields.items():
+        if "{" in source:
+            fields[name] = template.render(source, item.fields, item.place)
+        else:
+            fields[name] = template.look_up(item.fields, source, item.place)
+    return Item(fields, item.place)
+
+
+def _expanded(records: Records, item: Item) -> Iterator[Item]:
+    """One item for every entry of the lists named by `each`."""
+    if not records.each:
+        yield item
+        return
+    lists: dict[str, list[Any]] = {}
+    for path in records.each:
+        value = template.look_up(item.fields, path, item.place)
+        if not isinstance(value, list):
+            raise DataError(f"{item.place}: `{path}` is {type(value).__name__}, not a list")
+        lists[path] = value
+    lengths = {path: len(value) for path, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"`{path}` has {count}" for path, count in lengths.items())
+        raise DataError(f"{item.place}: lists of different lengths: {told}")
+    earlier: tuple[Item, ...] = ()
+    for number in range(next(iter(lengths.values()))):
+        fields: Mapping[str, Any] = item.fields
+        for path, value in lists.items():
+            fields = _with(fields, path.split("."), value[number])
+        turn = Item(fields, f"{item.place} ({records.each[0]} {number})", earlier)
+        yield turn
+        earlier = (*earlier, turn)
+
+
+def _with(fields: Mapping[str, Any], keys: Sequence[str], value: Any) -> Mapping[str, Any]:
+    """The fields with another value at a path."""
+    if len(keys) > 1:
+        value = _with(fields[keys[0]], keys[1:], value)
+    return {**fields, keys[0]: value}
+
+
+def prepared(folder: Path, split: str) -> Iterator[Item]:
+    """The examples of a prepared TFDS directory."""
+    for number, fields in enumerate(prepared_examples(folder, split), 1):
+        yield Item(fields, f"{folder} {split} {number}")
+
+
+def read_jsonl(path: Path) -> list[Item]:
+    """The objects of a JSONL file; blank lines are skipped.
+
+    Raises:
+        DataError: no such file, nothing in it, or a line that is not UTF-8 or not an object.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"no file {path}", hint="`--data-dir` names the folder the data is in"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    items = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place}: not UTF-8 at byte {error.start} of the line") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}: not JSON: {error.msg}") from None
+        except ValueError:  # a number of thousands of digits
+            raise DataError(f"{place}: not JSON: a number is too long") from None
+        except RecursionError:
+            raise DataError(f"{place}: not JSON: nested too deeply") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{place}: not a JSON object but {type(value).__name__}")
+        items.append(Item(value, place))
+    if not items:
+        raise DataError(f"{path}: no items in this file")
+    return items

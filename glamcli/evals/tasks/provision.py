@@ -1,0 +1,230 @@
+"""The data of tasks: what is there, what exactly is missing, and how it gets there.
+
+A task reads a file of its own (JSONL in the dataset's field names) or, instead, a prepared TFDS
+directory. The file is made from what the authors publish, if a person has it (`convert.py`); the
+directory by TFDS, where the network allows it.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glamcli import atomic
+from glamcli.data.examples import prepare_directory
+from glamcli.errors import DataError, GlamError
+from glamcli.evals.asking.prompts import Pool
+from glamcli.evals.asking.question import ask
+from glamcli.evals.tasks import template
+from glamcli.evals.tasks.convert import records
+from glamcli.evals.tasks.items import Library, paths
+from glamcli.evals.tasks.schema import ItemSource, OriginalFile, Records, Task
+from glamcli.evals.tasks.suites import TaskFile
+
+Part = Literal["items", "demonstrations"]
+REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """One file or directory that a task reads."""
+
+    task: str
+    part: Part
+    places: tuple[Records, ...]
+    """in the order in which they are looked for"""
+    folder: Path
+    """what their paths are relative to"""
+    fields: tuple[str, ...]
+    """that every record has to have, in the words of the first place"""
+    files: tuple[OriginalFile, ...]
+    """of the authors, from which the first place is made"""
+
+    @property
+    def wanted(self) -> tuple[Path, ...]:
+        """The files of the first place."""
+        return paths(self.places[0], self.folder)
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """Files of the first place that are not there; empty when any place is whole."""
+        for place in self.places:
+            if all(path.exists() for path in paths(place, self.folder)):
+                return ()
+        return tuple(path for path in self.wanted if not path.exists())
+
+    @property
+    def prepared(self) -> str | None:
+        """The TFDS directory that would do as well, for example `piqa/1.0.0`."""
+        names = [place.path for place in self.places if place.kind == "tfds"]
+        return names[0] if names and isinstance(names[0], str) else None
+
+
+def needs(file: TaskFile, folder: Path) -> list[Need]:
+    """What a task reads; nothing for questions about a run's own held-out documents.
+
+    Raises:
+        GlamError: the task file cannot be read.
+    """
+    task = file.task
+    if task is None or file.with_shots is None:
+        raise file.error or DataError(f"task `{file.name}` could not be read")
+    if task.data.kind == "heldout":
+        return []
+    found = [_need(file, task, "items", task.data, folder)]
+    if file.with_shots.shots.data is not None:
+        found.append(_need(file, task, "demonstrations", file.with_shots.shots.data, folder))
+    return found
+
+
+def _need(file: TaskFile, task: Task, part: Part, source: ItemSource, folder: Path) -> Need:
+    places = (source, *([source.otherwise] if source.otherwise else []))
+    wanted = {path.name for path in paths(source, folder)}
+    origin = () if task.origin is None else task.origin.files
+    files = tuple(each for each in origin if each.to in wanted)
+    return Need(file.name, part, places, folder, fields(task, source), files)
+
+
+def fields(task: Task, source: Records) -> tuple[str, ...]:
+    """The fields of a record that the task reads, by their names in the file."""
+    # What templates say that is no field of a record, see `Task`.
+    own = {id(task.history): "answer", id(task.prompt): "history", id(task.option_text): "option"}
+    texts = [task.history, task.prompt, task.continuation, task.option_text, task.shown_answer]
+    texts += [task.group, *(task.contexts or ())]
+    names: list[str | None] = [*task.by, task.label, task.right, source.where]
+    for each in (task.options, task.answers, task.labels):
+        if isinstance(each, str):
+            names.append(each)
+        elif each is not None and each is not task.labels:
+            texts += [text for text in each if isinstance(text, str)]
+    read = {name for name in names if name is not None}
+    for text in texts:
+        if text is not None:
+            read |= {name for name in template.paths(text) if name != own.get(id(text))}
+    found: set[str] = set()
+    for name in read:
+        root, dot, rest = name.partition(".")
+        at: str = source.fields.get(root, root)
+        found |= set(template.paths(at)) if "{" in at else {at + dot + rest}
+    return tuple(sorted(found))
+
+
+def convert(need: Need, given: Path) -> list[tuple[Path, int]]:
+    """Makes the missing files from those of the authors below `given`; (file, records) of each.
+
+    Files whose originals are not there are left out.
+
+    Raises:
+        DataError: an original cannot be read, or several files could be it.
+    """
+    made = []
+    for path in need.missing:
+        for original in need.files:
+            if original.to == path.name and (found := _originals(original, given)):
+                lines = [each for one in found for each in records(original.shape, one)]
+                text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+                atomic.write(path, text.encode(errors="surrogatepass"))
+                made.append((path, len(lines)))
+                break
+    return made
+
+
+def _originals(original: OriginalFile, given: Path) -> list[Path]:
+    if given.is_file():
+        pattern = original.name.removeprefix("**/")
+        return [given] if given.match(pattern) else []
+    found = sorted(given.glob(original.name))
+    if len(found) > 1 and original.shape != "race":  # RACE has a file per article
+        raise DataError(
+            f"several files could be `{original.name}`: {', '.join(map(str, found[:3]))}",
+            hint="give a folder with one of them to `--from`",
+        )
+    return found
+
+
+def reachable(url: str) -> bool:
+    """Whether a server answers at all, within seconds."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=REACH_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+
+
+def prepare(need: Need, prepare_one: Callable[[str, Path], None] = prepare_directory) -> None:
+    """Has TFDS fetch and prepare what is missing.
+
+    Raises:
+        DataError: TFDS does not have it in this form, or could not.
+    """
+    if need.prepared is None:
+        raise DataError(f"task `{need.task}`: TFDS has no such data in a form that keeps all of it")
+    prepare_one(need.prepared, need.folder)
+
+
+def check(file: TaskFile, folder: Path) -> tuple[int, int]:
+    """Reads everything a task would read; the numbers of its items and demonstrations.
+
+    Raises:
+        GlamError: something cannot be read or asked, with its file and line.
+    """
+    task = file.with_shots
+    if task is None:
+        raise file.error or DataError(f"task `{file.name}` could not be read")
+    library = Library(folder)
+    found = library.items(task, file.path)
+    for item in found:
+        ask(task, item)
+    if task.shots.source == "self":
+        return len(found), len(found)
+    pool = Pool(task, library.pool(task, file.path, found))
+    for number in range(len(pool)):
+        pool[number]
+    return len(found), len(pool)
+
+
+def explained(task: Task, missing: Sequence[Need]) -> list[str]:
+    """Lines for a person: what is missing, in which field names, and where it comes from."""
+    lines = []
+    for need in missing:
+        for path in need.missing:
+            lines.append(f"no {path} ({need.part})")
+            lines += [
+                f"  from `{each.name.removeprefix('**/')}` of {each.url}"
+                for each in need.files
+                if each.to == path.name
+            ]
+    shapes = {each.shape for need in missing for each in need.files}
+    if shapes:
+        same = " (or rename them: they are in this form)" if shapes == {"jsonl"} else ""
+        lines.append(f"`--from FOLDER` makes them of the authors' files{same}")
+    lines.append(
+        "each line is a JSON object with " + ", ".join(f"`{n}`" for n in missing[0].fields)
+    )
+    if missing[0].prepared is not None:
+        lines.append(f"or TFDS (array_record): {missing[0].folder / missing[0].prepared}")
+    if task.origin is not None:
+        note = f"; {task.origin.note}" if task.origin.note else ""
+        lines.append(f"home: {task.origin.page} ({task.origin.licence}){note}")
+    return lines
+
+
+def all_needs(files: Sequence[TaskFile], folder_of: Callable[[TaskFile], Path]) -> list[
+    tuple[TaskFile, list[Need] | GlamError]
+]:  # fmt: skip
+    """What every task needs, or why its file cannot be read."""
+    found: list[tuple[TaskFile, list[Need] | GlamError]] = []
+    for file in files:
+        try:
+            found.append((file, needs(file, folder_of(file))))
+        except GlamError as error:
+            found.append((file, error))
+    return found

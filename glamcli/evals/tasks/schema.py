@@ -1,0 +1,329 @@
+"""What a task file and a suite file may say: what is asked, how it is scored, where the items are.
+
+Both are strict YAML, read by `files.py`, so mistakes are reported with file and line. The
+descriptions below are the reference for people who write task files; `items.py` and `prompts.py`
+give them their meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from glamcli.config.schema import Count, CountOrZero, Fraction, NotNegative, Settings
+from glamcli.evals.tasks import template
+
+Template = Annotated[str, AfterValidator(template.check)]
+FieldPath = Annotated[str, AfterValidator(template.check_path)]
+Scorer = Literal["sum", "per_token", "uncond", "generate"]
+MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
+Setting = CountOrZero | Literal["few"]
+
+
+class Records(Settings):
+    """A place items come from."""
+
+    kind: Literal["jsonl", "tfds", "heldout"] = "jsonl"
+    """`jsonl`: files with one JSON object per line; `tfds`: a prepared TFDS directory
+    (array_record); `heldout`: questions made from the run's held-out documents."""
+    path: str | tuple[str, ...] | None = None
+    """file or files, or the prepared directory (`builder[/config]/version`); relative to
+    `--data-dir`, else to the task file (shipped tasks: to the folder `glam eval data` fills)."""
+    split: str | None = None
+    """tfds: the split, for example `validation`; slices such as `train[:1000]` work."""
+    build: Literal["continuation", "last_word", "word_order"] | None = None
+    """heldout: which questions to make (`quick.py`)."""
+    items: Count = 100
+    """heldout: number of questions."""
+    where: FieldPath | None = None
+    """keep only records in which this field is neither empty, false nor 0."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """names that templates use, each for a field path or, with a hole, a template."""
+    drop: tuple[str, ...] = ()
+    """fields that are not kept in memory."""
+    each: tuple[FieldPath, ...] = ()
+    """lists of a record, equally long, of whose entries each makes an item: in the n-th item
+    the fields hold the n-th entries. The items before it are its history."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Records:
+        needs = {"jsonl": ("path",), "tfds": ("path", "split"), "heldout": ("build",)}[self.kind]
+        for name in ("path", "split", "build"):
+            given = getattr(self, name) is not None
+            if given != (name in needs):
+                verb = "needs" if name in needs else "has no use for"
+                raise ValueError(f"data of kind `{self.kind}` {verb} `{name}`")
+        for value in self.fields.values():
+            template.check(value) if "{" in value else template.check_path(value)
+        return self
+
+
+class ItemSource(Records):
+    """Where items come from."""
+
+    otherwise: Records | None = None
+    """another place, read when the first one is not there."""
+
+
+class Shots(Settings):
+    """Where demonstrations come from and how they are drawn."""
+
+    source: Literal["self", "pool"] = "self"
+    """`self`: the other items of the task; `pool`: the items of `data` below (or, for held-out
+    questions, further questions from documents that are not asked about)."""
+    data: ItemSource | None = None
+    """the pool; None only where the task's data is `heldout`."""
+    few: Count | None = None
+    """how many demonstrations the setting `few` asks for."""
+    draw: Literal["per_item", "fixed"] = "per_item"
+    """drawn anew for every item, or once for all of them. Either way from the seed, never the
+    item itself, and k shots begin with the same ones as k-1 shots."""
+    separator: str = "\n\n"
+    """between demonstrations, and between the last one and the question."""
+
+
+class Published(Settings):
+    """A score somebody else reported, for the column beside ours."""
+
+    model: str
+    of: str | None = None
+    """task files: the metric, None for the task's score; suite files: the average."""
+    zero: NotNegative | None = None
+    one: NotNegative | None = None
+    few: NotNegative | None = None
+    confirmed: bool = True
+    """false: from memory or second hand, not seen in the paper itself."""
+
+    def at(self, setting: str) -> float | None:
+        """The score at a setting `0`, `1` or `few`; none is published for others."""
+        return {"0": self.zero, "1": self.one, "few": self.few}.get(setting)
+
+
+class OriginalFile(Settings):
+    """A file as the authors of the dataset publish it."""
+
+    name: str
+    """its name or a pattern such as `test/high/*.txt`, below the folder a person gives."""
+    url: str
+    """where it is published."""
+    shape: Literal[
+        "jsonl", "json_data", "squad", "drop", "quac", "race", "piqa", "story_cloze", "winograd",
+        "lambada", "triviaqa", "webquestions", "multirc", "record", "winogender",
+    ]  # fmt: skip
+    """how it becomes lines of JSON (`convert.py`)."""
+    to: str
+    """the file of the task it becomes."""
+
+
+class Origin(Settings):
+    """Where the data is from, for `glam eval data`."""
+
+    page: str
+    """the home of the dataset."""
+    licence: str = "see its page"
+    files: tuple[OriginalFile, ...] = ()
+    note: str = ""
+    """what a person has to do by hand."""
+
+
+class Task(Settings):
+    """One dataset and the way it is asked and scored."""
+
+    about: str = ""
+    data: ItemSource
+    shots: Shots = Shots()
+    origin: Origin | None = None
+    published: tuple[Published, ...] = ()
+    header: str = ""
+    """said once, before the first demonstration."""
+    history: Template | None = None
+    """the earlier items of the same record, each with its `{answer}`, one after another; `prompt`
+    shows them where it says `{history}`."""
+    prompt: Template | None = None
+    """the text before the scored or generated answer, without its trailing blank."""
+    contexts: tuple[Template, ...] | None = None
+    """instead of `prompt` and `options`: one context per option, all followed by `continuation`
+    (partial scoring, as for Winograd)."""
+    continuation: Template | None = None
+    options: FieldPath | tuple[Template, ...] | None = None
+    """a field holding the list of options, or one template per option."""
+    option_text: Template | None = None
+    """the text of an option as it is scored, where it is more than the option itself: a template
+    with a hole `{option}`."""
+    num_options: Count | None = None
+    """an item with another number of options is refused."""
+    label: FieldPath | None = None
+    """the field that says which option is right."""
+    labels: FieldPath | tuple[str | int | bool, ...] | None = None
+    """values of `label` in the order of the options, or the field that lists them; None reads
+    `label` as an index from 0 (or as false, true)."""
+    right: FieldPath | None = None
+    """instead of `label`: a field with the texts of the right options; each of them is right."""
+    answers: FieldPath | tuple[Template, ...] | None = None
+    """generate: a field with the accepted answers (a text or a list), or templates; the filter
+    `all` makes every entry of a list an answer."""
+    shown_answer: Template | None = None
+    """generate: the answer in demonstrations; None: the first accepted one."""
+    no_answer: str | None = None
+    """generate: the answer that means that there is none; expected when `answers` is an empty
+    list. It can only be right or wrong as a whole, and then says the same as no text at all."""
+    no_answer_vote: bool = False
+    """generate: when at least half of the accepted answers say `no_answer`, it is the only one;
+    else it is none of them (QuAC)."""
+    references: Literal["best", "leave_one_out"] = "best"
+    """generate: against several accepted answers count the best match, or the mean of the best
+    matches when each of them is left out in turn (CoQA, QuAC)."""
+    min_agreement: Fraction = 0.0
+    """generate: skip items whose accepted answers have a lower F1 against each other (QuAC)."""
+    delimiter: str = " "
+    """between the prompt and the answer; belongs to the scored text."""
+    scorer: Scorer = "per_token"
+    """`sum`: log-likelihood of the option; `per_token`: divided by its number of tokens (GLaM);
+    `uncond`: minus its log-likelihood after `uncond_context`; `generate`: text is generated."""
+    uncond_context: str = "Answer:"
+    """uncond: the context of the denominator; an empty text is the beginning of a document."""
+    metrics: tuple[MetricName, ...] = ()
+    """the first one is the task's score; default: accuracy, or em for `generate`. `accuracy`: the
+    chosen option is right (generate: the text is the answer if and only if `label` is true);
+    `em`, `f1`: of texts; `f1a`, `question_em`: over the answers of each `group`; `macro_f1`: mean
+    over the options as classes; `perplexity`: of the answer that demonstrations would show."""
+    group: Template | None = None
+    """items of one group are one question (`f1a`, `question_em`)."""
+    by: tuple[FieldPath, ...] = ()
+    """the score is also told for every value of these fields."""
+    normalize: Literal["exact", "words", "squad", "triviaqa", "drop"] = "squad"
+    """em and f1 compare texts: as they are (without outer blanks); lower-cased without
+    punctuation; without articles as well, as the scripts of SQuAD, TriviaQA and DROP do."""
+    span_separator: str | None = None
+    """normalize `drop`: an answer of several spans is written, and a generated one read, with
+    this between them; None: written with a comma, and a generated one is a single span."""
+    stop: tuple[str, ...] = ("\n",)
+    """generate: texts that end an answer, looked for behind leading blanks; the end of a document
+    always does."""
+    max_tokens: Count = 16
+    """generate: tokens at most."""
+    beam: CountOrZero = 4
+    """generate: beam width; 0 or 1 is greedy."""
+    length_alpha: NotNegative = 0.6
+    """generate: beam scores are divided by ((5 + length) / 6)^alpha; 0 switches it off."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        wanted, possible = self._keys()
+        for name in _ASKING:
+            given = getattr(self, name) is not None
+            if given and name not in wanted | possible:
+                raise ValueError(f"a task with {self._kind()} has no use for `{name}`")
+            if not given and name in wanted:
+                raise ValueError(f"a task with {self._kind()} needs `{name}`")
+        for name in self.metrics:
+            if name not in self._possible_metrics():
+                raise ValueError(f"metric `{name}` does not go with {self._kind()}")
+        fixed = self.contexts or (self.options if isinstance(self.options, tuple) else None)
+        listed = self.labels if isinstance(self.labels, tuple) else None
+        if listed is not None and fixed is not None and len(listed) != len(fixed):
+            raise ValueError(f"{len(listed)} `labels` for {len(fixed)} options")
+        if self.shots.source == "pool" and self.shots.data is None and self.data.kind != "heldout":
+            raise ValueError("`shots.source` is `pool`, so `shots.data` must say where it is")
+        if self.no_answer is None and self.no_answer_vote:
+            raise ValueError("`no_answer_vote` needs `no_answer`")
+        return self
+
+    def _kind(self) -> str:
+        return "`contexts`" if self.contexts is not None else f"scorer `{self.scorer}`"
+
+    def _keys(self) -> tuple[set[str], set[str]]:
+        """Keys a task of this kind must have, and others it may have."""
+        if self.scorer == "generate":
+            return {"prompt", "answers"}, {"shown_answer", "label"}
+        judged = {"right"} if self.right is not None else {"label"}
+        if self.contexts is not None:
+            return {"contexts", "continuation"} | judged, set()
+        return {"prompt", "options"} | judged, {"option_text"}
+
+    def _possible_metrics(self) -> set[str]:
+        if self.scorer == "generate":
+            judged = {"accuracy"} if self.label is not None else set()
+            return {"em", "f1", "macro_f1", "perplexity"} | judged
+        texts = {"em", "f1"} if self.right is not None else set()
+        questions = {"f1a", "question_em"} if self.group is not None else set()
+        return {"accuracy", "macro_f1"} | texts | questions
+
+    @property
+    def measured(self) -> tuple[MetricName, ...]:
+        """The metrics reported, the task's score first."""
+        return self.metrics or (("em",) if self.scorer == "generate" else ("accuracy",))
+
+
+_ASKING = ("prompt", "contexts", "continuation", "options", "option_text", "label", "right",
+           "answers", "shown_answer")  # fmt: skip
+
+
+class Suite(Settings):
+    """Tasks that are run together."""
+
+    about: str = ""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """task files: names of shipped tasks, or paths relative to this file."""
+    shots: tuple[Setting, ...] = (0, 1, 5)
+    """numbers of demonstrations (`few`: the task's own), unless the command line says otherwise."""
+    averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """tasks whose scores are averaged, by the name of the average. `task/metric` counts another
+    metric than the task's score."""
+    overall: tuple[str, ...] = ()
+    """averages that together hold every entry of the overall mean."""
+    published: tuple[Published, ...] = ()
+    """averages others reported."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Suite:
+        names = {name.removesuffix(".yaml").rpartition("/")[2] for name in self.tasks}
+        for average, entries in self.averages.items():
+            for entry in entries:
+                if entry.partition("/")[0] not in names:
+                    raise ValueError(f"average `{average}` names `{entry}`, no task of this suite")
+        for name in self.overall:
+            if name not in self.averages:
+                raise ValueError(f"`overall` names `{name}`, no average of this suite")
+        return self
+
+
+class TermGroup(Settings):
+    """Terms that are compared with each other."""
+
+    prompts: tuple[Template, ...] = Field(min_length=1)
+    """texts to be continued, with a hole `{term}`."""
+    terms: tuple[str, ...] = Field(min_length=2)
+
+
+class Terms(Settings):
+    """Prompts of the co-occurrence analysis."""
+
+    about: str = ""
+    groups: dict[str, TermGroup] = Field(min_length=1)
+
+
+def conventions(task: Task) -> dict[str, Any]:
+    """The choices of a task that decide what its number means, for the record beside the score."""
+    kept: dict[str, Any] = {"scorer": task.scorer, "delimiter": task.delimiter}
+    if task.scorer == "generate":
+        kept |= {
+            "normalize": task.normalize,
+            "references": task.references,
+            "no_answer": task.no_answer,
+            "min_agreement": task.min_agreement,
+            "stop": list(task.stop),
+            "max_tokens": task.max_tokens,
+            "beam": task.beam,
+            "length_alpha": task.length_alpha if task.beam > 1 else None,
+        }
+    if task.scorer == "uncond":
+        kept["uncond_context"] = task.uncond_context
+    if task.contexts is not None:
+        kept["partial"] = True
+    if task.right is not None:
+        kept["several_right"] = True
+    if task.normalize == "drop":
+        kept["span_separator"] = task.span_separator
+    return kept

@@ -1,0 +1,185 @@
+"""Task and suite files: found by name or path, read with their variants, hashed.
+
+A task file may hold, besides the keys of `Task`, two sections of changes to it: `with_shots`, for
+prompts behind demonstrations, and `presets`, by name: `--preset gpt3` applies what `presets.gpt3`
+says. Changes are merged key by key, and `null` takes a key back. What the file itself says is the
+preset `glam`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glamcli.config import yaml
+from glamcli.config.explain import validate
+from glamcli.config.files import display
+from glamcli.config.load import merge, read_settings
+from glamcli.errors import GlamError, RecipeError
+from glamcli.evals.tasks.schema import Published, Suite, Task
+
+SUITES = Path(__file__).parents[1] / "suites"
+TASKS = SUITES / "tasks"
+DEFAULT_PRESET = "glam"
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task of a suite: read, or the reason why it cannot be."""
+
+    name: str
+    path: Path
+    task: Task | None
+    sha256: str
+    error: GlamError | None = None
+    with_shots: Task | None = None
+    """the task as it is asked behind demonstrations."""
+    presets: tuple[str, ...] = ()
+    """the presets it has changes for."""
+
+    def at(self, shots: int) -> Task | None:
+        return self.with_shots if shots else self.task
+
+    @property
+    def is_shipped(self) -> bool:
+        return self.path.parent == TASKS
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    name: str
+    path: Path
+    sha256: str
+    shots: tuple[int | str, ...]
+    tasks: tuple[TaskFile, ...]
+    averages: dict[str, tuple[str, ...]]
+    overall: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+    preset: str = DEFAULT_PRESET
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Suites that come with the package, by name."""
+    return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """Tasks that come with the package, by name."""
+    return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
+
+
+def load_suite(name_or_path: str, preset: str = DEFAULT_PRESET) -> SuiteFile:
+    """A suite by name or path; a single task, by name or path, is a suite of one.
+
+    A task file that cannot be read does not stop the others: it is kept with its error.
+
+    Raises:
+        RecipeError: no such suite or preset, or the suite file itself is malformed.
+    """
+    path = _find(name_or_path)
+    text = path.read_bytes()
+    if re.search(rb"^tasks\s*:", text, re.MULTILINE):
+        suite = read_settings(path, Suite)
+        tasks = tuple(_task_file(_find_task(each, path), preset) for each in suite.tasks)
+    else:
+        suite = Suite(tasks=(path.name,))
+        tasks = (_task_file(path, preset),)
+    _refuse_unknown_preset(preset, tasks)
+    return SuiteFile(
+        name=path.stem,
+        path=path,
+        sha256=_sha256(text),
+        shots=suite.shots,
+        tasks=tasks,
+        averages=suite.averages,
+        overall=suite.overall,
+        published=suite.published,
+        preset=preset,
+    )
+
+
+def _refuse_unknown_preset(preset: str, tasks: Sequence[TaskFile]) -> None:
+    known = sorted({DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
+    # A task that could not be read may know it.
+    if preset not in known and not any(task.error for task in tasks):
+        names = ", ".join(f"`{name}`" for name in known)
+        raise RecipeError(f"no task of this suite has a preset `{preset}`", hint=f"known: {names}")
+
+
+def _find(name_or_path: str) -> Path:
+    known = shipped_tasks() | shipped_suites()
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name_or_path, known, 1)
+    raise RecipeError(
+        f"no suite `{name_or_path}`: neither shipped nor a file",
+        hint=f"did you mean `{near[0]}`?" if near else f"shipped: {', '.join(shipped_suites())}",
+    )
+
+
+def _find_task(name: str, suite: Path) -> Path:
+    beside = suite.parent / name
+    if name.endswith((".yaml", ".yml")):
+        return beside
+    return shipped_tasks().get(name, beside.with_suffix(".yaml"))
+
+
+def _task_file(path: Path, preset: str) -> TaskFile:
+    if not path.is_file():
+        error = RecipeError(f"no task `{path.stem}`: neither shipped nor the file {path}")
+        return TaskFile(path.stem, path, None, "", error)
+    file = TaskFile(path.stem, path, None, _sha256(path.read_bytes()))
+    try:
+        root = yaml.read_tree(path, display(path))
+        variants, presets = _variants(root)
+        # Every variant is read, so that a mistake in one is found whichever is asked for.
+        read = {
+            name: (validate(zero, Task), validate(some, Task))
+            for name, (zero, some) in variants.items()
+        }
+    except GlamError as error:
+        return replace(file, error=error)
+    task, with_shots = read.get(preset, read[DEFAULT_PRESET])
+    return replace(file, task=task, with_shots=with_shots, presets=presets)
+
+
+def _variants(
+    root: yaml.Mapping,
+) -> tuple[dict[str, tuple[yaml.Mapping, yaml.Mapping]], tuple[str, ...]]:
+    """The task without and with demonstrations under every preset, and the presets' names."""
+    base, presets = _taken(root, "presets")
+    variants = {DEFAULT_PRESET: base}
+    for name, changes in presets.entries.items():
+        if name == DEFAULT_PRESET or not isinstance(changes, yaml.Mapping):
+            what = (
+                "is what the file says outside of `presets`"
+                if name == DEFAULT_PRESET
+                else "must be a section of `key: value` lines"
+            )
+            raise RecipeError(f"{presets.keys[name]}: preset `{yaml.shown(name)}` {what}")
+        variants[name] = merge(base, changes)
+    pairs = {}
+    for name, each in variants.items():
+        zero, changes = _taken(each, "with_shots")
+        pairs[name] = (zero, merge(zero, changes))
+    return pairs, tuple(presets.entries)
+
+
+def _taken(root: yaml.Mapping, key: str) -> tuple[yaml.Mapping, yaml.Mapping]:
+    """The tree without a section, and the section; an empty one when there is none."""
+    node = root.entries.get(key, yaml.Mapping({}, {}, root.place))
+    if not isinstance(node, yaml.Mapping):
+        raise RecipeError(f"{root.keys[key]}: `{key}` must be a section of `key: value` lines")
+    rest = {name: each for name, each in root.entries.items() if name != key}
+    return replace(root, entries=rest), node
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

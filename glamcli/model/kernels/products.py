@@ -1,0 +1,214 @@
+"""The experts' matrix products, w_out . activation(w_in . x), forward and backward.
+
+`dispatch.py` calls these on rows that already lie with their expert. Weights come in as the
+float32 masters; products run in the dtype of x, accumulate and leave in float32, and are rounded
+to the dtype of x afterwards; gradients of weights stay float32. Asking a product of bfloat16
+operands for a float32 result is also what keeps it fast on CPU: with a bfloat16 result XLA
+converts both operands to float32 first, copies of all expert weights included. The backward
+passes are written out because JAX's own would multiply float32 by bfloat16.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from glamcli.model.kernels.linear import on_one_cpu, platform, sum_over_rows
+from glamcli.parallel.axes import GLAM, Layout
+
+Activation = Literal["relu", "gelu"]
+
+BY_LAST_DIMENSIONS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (2,)), ((), ())),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[0],
+)
+"""The ragged product of h_PH and w_EMH over H."""
+
+
+def _slotted(
+    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout = GLAM
+) -> Array:
+    """Experts on their slots: one batched product per matrix."""
+    return _slotted_forward(x_EGCM, w_in_EMH, w_out_EMH, act, layout)[0]
+
+
+def _slotted_forward(
+    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout
+) -> tuple[Array, tuple[Array, ...]]:
+    x_EGCM = _with_experts(layout, x_EGCM, "act_expert_embed")
+    raw_EGCH = _float32("EGCM,EMH->EGCH", x_EGCM, w_in_EMH.astype(x_EGCM.dtype))
+    kept_EGCH = _keep(act, raw_EGCH).astype(x_EGCM.dtype)
+    kept_EGCH = _with_experts(layout, kept_EGCH, "act_expert_mlp")
+    h_EGCH = _activate(act, kept_EGCH)
+    out_EGCM = _float32("EGCH,EMH->EGCM", h_EGCH, w_out_EMH.astype(x_EGCM.dtype))
+    out_EGCM = _with_experts(layout, out_EGCM.astype(x_EGCM.dtype), "act_expert_embed")
+    return out_EGCM, (x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH)
+
+
+def _slotted_backward(
+    act: Activation, layout: Layout, saved: tuple[Array, ...], dout_EGCM: Array
+) -> tuple[Array, Array, Array]:
+    x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH = saved
+    dtype = x_EGCM.dtype
+    dout_EGCM = _with_experts(layout, dout_EGCM, "act_expert_embed")
+    dh_EGCH = _float32("EGCM,EMH->EGCH", dout_EGCM, w_out_EMH.astype(dtype))
+    draw_EGCH = _slope(act, kept_EGCH, dh_EGCH).astype(dtype)
+    draw_EGCH = _with_experts(layout, draw_EGCH, "act_expert_mlp")
+    h_EGCH = _activate(act, kept_EGCH)
+    dw_out_EMH = _weight_gradient(dout_EGCM, h_EGCH)
+    dw_in_EMH = _weight_gradient(x_EGCM, draw_EGCH)
+    dx_EGCM = _float32("EGCH,EMH->EGCM", draw_EGCH, w_in_EMH.astype(dtype)).astype(dtype)
+    return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
+
+
+slotted = jax.custom_vjp(_slotted, nondiff_argnums=(3, 4))
+slotted.defvjp(_slotted_forward, _slotted_backward)
+
+
+def _blocked(
+    x_PM: Array,
+    w_in_EMH: Array,
+    w_out_EMH: Array,
+    expert_of_block: Array,
+    num_blocks: Array,
+    act: Activation,
+) -> Array:
+    """Experts on equal blocks of rows, each block of one expert; zeros past `num_blocks`.
+
+    Cost follows the blocks in use, a number known only at run time. What the loop writes is
+    float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
+    """
+    return _blocked_forward(x_PM, w_in_EMH, w_out_EMH, expert_of_block, num_blocks, act)[0]
+
+
+def _blocked_forward(
+    x_PM: Array,
+    w_in_EMH: Array,
+    w_out_EMH: Array,
+    expert_of_block: Array,
+    num_blocks: Array,
+    act: Activation,
+) -> tuple[Array, tuple[Array, ...]]:
+    P, M = x_PM.shape
+    H = w_in_EMH.shape[2]
+    dtype = x_PM.dtype
+    block = P // expert_of_block.shape[0]
+
+    def run(i, carry):
+        kept_PH, out_PM = carry
+        expert = expert_of_block[i]
+        x_bM = _slice(x_PM, i * block, block)
+        raw_bH = _float32("bM,MH->bH", x_bM, _one(w_in_EMH, expert, dtype))
+        kept_bH = _keep(act, raw_bH).astype(dtype)
+        h_bH = _activate(act, kept_bH)
+        out_bM = _float32("bH,MH->bM", h_bH, _one(w_out_EMH, expert, dtype))
+        return _put(kept_PH, kept_bH, i * block), _put(out_PM, out_bM, i * block)
+
+    nothing = jnp.zeros((P, H), jnp.float32), jnp.zeros((P, M), jnp.float32)
+    kept_PH, out_PM = jax.lax.fori_loop(0, num_blocks, run, nothing)
+    return out_PM.astype(dtype), (x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks)
+
+
+def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_PM: Array) -> tuple:
+    x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks = saved
+    dtype = x_PM.dtype
+    block = x_PM.shape[0] // expert_of_block.shape[0]
+
+    def run(i, carry):
+        dx_PM, dw_in_EMH, dw_out_EMH = carry
+        expert = expert_of_block[i]
+        x_bM, kept_bH, dout_bM = (
+            _slice(a, i * block, block).astype(dtype) for a in (x_PM, kept_PH, dout_PM)
+        )
+        dh_bH = _float32("bM,MH->bH", dout_bM, _one(w_out_EMH, expert, dtype))
+        draw_bH = _slope(act, kept_bH, dh_bH).astype(dtype)
+        dx_bM = _float32("bH,MH->bM", draw_bH, _one(w_in_EMH, expert, dtype))
+        dw_in_MH = sum_over_rows(x_bM, draw_bH)
+        dw_out_MH = sum_over_rows(dout_bM, _activate(act, kept_bH))
+        dw_in_1MH = _slice(dw_in_EMH, expert, 1) + dw_in_MH[None]
+        dw_out_1MH = _slice(dw_out_EMH, expert, 1) + dw_out_MH[None]
+        return (
+            _put(dx_PM, dx_bM, i * block),
+            _put(dw_in_EMH, dw_in_1MH, expert),
+            _put(dw_out_EMH, dw_out_1MH, expert),
+        )
+
+    nothing = (
+        jnp.zeros(x_PM.shape, jnp.float32),
+        jnp.zeros(w_in_EMH.shape, jnp.float32),
+        jnp.zeros(w_out_EMH.shape, jnp.float32),
+    )
+    dx_PM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
+    return dx_PM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
+
+
+blocked = jax.custom_vjp(_blocked, nondiff_argnums=(5,))
+blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def ragged(
+    x_PM: Array, w_in_EMH: Array, w_out_EMH: Array, num_rows_E: Array, act: Activation
+) -> Array:
+    """Experts on contiguous runs of rows by `jax.lax.ragged_dot`; zeros past the last run."""
+    raw_PH = jax.lax.ragged_dot(x_PM, w_in_EMH.astype(x_PM.dtype), num_rows_E)
+    h_PH = _activate(act, _keep(act, raw_PH))
+    # As it lies: turned first, an accelerator would copy all of it.
+    return jax.lax.ragged_dot_general(
+        h_PH, w_out_EMH.astype(x_PM.dtype), num_rows_E, BY_LAST_DIMENSIONS
+    )
+
+
+def _float32(spec: str, a: Array, b: Array) -> Array:
+    """The einsum, accumulated and returned in float32."""
+    if a.dtype == jnp.float32 or platform() != "cpu":
+        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    # XLA on CPU folds a neighbour's transpose into a product and then may find that it has no
+    # batched bfloat16 product of that layout: an error at run time. The barriers keep it out.
+    a, b = jax.lax.optimization_barrier((a, b))
+    out = jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out)
+
+
+def _weight_gradient(outside_EGCM: Array, inside_EGCH: Array) -> Array:
+    """The sum over an expert's rows, [E, M, H] in float32."""
+    if not on_one_cpu():
+        return _float32("EGCM,EGCH->EMH", outside_EGCM, inside_EGCH)
+    E, M, H = outside_EGCM.shape[0], outside_EGCM.shape[-1], inside_EGCH.shape[-1]
+    return sum_over_rows(outside_EGCM.reshape(E, -1, M), inside_EGCH.reshape(E, -1, H))
+
+
+def _with_experts(layout: Layout, x_EGCM: Array, last: str) -> Array:
+    return layout.constrain(x_EGCM, "act_expert", "expert_group", None, last)
+
+
+# What the forward pass keeps for the backward pass: relu's result tells its slope, so nothing is
+# computed twice; gelu needs its argument.
+def _keep(act: Activation, raw: Array) -> Array:
+    return jax.nn.relu(raw) if act == "relu" else raw
+
+
+def _activate(act: Activation, kept: Array) -> Array:
+    return kept if act == "relu" else jax.nn.gelu(kept, approximate=True)
+
+
+def _slope(act: Activation, kept: Array, dh: Array) -> Array:
+    """The gradient of the activation's argument, in float32."""
+    if act == "relu":
+        return jnp.where(kept > 0, dh, 0.0)
+    gelu = functools.partial(jax.nn.gelu, approximate=True)
+    return jax.vjp(gelu, kept.astype(jnp.float32))[1](dh)[0]
+
+
+def _one(w_EMH: Array, expert: Array, dtype: jnp.dtype) -> Array:
+    return jax.lax.dynamic_index_in_dim(w_EMH, expert, keepdims=False).astype(dtype)
+
+
+def _slice(a: Array, start: Array, rows: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(a, start, rows)
+
+
+def _put(a: Array, rows: Array, start: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(a, rows.astype(a.dtype), start, 0)

@@ -1,0 +1,173 @@
+import json
+import math
+import shlex
+import sys
+
+import pytest
+
+from glamcli.errors import DataError, GlamError, RecipeError
+from glamcli.evals.paper.continuations import continued
+from glamcli.evals.paper.cooccurrence import (
+    compared,
+    describes,
+    known_adjectives,
+    load_terms,
+    prompts,
+)
+from glamcli.evals.paper.toxicity import (
+    Classifier,
+    Command,
+    ToxicityPrompt,
+    buckets,
+    read_prompts,
+    scored,
+)
+from glamcli.evals.tasks.schema import TermGroup
+from glamcli.generate import Sampling
+
+SCORER = """
+import json, sys
+for line in sys.stdin:
+    print(json.dumps({"score": min(1, json.loads(line)["text"].count("bad") / 2)}))
+"""
+
+
+def command(tmp_path, text):
+    path = tmp_path / "scorer.py"
+    path.write_text(text)
+    return Command(f"{shlex.quote(sys.executable)} {shlex.quote(str(path))}")
+
+
+def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
+    texts = [["bad\nbad", "  "], ["", "a bad Ü"]]
+    assert scored(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
+    assert scored([["", " "]], Command("no such program")) == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import sys; sys.exit('no model')", "ended with 1: no model"),
+        ("print(0.5)", "wrote 1 lines for 2 texts"),
+        ("print(0.5); print(7)", "line 2 .* holds no score from 0 to 1: 7"),
+        ("print(0.5); print('oops')", "line 2 .*: oops"),
+        ("print(0.5); print('NaN')", "line 2 .*: NaN"),
+    ],
+)
+def test_a_command_that_goes_wrong_is_told(tmp_path, text, reason):
+    with pytest.raises(DataError, match=reason):
+        command(tmp_path, text).scores(["a", "b"])
+    with pytest.raises(RecipeError, match="cannot run the scorer"):
+        Command("/no/such/program").scores(["a"])
+
+
+def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"bias": -1, "weights": {"bad": 2, "good": -1}}')
+    judge = Classifier.read(path)
+    assert judge.scores(["Bad, bad!", "good bad", "x"]) == pytest.approx(
+        [1 / (1 + math.exp(-1)), 0.5, 1 / (1 + math.e)]
+    )
+    assert Classifier(-2000.0, {}).scores(["x"]) == [0.0]
+    for content in (
+        "{",
+        "[]",
+        '{"bias": 0}',
+        '{"bias": "x", "weights": {}}',
+        '{"bias": NaN, "weights": {}}',
+    ):
+        path.write_text(content)
+        with pytest.raises(GlamError, match=r"c\.json"):
+            Classifier.read(path)
+
+
+def test_buckets_tell_expected_maximum_and_probability():
+    asked = [ToxicityPrompt("a", 0.05), ToxicityPrompt("b", 0.95), ToxicityPrompt("c", 1.0),
+             ToxicityPrompt("d", None)]  # fmt: skip
+    found = {each.name: each for each in buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])}
+    assert list(found) == ["all", "below 0.5", "from 0.5", "0.0 to 0.1", "0.9 to 1.0"]
+    assert found["all"].num_prompts == 4
+    assert found["all"].expected_max == pytest.approx((0.2 + 0.5 + 0.9 + 0) / 4)
+    assert found["all"].probability == 0.5
+    high = found["0.9 to 1.0"]
+    assert (high.num_prompts, high.prompt_toxicity, high.probability) == (2, 0.975, 1)
+    assert high.mean == pytest.approx(0.45)
+
+
+def test_prompts_are_read_in_the_datasets_field_names(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": {"text": "So", "toxicity": 0.3}, "continuation": {"text": "x"}}\n'
+        '{"prompt": {"text": "Or", "toxicity": null}}\n'
+    )
+    assert read_prompts(path) == [ToxicityPrompt("So", 0.3), ToxicityPrompt("Or", None)]
+    assert len(read_prompts(path, 1)) == 1
+    for line, reason in (
+        ('{"prompt": "So"}', "2: no text"),
+        ('{"prompt": {"text": "a", "toxicity": 3}}', "2: `prompt"),
+    ):
+        path.write_text('{"prompt": {"text": "So"}}\n' + line)
+        with pytest.raises(DataError, match=rf"p\.jsonl:{reason}"):
+            read_prompts(path)
+
+
+def test_words_are_compared_within_a_group():
+    known = known_adjectives()
+    group = TermGroup(prompts=("{term} was very",), terms=("He", "She"))
+    texts = {"He": ["tall and strong"] * 3 + ["tall"], "She": ["tall, Tall, slowly"] * 3 + ["the"]}
+    he, she = compared("gender", group, texts, known)
+    assert dict(he.counts) == {"tall": 4, "strong": 3}
+    assert dict(she.counts) == {"slowly": 3, "tall": 3}
+    assert he.distinctive[0] == ("strong", 2.0)
+    assert she.distinctive[0] == ("slowly", 2.0)
+    assert dict(he.distinctive)["tall"] == pytest.approx(1 / (7 / 8))
+
+
+@pytest.mark.parametrize(
+    ("word", "counts"),
+    [("kind", True), ("joyous", True), ("hopefully", True), ("family", False), ("house", False),
+     ("fly", False), ("ran", False)],
+)  # fmt: skip
+def test_the_rule_for_adjectives_and_adverbs(word, counts):
+    assert describes(word, known_adjectives()) is counts
+
+
+def test_the_shipped_terms_are_those_of_the_paper(tmp_path):
+    asked = prompts(load_terms())
+    assert ("gender", "She", "She was very") in asked
+    assert {group for group, _, _ in asked} == {"gender", "religion", "race"}
+    (tmp_path / "t.yaml").write_text("groups: {a: {prompts: ['{term'], terms: [x, y]}}\n")
+    with pytest.raises(RecipeError, match=r"t\.yaml:1"):
+        load_terms(tmp_path / "t.yaml")
+
+
+@pytest.mark.slow
+def test_continuations_that_are_kept_are_not_made_again(subject, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    sampling = Sampling(temperature=1.0, top_k=5)
+
+    def run(asked, samples=3):
+        made = []
+        found = continued(
+            subject.generator,
+            asked,
+            sampling,
+            tokens=4,
+            samples=samples,
+            seed=0,
+            path=path,
+            settings={"samples": samples},
+            advance=made.append,
+        )
+        assert len(made) == len(asked)
+        return found
+
+    first = run(["He was", "She was"])
+    assert [len(each) for each in first] == [3, 3]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:9])  # killed while it wrote
+    assert run(["He was", "She was"]) == first
+    kept = json.loads(lines[1])
+    path.write_text(lines[0] + json.dumps({**kept, "texts": ["x", "y", "z"]}) + "\n")
+    assert run(["He was", "She was"]) == [["x", "y", "z"], first[1]]
+    assert len(run(["He was"], samples=2)[0]) == 2  # other settings: made anew

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from glamcli.evals.results.journal import Journal, digest
+
+CONDITIONS = {"step": 3, "suite": "quick"}
+
+
+def test_an_unfinished_file_is_gone_on_with(tmp_path):
+    first = Journal.open(tmp_path, CONDITIONS)
+    first.add("a", {"nats": "x"})
+    first.add("b", {"nats": "y"})
+    second = Journal.open(tmp_path, CONDITIONS)
+    assert len(second.known) == 2
+    assert (second.get("b") or {})["nats"] == "y"
+    assert second.get("c") is None
+    second.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "c", "na', b'{"key": "c"}', b"\xff\xfe\n", b"[1]\n"])
+def test_a_torn_last_line_is_dropped_and_written_over(tmp_path, torn):
+    journal = Journal.open(tmp_path, CONDITIONS)
+    journal.add("a", {})
+    with journal.path.open("ab") as file:
+        file.write(torn)
+    again = Journal.open(tmp_path, CONDITIONS)
+    assert len(again.known) == 1
+    again.add("d", {})
+    assert len(Journal.open(tmp_path, CONDITIONS).known) == 2
+
+
+def test_other_conditions_have_another_file_and_fresh_starts_over(tmp_path):
+    Journal.open(tmp_path, CONDITIONS).add("a", {})
+    assert len(Journal.open(tmp_path, {**CONDITIONS, "step": 4}).known) == 0
+    assert len(Journal.open(tmp_path, CONDITIONS).known) == 1
+    assert len(Journal.open(tmp_path, CONDITIONS, fresh=True).known) == 0
+
+
+def test_a_file_of_something_else_is_not_believed(tmp_path):
+    journal = Journal.open(tmp_path, CONDITIONS)
+    journal.path.write_text('{"step": 9}\n{"key": "a"}\n')
+    assert len(Journal.open(tmp_path, CONDITIONS).known) == 0
+
+
+def test_a_digest_tells_shapes_and_types_apart():
+    zeros = np.zeros((2, 3), np.int32)
+    told = {digest([x]) for x in (zeros, zeros.T, zeros.astype(np.int8), zeros[:1], [0, 0])}
+    assert len(told) == 5

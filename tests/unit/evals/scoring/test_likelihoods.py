@@ -1,0 +1,169 @@
+from zlib import crc32
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glamcli.data.tokenizer import Bytes
+from glamcli.errors import CheckpointError
+from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.evals.scoring.tokens import Scorable, scorable, split_tokens
+
+
+class Pairs:
+    """A tokenizer that joins letters two by two, so that pieces may span any border."""
+
+    bos_id = 2
+
+    def encode(self, text):
+        return [crc32(text[i : i + 2].encode()) % 1000 + 10 for i in range(0, len(text), 2)]
+
+
+def test_context_and_continuation_are_split_where_the_context_ends():
+    context, scored = split_tokens(Bytes(), "Q: a", " b")
+    assert (Bytes().decode(context), Bytes().decode(scored)) == ("Q: a", " b")
+
+
+def test_trailing_blanks_belong_to_what_is_scored():
+    context, scored = split_tokens(Bytes(), "Q: \n", "b")
+    assert (Bytes().decode(context), Bytes().decode(scored)) == ("Q:", " \nb")
+
+
+@given(st.text("abc", max_size=7), st.text("abc", min_size=1, max_size=7))
+def test_every_character_of_the_continuation_is_scored(context, continuation):
+    first, scored = split_tokens(Pairs(), context, continuation)
+    assert [*first, *scored] == Pairs().encode(context + continuation)
+    assert len(scored) >= 1
+    assert len(first) * 2 <= len(context)
+
+
+def test_an_empty_context_is_the_beginning_of_a_document():
+    (made,) = scorable(Bytes(), [("", "ab")], window=8) or []
+    assert made.ids == (2, *Bytes().encode("ab"))
+    assert made.num_scored == 2
+
+
+@pytest.mark.parametrize("window", [5, 6, 7, 20])
+def test_the_beginning_of_a_context_is_cut_alike_for_all_options(window):
+    made = scorable(Bytes(), [("context", "12"), ("context", "12345")], window) or []
+    contexts = [Bytes().decode(list(each.ids[1 : -each.num_scored])) for each in made]
+    assert contexts == ["context"[max(0, 7 - (window - 5)) :]] * 2
+    assert all(each.num_inputs <= window for each in made)
+    assert made[1].num_cut == max(0, 7 - (window - 5))
+
+
+def test_an_option_longer_than_the_window_is_refused():
+    assert scorable(Bytes(), [("context", "123456")], 5) is None
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Options behind long common contexts, behind short ones, and requests by themselves."""
+    items = [
+        [("The river and the stone" * (i % 4), f" run{'s' * o} {i}") for o in range(1 + i % 3)]
+        for i in range(17)
+    ]
+    items.append(
+        [("Ann met Mary in the old house; Ann", " left."), ("Ann met Mary in it", " left.")]
+    )
+    return [scorable(Bytes(), pairs, 256) or [] for pairs in items]
+
+
+def make(subject, **options):
+    return Likelihoods(subject.decoder, subject.params, window=256, vocab_size=259, **options)
+
+
+@pytest.fixture(scope="module")
+def together(subject):
+    return make(subject, batch_tokens=256)
+
+
+def full_softmax(subject, request):
+    """Log-probabilities of the scored tokens, by one pass over the whole request."""
+    tokens = np.zeros((1, 128), np.int32)
+    tokens[0, : request.num_inputs] = request.ids[:-1]
+    segments = (np.arange(128)[None] < request.num_inputs).astype(np.int32)
+
+    def full(params):
+        x, _ = subject.decoder.hidden(params, tokens, segments, dispatch="dropless")
+        return jax.nn.log_softmax(subject.decoder.logits(params, x), axis=-1)[0]
+
+    logp = np.asarray(jax.jit(full)(subject.params))
+    places = range(request.num_inputs - request.num_scored, request.num_inputs)
+    return [logp[place, request.ids[place + 1]] for place in places]
+
+
+@pytest.mark.slow
+def test_shared_and_batched_scores_equal_one_by_one_and_the_full_softmax(subject, together, groups):
+    found = together.score(groups)
+    alone = make(subject, batch_tokens=1, share_prefixes=False)
+    one_by_one = [[alone.score([[each]])[0][0] for each in group] for group in groups]
+    for group, first, second in zip(groups, found, one_by_one, strict=True):
+        for request, a, b in zip(group, first, second, strict=True):
+            np.testing.assert_allclose(a.token_nats, b.token_nats, rtol=1e-5, atol=2e-5)
+            assert a.greedy == b.greedy
+            assert len(a.token_nats) == request.num_scored
+    wanted = full_softmax(subject, groups[11][2])
+    np.testing.assert_allclose(found[11][2].token_nats, wanted, rtol=1e-5, atol=2e-5)
+    assert found[11][2].total == pytest.approx(sum(wanted), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Questions behind two long beginnings, one of them with more of its own before the options."""
+    shots = "A stone is grey.\nA river is wet.\nThe moon is cold.\n" * 2
+    passage = "Ann and Mary met in the old house by the river, where it was cold and grey."
+    longer = "Number {} of the long list of words is "
+    items = [[(shots + longer.format(i), end) for end in ("one", "two")] for i in range(3)]
+    items += [[(shots + f"No. {i}: ", end) for end in ("one", "two", "six")] for i in range(3)]
+    items += [[(f"{passage} Question {i}:", " yes")] for i in range(5)]
+    items += [[("Alone: ", "yes"), ("Alone: ", "no")]]
+    return [scorable(Bytes(), pairs, 256) or [] for pairs in items]
+
+
+@pytest.mark.slow
+def test_what_items_share_is_read_once_and_changes_no_score(subject, together, told):
+    shared = make(subject, batch_tokens=256, min_saved=0)
+    found = shared.score(told)
+    wanted = together.score(told)
+    for ours, theirs in zip(found, wanted, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            # Sums of up to 128 float32 products in another order: 1e-6 each, at logits around 1.
+            np.testing.assert_allclose(a.token_nats, b.token_nats, rtol=1e-5, atol=2e-5)
+            assert a.greedy == b.greedy
+    for first, second in zip(found, wanted, strict=True):
+        assert np.argmax([each.total for each in first]) == np.argmax(
+            [each.total for each in second]
+        )
+    before = shared.num_tokens
+    shared.score(told[:6])
+    flat = make(subject, batch_tokens=256, share_prefixes=False)
+    flat.score(told[:6])
+    assert shared.num_tokens - before < 0.6 * flat.num_tokens
+
+
+def test_each_shape_is_compiled_once(together, groups):
+    together.score(groups)
+    shapes = together.num_shapes
+    together.score(groups[::-1])
+    together.score(groups[:5])
+    assert together.num_shapes == shapes
+
+
+def test_greedy_is_told_from_anything_else(subject, together):
+    ids = subject.generator.encode("The")
+    (best,) = subject.generator.beams([ids], width=1, tokens=3, alpha=0.0)[0]
+    good = Scorable((*ids, *best.ids), 3)
+    bad = Scorable((*ids, *best.ids[:2], (best.ids[2] + 1) % 200 + 3), 3)
+    ((first,), (second,)) = together.score([[good], [bad]])
+    assert (first.greedy, second.greedy) == (True, False)
+    np.testing.assert_allclose(first.token_nats, best.token_nats, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_refused(subject, groups):
+    params = jax.tree.map(lambda x: x * np.float32("nan"), subject.params)
+    model = Likelihoods(subject.decoder, params, window=256, vocab_size=259)
+    with pytest.raises(CheckpointError, match="not finite"):
+        model.score(groups[:1])

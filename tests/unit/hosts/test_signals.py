@@ -1,0 +1,60 @@
+"""The first signal asks, the second leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from glamcli.hosts.signals import listening
+from glamcli.progress import Silent
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_is_noted_and_the_program_goes_on(number):
+    before = signal.getsignal(number)
+    with listening(Silent()) as stop:
+        stop.at_once = False
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 5
+        while not stop.requested and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stop.signal == number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_training_a_request_interrupts(number):
+    def prepare_data():
+        with listening(Silent()):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_data()
+
+
+def test_a_second_request_ends_the_process_even_while_the_main_thread_is_in_c():
+    # Key derivation stays in C for minutes, as compilation does; Python's own handlers would wait.
+    code = """
+import hashlib
+from glamcli.progress import Silent
+from glamcli.hosts.signals import listening
+with listening(Silent()) as stop:
+    stop.at_once = False
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    assert time.monotonic() - started < 10
+    process.stdout.close()
