@@ -11,8 +11,11 @@ import re
 
 EXIT_PREEMPTED = 75
 EXIT_WATCHDOG = 86
-# What a shell makes of SIGABRT: `jax.distributed` aborts when it misses another process.
+# As a shell reports SIGINT, SIGABRT (`jax.distributed` aborts when it misses another process) and
+# SIGPIPE.
+EXIT_INTERRUPTED = 130
 EXIT_PEER_GONE = 134
+EXIT_BROKEN_PIPE = 141
 
 
 # Up to the last `@` before a slash; a query of a web address, and any that has a `key=value`.

@@ -20,7 +20,7 @@ import click
 
 import glamcli
 from glamcli import libtpu
-from glamcli.errors import GlamError, printable, redacted
+from glamcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, GlamError, printable, redacted
 
 COMMANDS = {
     "train": "Train a recipe, or resume it; the same command does both.",
@@ -32,9 +32,6 @@ COMMANDS = {
     "tokenizer": "Train a tokenizer on a mixture, or look into one.",
     "doctor": "Say what this machine offers to a run, and prove meshes equal.",
 }
-
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 
 @dataclass

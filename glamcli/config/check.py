@@ -7,19 +7,18 @@ the field a person would edit, and names the nearest values that work.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, get_args
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
 from glamcli.config.files import is_path, suite_names
-from glamcli.config.nearest import divisors, multiples, use
-from glamcli.config.schema import Mesh, MeshAxis, Mixture, Optimizer, Recipe
+from glamcli.config.mixtures import Mixture
+from glamcli.config.nearest import Found, divisors, multiples, use
+from glamcli.config.rules import MeshAxis
+from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
 from glamcli.config.yaml import shown
 
-# Ids of the byte tokenizer: three special ones and 256 bytes.
-BYTES_VOCAB = 259
 # SentencePiece with byte fallback: 4 special pieces, 256 bytes, and some characters.
 MIN_PIECES = 300
 
@@ -52,9 +51,6 @@ def check(loaded: Checkable, mixture: Mixture | None = None) -> list[Problem]:
         *(_heldout(recipe, mixture) if mixture else ()),
     ]
     return [Problem(loaded.place(key), what, hint) for key, what, hint in found]
-
-
-Found = Iterator[tuple[str, str, str | None]]
 
 
 def _model(recipe: Recipe) -> Found:
@@ -183,11 +179,11 @@ def _mesh(recipe: Recipe) -> Found:
 def _tokenizer(recipe: Recipe) -> Found:
     tokenizer, vocab = recipe.data.tokenizer, recipe.model.vocab_size
     if tokenizer.kind == "bytes":
-        if vocab < BYTES_VOCAB:
+        if vocab < NUM_BYTE_IDS:
             yield (
                 "model.vocab_size",
-                f"bytes need {BYTES_VOCAB} ids, but `model.vocab_size` is {vocab}",
-                use(BYTES_VOCAB, 320),
+                f"bytes need {NUM_BYTE_IDS} ids, but `model.vocab_size` is {vocab}",
+                use(NUM_BYTE_IDS, 320),
             )
         for name in ("path", "train_vocab_size"):
             if getattr(tokenizer, name) is not None:

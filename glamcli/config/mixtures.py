@@ -6,11 +6,55 @@ import glob
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from glamcli.config import yaml
 from glamcli.config.explain import Problem, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find
-from glamcli.config.schema import Mixture
+from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
+
+
+class Source(Settings):
+    """One weighted source of documents in a mixture file."""
+
+    kind: Literal["embedded", "jsonl", "text", "array_record", "tfds"]
+    path: str | None = None
+    """file, glob or folder; local, or remote by URL (gs://, s3://, https://)."""
+    weight: NotNegative
+    """share of training rows (rows, hence tokens); weights are relative."""
+    about: str = ""
+    field: str = "text"
+    """the field that holds a document, for jsonl, array_record and tfds."""
+    split: str | None = None
+    """tfds: the split, for example `train` or `train[:10%]`."""
+    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """keep only documents whose fields equal these values; one without the field is left out, and
+    a field that no document has is an error."""
+    min_chars: CountOrZero = 0
+    """drop shorter documents."""
+    separator: Literal["file", "blank_line", "line"] = "file"
+    """text: what ends a document."""
+    tokens: Count | None = None
+    """published size in tokens, for planning; preparation counts the real ones."""
+    max_documents: Count | None = None
+
+
+class Stage(Settings):
+    from_step: CountOrZero
+    weights: dict[str, NotNegative]
+
+
+class Mixture(Settings):
+    """Weighted sources. Row k of a run is a pure function of (seed, stages, k)."""
+
+    about: str = ""
+    sources: dict[str, Source] = Field(min_length=1)
+    heldout_frac: Fraction = 0.01
+    """documents of every source kept out of training, chosen by a hash of their text."""
+    stages: tuple[Stage, ...] = ()
+    """changes of weights at later steps; a source left out gets weight 0 from there on."""
 
 
 def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixture:

@@ -1,8 +1,12 @@
-"""Advice: the values nearest to one that was refused."""
+"""What a rule between fields yields, and advice: the values nearest to a refused one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+
+Found = Iterator[tuple[str, str, str | None]]
+"""(key, what, hint) of every contradiction, the key being the one to edit."""
 
 
 def use(*values: int) -> str:

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Count = Annotated[int, Field(ge=1, le=10**15)]
-CountOrZero = Annotated[int, Field(ge=0, le=10**15)]
-Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from glamcli.config.rules import Rules
+from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Positive, Settings
 
 
 class Model(Settings):
@@ -153,17 +146,21 @@ class Every(Settings):
     checkpoint_steps: Count | None = 1000
 
 
-class Heldout(Settings):
+class HeldoutSettings(Settings):
     rows: Count = 64
     """held-out rows scored per source, at most."""
 
 
-class Checkpoints(Settings):
+class CheckpointSettings(Settings):
     keep: Count = 3
     """newest checkpoints kept."""
 
 
-class Tokenizer(Settings):
+NUM_BYTE_IDS = 259
+"""ids of the `bytes` tokenizer: three special ones and 256 bytes."""
+
+
+class TokenizerSettings(Settings):
     kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
     path: str | None = None
     """a SentencePiece model file; None trains one on the mixture (`glam tokenizer train`)."""
@@ -174,7 +171,7 @@ class Tokenizer(Settings):
 class Data(Settings):
     mixture: str
     """a mixture by name, or a path relative to the recipe."""
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: TokenizerSettings = TokenizerSettings()
     packing: Literal["fill", "whole"] = "fill"
     """`fill`: rows are filled to the last token and long documents continue in the next row;
     `whole`: a document that fits into a row is never split, the rest of the row is padding."""
@@ -182,64 +179,6 @@ class Data(Settings):
     """where tokenizers and prepared rows are kept; None is the user's cache folder."""
     prepare_processes: CountOrZero = 0
     """processes that tokenise and pack; 0 is one per core."""
-
-
-MeshAxis = Literal["slice", "stage", "data", "expert", "model"]
-Split = tuple[MeshAxis, ...]
-
-
-class Rules(Settings):
-    """Which mesh axes each logical axis of an array is split over: the one sharding table.
-
-    The defaults are the two-dimensional layout of GSPMD and GLaM. Every name is a dimension of
-    weights or of activations (`act_`, `batch`, `seq`, `group`); [] keeps it whole.
-    """
-
-    layers: Split = ("stage",)
-    """[L] layers, stacked."""
-    vocab: Split = ("model",)
-    """[V] rows of the embedding table."""
-    embed: Split = ("data", "expert")
-    """[M] of the embedding and of all weights outside experts."""
-    heads: Split = ("model",)
-    """[N] of attention weights and position biases."""
-    head_dim: Split = ()
-    """[D] of attention weights."""
-    mlp: Split = ("model",)
-    """[H] of dense feed-forward weights."""
-    buckets: Split = ()
-    """[R] of position biases."""
-    expert: Split = ("expert",)
-    """[E] of expert weights."""
-    expert_embed: Split = ("data",)
-    """[M] of expert weights."""
-    expert_mlp: Split = ("model",)
-    """[H] of expert weights: more than one device per expert."""
-    batch: Split = ("slice", "data", "expert")
-    """[B] rows."""
-    seq: Split | None = None
-    """[S] tokens of a row, in the residual stream and its norms; None: see `mesh.residual`."""
-    act_embed: Split | None = None
-    """[M] of the residual stream; None: see `mesh.residual`."""
-    act_heads: Split = ("model",)
-    """[N] of queries, keys and values."""
-    act_mlp: Split = ("model",)
-    """[H] inside dense feed-forward layers."""
-    act_vocab: Split = ("model",)
-    """[V] of logits."""
-    outer_batch: Split | None = None
-    """[B] rows outside the layers, at the embedding and the softmax, where the stages of a pipeline
-    share the work; None: those of `batch`, then `stage`."""
-    group: Split = ("slice", "data", "expert")
-    """[G] groups of tokens, before they move to their experts and after."""
-    expert_group: Split = ("slice", "data")
-    """[G] while tokens are with their experts."""
-    act_expert: Split = ("expert",)
-    """[E] of tokens at their experts."""
-    act_expert_embed: Split = ("model",)
-    """[M] of tokens on their way to experts and back."""
-    act_expert_mlp: Split = ("model",)
-    """[H] inside experts."""
 
 
 class Mesh(Settings):
@@ -293,7 +232,7 @@ class Runtime(Settings):
     with 86; compiling, restoring and saving may take ten times as long. null waits for ever."""
 
 
-class Plan(Settings):
+class PlanSettings(Settings):
     target: str | None = None
     """devices that the recipe's mesh is meant for, as `glam plan --target` names them."""
 
@@ -336,53 +275,12 @@ class Recipe(Settings):
     loss: Loss = Loss()
     train: Train
     every: Every = Every()
-    heldout: Heldout = Heldout()
+    heldout: HeldoutSettings = HeldoutSettings()
     eval: Eval = Eval()
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     data: Data
     mesh: Mesh = Mesh()
     pipeline: Pipeline = Pipeline()
-    plan: Plan = Plan()
+    plan: PlanSettings = PlanSettings()
     runtime: Runtime = Runtime()
     finish: Finish = Finish()
-
-
-class Source(Settings):
-    """One weighted source of documents in a mixture file."""
-
-    kind: Literal["embedded", "jsonl", "text", "array_record", "tfds"]
-    path: str | None = None
-    """file, glob or folder; local, or remote by URL (gs://, s3://, https://)."""
-    weight: NotNegative
-    """share of training rows (rows, hence tokens); weights are relative."""
-    about: str = ""
-    field: str = "text"
-    """the field that holds a document, for jsonl, array_record and tfds."""
-    split: str | None = None
-    """tfds: the split, for example `train` or `train[:10%]`."""
-    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """keep only documents whose fields equal these values; one without the field is left out, and
-    a field that no document has is an error."""
-    min_chars: CountOrZero = 0
-    """drop shorter documents."""
-    separator: Literal["file", "blank_line", "line"] = "file"
-    """text: what ends a document."""
-    tokens: Count | None = None
-    """published size in tokens, for planning; preparation counts the real ones."""
-    max_documents: Count | None = None
-
-
-class Stage(Settings):
-    from_step: CountOrZero
-    weights: dict[str, NotNegative]
-
-
-class Mixture(Settings):
-    """Weighted sources. Row k of a run is a pure function of (seed, stages, k)."""
-
-    about: str = ""
-    sources: dict[str, Source] = Field(min_length=1)
-    heldout_frac: Fraction = 0.01
-    """documents of every source kept out of training, chosen by a hash of their text."""
-    stages: tuple[Stage, ...] = ()
-    """changes of weights at later steps; a source left out gets weight 0 from there on."""

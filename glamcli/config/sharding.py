@@ -8,13 +8,14 @@ refused while the recipe is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from glamcli.config.schema import Mesh, Recipe, Rules
+from glamcli.config.nearest import Found
+from glamcli.config.rules import Rules
+from glamcli.config.schema import Mesh, Recipe
 from glamcli.config.sizes import num_blocks
 
 Axes = tuple[str | None, ...]
-Found = Iterator[tuple[str, str, str | None]]
 
 _ATTENTION: Mapping[str, Axes] = {
     "attention.query": ("layers", "embed", "heads", "head_dim"),

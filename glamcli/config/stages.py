@@ -6,15 +6,12 @@ The schedule itself runs in `parallel/pipeline.py`. This file needs no jax.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from glamcli.config.nearest import divisors, multiples, use
+from glamcli.config.nearest import Found, divisors, multiples, use
 from glamcli.config.schema import Pipeline, Recipe
 from glamcli.config.sharding import shards, table
 from glamcli.config.sizes import num_blocks
-
-Found = Iterator[tuple[str, str, str | None]]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from glamcli.config.schema import Mixture
+from glamcli.config.mixtures import Mixture
 from glamcli.data.sources import documents
 from glamcli.progress import Progress
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glamcli import atomic
-from glamcli.config.mixtures import load_mixture, source_weights
-from glamcli.config.schema import Mixture, Recipe
+from glamcli.config.mixtures import Mixture, load_mixture, source_weights
+from glamcli.config.schema import Recipe
 from glamcli.data.cache import writing_cache
 from glamcli.data.mixture import Schedule
 from glamcli.data.prepare import Prepared, prepare

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glamcli.config.schema import Mixture, Recipe, Source
+from glamcli.config.mixtures import Mixture, Source
+from glamcli.config.schema import Recipe
 from glamcli.data.parts import (
     DOCUMENTS_FILE,
     KEPT_CHARS,

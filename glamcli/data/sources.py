@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from glamcli.config.schema import Source
+from glamcli.config.mixtures import Source
 from glamcli.data import embedded
 from glamcli.data.source_files import File, content_hash, find, lines, local, local_path
 from glamcli.errors import DataError

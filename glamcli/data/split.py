@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glamcli import atomic
-from glamcli.config.schema import Mixture
+from glamcli.config.mixtures import Mixture
 from glamcli.data.cache import writing_cache
 from glamcli.data.sources import documents, source_inputs
 from glamcli.progress import Progress

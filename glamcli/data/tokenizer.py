@@ -17,6 +17,7 @@ import numpy as np
 import sentencepiece
 
 from glamcli import atomic
+from glamcli.config.schema import NUM_BYTE_IDS
 from glamcli.errors import DataError
 
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
@@ -57,10 +58,10 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """UTF-8 bytes: id 3 + byte, 259 ids."""
+    """UTF-8 bytes: id 3 + byte."""
 
     kind = "bytes"
-    vocab_size = NUM_SPECIAL + 256
+    vocab_size = NUM_BYTE_IDS
     fingerprint = hashlib.sha256(b"glam bytes tokenizer 1").hexdigest()
     pad_id, eos_id, bos_id = PAD_ID, EOS_ID, BOS_ID
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from glamcli import atomic
-from glamcli.config.schema import Mixture, Recipe, Source
+from glamcli.config.mixtures import Mixture, Source
+from glamcli.config.schema import Recipe
 from glamcli.data.cache import writing_cache
 from glamcli.data.sources import documents, source_inputs
 from glamcli.data.split import Sides, decide

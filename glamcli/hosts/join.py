@@ -25,7 +25,14 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from glamcli.config.schema import Runtime
-from glamcli.errors import DataError, GlamError, Preempted, RecipeError
+from glamcli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    DataError,
+    GlamError,
+    Preempted,
+    RecipeError,
+)
 from glamcli.hosts.wire import GONE_SECONDS, Wire, meet, split_address
 from glamcli.progress import Progress, Silent
 
@@ -165,9 +172,9 @@ class Host:
             error.is_told = True
             self.tell(what, hint)
         elif isinstance(error, KeyboardInterrupt):
-            what, hint, code = "interrupted", None, 130
+            what, hint, code = "interrupted", None, EXIT_INTERRUPTED
         elif isinstance(error, BrokenPipeError):
-            what, hint, code = "whoever read its output left", None, 141
+            what, hint, code = "its output pipe was closed", None, EXIT_BROKEN_PIPE
         else:
             first = next(iter(str(error).splitlines()), "")
             what, hint, code = f"{type(error).__name__}: {first}", None, 1

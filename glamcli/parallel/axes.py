@@ -20,19 +20,20 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config import schema
+from glamcli.config.rules import MeshAxis, Rules
 from glamcli.config.sharding import table
 from glamcli.errors import RecipeError
 
 Axes = tuple[str | None, ...]
 
-MESH_AXES: tuple[str, ...] = get_args(schema.MeshAxis)
+MESH_AXES: tuple[str, ...] = get_args(MeshAxis)
 
 
 @dataclass(frozen=True)
 class Layout:
     """A sharding table. Hashable, so that compiled functions may depend on it."""
 
-    rules: schema.Rules
+    rules: Rules
 
     @classmethod
     def of(cls, mesh: schema.Mesh) -> Layout:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.config.schema import MeshAxis
+from glamcli.config.rules import MeshAxis
 from glamcli.config.sharding import table
 from glamcli.doctor.parity import CASES, DISPATCHES, Case, Parity, _relative, small
 

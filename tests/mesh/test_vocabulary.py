@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
+from glamcli.config.rules import Rules
 from glamcli.model import layers
 from glamcli.model.kernels import softmax
 from glamcli.model.params import blueprint
@@ -27,7 +28,7 @@ MESHES = {
     "sequence": schema.Mesh(data=2, model=4, residual="sequence"),
     "whole": schema.Mesh(slice=2, data=1, model=4, residual="whole"),
     "vocabulary over data": schema.Mesh(
-        data=4, model=2, rules=schema.Rules(vocab=("model",), embed=(), act_vocab=())
+        data=4, model=2, rules=Rules(vocab=("model",), embed=(), act_vocab=())
     ),
 }
 

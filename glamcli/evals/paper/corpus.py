@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glamcli.config.schema import Mixture
+from glamcli.config.mixtures import Mixture
 from glamcli.data.open import Dataset
 from glamcli.data.rows import Rows
 from glamcli.data.sources import Reading, documents

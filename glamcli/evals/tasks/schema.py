@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from glamcli.config.schema import Count, CountOrZero, Fraction, NotNegative, Settings
+from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
 from glamcli.evals.tasks import template
 
 Template = Annotated[str, AfterValidator(template.check)]

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from glamcli.config.load import leaves, load_mixture, load_recipe, read_settings, shipped
-from glamcli.config.schema import Batch, Settings
+from glamcli.config.schema import Batch
+from glamcli.config.settings import Settings
 from glamcli.errors import RecipeError
 
 SMALL = """\

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glamcli.config.schema import Batch, Data, Mixture, Model, Recipe, Source, Train
+from glamcli.config.mixtures import Mixture, Source
+from glamcli.config.schema import Batch, Data, Model, Recipe, Train
 from glamcli.data import prepare as preparing
 from glamcli.data import source_files, workers
 from glamcli.data.pack import pack

@@ -10,8 +10,7 @@ import pytest
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from glamcli.config.mixtures import load_mixture
-from glamcli.config.schema import Source
+from glamcli.config.mixtures import Source, load_mixture
 from glamcli.data.source_files import _base
 from glamcli.data.sources import Reading, documents, files
 from glamcli.errors import DataError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glamcli.config.schema import Mixture, Source
+from glamcli.config.mixtures import Mixture, Source
 from glamcli.data import split
 from glamcli.data.split import Sides, decide, digest, exceptions, first_documents
 from glamcli.progress import Silent

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from glamcli.config.schema import Batch, Data, Mixture, Model, Recipe, Source, Train
-from glamcli.config.schema import Tokenizer as TokenizerSpec
+from glamcli.config.mixtures import Mixture, Source
+from glamcli.config.schema import Batch, Data, Model, Recipe, Train
+from glamcli.config.schema import TokenizerSettings as TokenizerSpec
 from glamcli.data import vocabulary
 from glamcli.data.split import Sides, digest
 from glamcli.data.tokenizer import SentencePiece

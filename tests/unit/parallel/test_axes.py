@@ -4,6 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from glamcli.config import schema
+from glamcli.config.rules import Rules
 from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import GLAM, Layout, num_devices
@@ -36,7 +37,7 @@ def test_no_array_uses_a_mesh_axis_twice():
 
 
 def changed() -> Layout:
-    return Layout.of(schema.Mesh(rules=schema.Rules(embed=("data",), act_embed=())))
+    return Layout.of(schema.Mesh(rules=Rules(embed=("data",), act_embed=())))
 
 
 def test_a_recipe_may_change_single_rules():
