@@ -11,7 +11,7 @@ Called by `glam generate`, by the sample at the end of training, and by tasks wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from glamcli.beam_search import NEVER, Hypothesis, Search, TextStream
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import RecipeError
 from glamcli.hosts.join import whole
-from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.model.decoder import Decoder
 from glamcli.model.kv_cache import Cache, select_rows
 from glamcli.parallel.mesh import on_one_device, with_mesh_of
 
@@ -64,11 +64,10 @@ class Generator:
         compile_tokens: int = 16384,
     ):
         self.tokenizer = tokenizer
-        few = decoder.model.num_layers <= UNROLLED_LAYERS
-        self._apart = few and not decoder.apart and on_one_device(params)
+        self._apart = on_one_device(params) and decoder.is_shallow and not decoder.apart
         if self._apart:  # or every token would copy each block's weights out of their stack
             self._take_apart = jax.jit(decoder.taken_apart)
-            decoder = replace(decoder, apart=True)
+            decoder = decoder.for_one_device()
         self.renew(params)
         read = jax.jit(partial(_read, decoder, dispatch), static_argnames=("length",))
         self._read = with_mesh_of(params, read)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
-from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.model.decoder import Decoder
 from glamcli.parallel.mesh import make_mesh
 from glamcli.train import programs
 from glamcli.train.state import State, init_state, state_shardings
@@ -156,7 +156,7 @@ def small(recipe: Recipe) -> Recipe:
         update={
             "model": model.model_copy(
                 update={
-                    "num_layers": 2 if model.num_layers <= UNROLLED_LAYERS else 8,
+                    "num_layers": 2 if Decoder(model).is_shallow else 8,
                     "model_dim": 32,
                     "ffn_dim": 64,
                     "num_heads": NUM_DEVICES,

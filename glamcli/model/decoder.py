@@ -81,6 +81,21 @@ class Decoder:
         return self.model.num_layers // 2
 
     @property
+    def is_shallow(self) -> bool:
+        """Whether blocks run one after the other without a loop (`UNROLLED_LAYERS`)."""
+        return self.model.num_layers <= UNROLLED_LAYERS
+
+    @property
+    def eval_dispatch(self) -> Dispatch | None:
+        """How scoring and generation route tokens; None for a dense model."""
+        return None if self.moe is None else self.moe.eval_dispatch
+
+    def for_one_device(self) -> Decoder:
+        """The same model in the form that is fastest on one device: a shallow one's blocks
+        `apart`."""
+        return replace(self, apart=self.is_shallow)
+
+    @property
     def dtype(self) -> jnp.dtype:
         """The dtype of activations."""
         return jnp.dtype(self.model.activation_dtype)
@@ -244,7 +259,7 @@ class Decoder:
             segments_BS,
             group_rows=group_rows(self.moe, x_BSM.shape[1]),
             remat=self._rematerialised,
-            unroll=self._unrolled,
+            unroll=self.is_shallow,
         )
 
     def _over_blocks(
@@ -253,17 +268,13 @@ class Decoder:
         """What `jax.lax.scan` returns: the last x of block(x, (parameters, part of `others`)) run
         one after the other, and the rest of what they return, stacked. `others` may be a list."""
         if not self.apart:
-            return jax.lax.scan(block, x_BSM, (blocks, others), unroll=self._unrolled)
+            return jax.lax.scan(block, x_BSM, (blocks, others), unroll=self.is_shallow)
         returned = []
         others = others if isinstance(others, list) else unstack(others, self.num_blocks)
         for part in zip(blocks, others, strict=True):
             x_BSM, rest = block(x_BSM, part)
             returned.append(rest)
         return x_BSM, stack(returned)
-
-    @property
-    def _unrolled(self) -> bool:
-        return self.model.num_layers <= UNROLLED_LAYERS
 
     def _embed(self, params: Params, tokens_BS: Array) -> Array:
         x_BSM = self._embedding.bind(params["embedding"])(tokens_BS)
@@ -288,8 +299,8 @@ class Decoder:
     def _rematerialised(self, block: Callable) -> Callable:
         """The scan's body with what the backward pass computes again (`train.remat`)."""
         if self.remat == "full":
-            return jax.checkpoint(block, prevent_cse=self._unrolled)
+            return jax.checkpoint(block, prevent_cse=self.is_shallow)
         if self.remat == "dots":
             policy = jax.checkpoint_policies.dots_saveable
-            return jax.checkpoint(block, prevent_cse=self._unrolled, policy=policy)
+            return jax.checkpoint(block, prevent_cse=self.is_shallow, policy=policy)
         return block

@@ -131,9 +131,9 @@ def tally(
     """What a router did, as sums that add up over calls; `summary` makes means of them.
 
     `balance_sum` over groups (`balance_sums`), `groups` that count in it; over real tokens
-    `router_z_sum` and `entropy_sum`, and `tokens`, their number; `wanted_K` and `kept_K` choices,
-    kept choices per expert `kept_E`, first choices `first_E`, and `served_3` tokens that reached
-    0, 1, 2 experts. Only the losses carry a gradient.
+    `router_z_sum` and `entropy_sum`, and `tokens`, their number; `wanted_K` and `kept_K` choices;
+    per expert `wanted_E` choices before capacity, `kept_E` after it, and first choices `first_E`;
+    `served_3` tokens that reached 0, 1, 2 experts. Only the losses carry a gradient.
     """
     expert_E = jnp.arange(probs_GSE.shape[-1], dtype=jnp.int32)
     chosen_GSKE = route.expert_GSK[..., None] == expert_E[None, None, None, :]
@@ -149,6 +149,7 @@ def tally(
         "tokens": _count(real_GS, axis=(0, 1)),
         "wanted_K": _count(route.wanted_GSK, axis=(0, 1)),
         "kept_K": _count(route.kept_GSK, axis=(0, 1)),
+        "wanted_E": _count(chosen_GSKE & route.wanted_GSK[..., None], axis=(0, 1, 2)),
         "kept_E": _count(chosen_GSKE & route.kept_GSK[..., None], axis=(0, 1, 2)),
         "first_E": _count(chosen_GSKE[:, :, 0] & real_GS[:, :, None], axis=(0, 1)),
         "served_3": _count(served_GS3 & real_GS[:, :, None], axis=(0, 1)),
@@ -186,18 +187,20 @@ def router_z_sum(logits_GSE: Array, real_GS: Array) -> Array:
 def summary(sums: dict[str, Array]) -> dict[str, Array]:
     """Both router losses, without coefficients, and diagnostics, all float32, from tallies.
 
-    Leading dimensions (layers) stay. `load_E` share of kept choices per expert; `first_E` share of
-    first choices; `dropped_*_frac` choices turned away for lack of room, of those wanted;
-    `served_3` share of real tokens that reached 0, 1, 2 experts; `dead_experts` experts that no
-    token reached.
+    Leading dimensions (layers) stay. Per expert `wanted_E`, its share of choices before capacity,
+    `load_E`, of kept choices, and `first_E`, of first choices; `dropped_*_frac` choices turned away
+    for lack of room, of those wanted; `served_3` share of real tokens that reached 0, 1, 2 experts;
+    `dead_experts` experts that no token reached.
     """
-    tokens, wanted_K, kept_E = sums["tokens"], sums["wanted_K"], sums["kept_E"]
+    tokens, wanted_K = sums["tokens"], sums["wanted_K"]
+    wanted_E, kept_E = sums["wanted_E"], sums["kept_E"]
     dropped_K = wanted_K - sums["kept_K"]
     has_second = wanted_K.shape[-1] > 1
     second_frac = _over(dropped_K[..., -1], wanted_K[..., -1])
     return {
         "balance_loss": _over(sums["balance_sum"], sums["groups"]),
         "router_z_loss": _over(sums["router_z_sum"], tokens),
+        "wanted_E": _over(wanted_E, jnp.sum(wanted_E, axis=-1, keepdims=True)),
         "load_E": _over(kept_E, jnp.sum(kept_E, axis=-1, keepdims=True)),
         "first_E": _over(sums["first_E"], tokens[..., None]),
         "dropped_first_frac": _over(dropped_K[..., 0], wanted_K[..., 0]),

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered, Traced
 
 from glamcli.config.schema import Recipe
-from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import check_batch, local_rows
 from glamcli.train.state import abstract_state, state_shardings, together
@@ -40,9 +40,9 @@ def make_decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
 def decoder_for(recipe: Recipe, mesh_shape: dict[str, int]) -> Decoder:
     """The same for a mesh that is known by its shape alone."""
     layout = Layout.of(recipe.mesh)
-    one_device = math.prod(mesh_shape.values()) == 1
-    apart = one_device and recipe.model.num_layers <= UNROLLED_LAYERS
-    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, layout, apart)
+    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, layout)
+    if math.prod(mesh_shape.values()) == 1:
+        decoder = decoder.for_one_device()
     check_batch(recipe.batch, layout, mesh_shape, recipe.pipeline.microbatches or 1)
     layout.check_divides(mesh_shape, decoder.shapes, decoder.axes)
     return decoder

@@ -63,14 +63,13 @@ def make_heldout_step(
     decoder: Decoder, recipe: Recipe, num_sources: int
 ) -> Callable[[Tree, Batch], Sums]:
     """The function (params, batch) -> sums of the loss, routed as for evaluation."""
-    dispatch = None if recipe.moe is None else recipe.moe.eval_dispatch
 
     def heldout_step(params: Tree, batch: Batch) -> Sums:
         x_BSM, _ = decoder.hidden(
             params,
             batch["tokens"],
             batch["segments"],
-            dispatch=dispatch,
+            dispatch=decoder.eval_dispatch,
             schedule=schedule(recipe),
         )
         nats_BS, logz_BS = decoder.losses(params, x_BSM, batch["targets"])

@@ -56,7 +56,7 @@ def test_any_split_into_steps_equals_the_full_pass(chunks):
 def test_a_model_so_deep_that_it_is_scanned_decodes_the_same(dtype, share):
     changes = {"num_layers": UNROLLED_LAYERS + 2, "activation_dtype": dtype}
     decoder = Decoder(MODEL.model_copy(update=changes), MOE)
-    assert not decoder._unrolled
+    assert not decoder.is_shallow
     ones = np.ones((B, S), np.int32)
 
     @jax.jit

@@ -290,6 +290,7 @@ def test_diagnostics_of_the_worked_example():
     logits_GSE = jnp.log(jnp.asarray(PROBS_SE, jnp.float32))[None]
     real_GS = jnp.ones((1, 6), bool)
     found = measured(logits_GSE, real_GS, moe, 2)
+    np.testing.assert_allclose(found["wanted_E"], [5 / 12, 4 / 12, 3 / 12], rtol=1e-6)
     np.testing.assert_allclose(found["load_E"], [2 / 6, 2 / 6, 2 / 6], rtol=1e-6)
     np.testing.assert_allclose(found["first_E"], [4 / 6, 1 / 6, 1 / 6], rtol=1e-6)
     np.testing.assert_allclose(found["dropped_first_frac"], 2 / 6, rtol=1e-6)
