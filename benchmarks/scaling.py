@@ -126,6 +126,7 @@ class Formula:
 
 def by_formula(point: Point) -> Formula:
     """A point by `glamcli/plan/formula.py`; nothing is compiled."""
+    from glamcli.config.chips import load_chips
     from glamcli.config.load import load_recipe
     from glamcli.config.sizes import count
     from glamcli.parallel.mesh import mesh_shape
@@ -134,7 +135,7 @@ def by_formula(point: Point) -> Formula:
     from glamcli.plan.network import Network
 
     recipe = load_recipe(point.recipe, point.sets).recipe
-    devices = topology.parse(point.target, topology.load_chips())
+    devices = topology.parse_target(point.target, load_chips())
     shape = mesh_shape(recipe.mesh, devices.num_devices)
     found = formula.estimate(recipe, state_bytes(recipe, shape), Network(devices, None, shape))
     return Formula(devices.num_chips, count(recipe).total, found.total / 2**30, found.seconds)

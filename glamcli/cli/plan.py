@@ -14,15 +14,17 @@ import click
 
 from glamcli import libtpu
 from glamcli.cli.options import json_option, set_option
+from glamcli.config.chips import CHIPS_FILE, load_chips
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.errors import PlanError, RecipeError
 
 if TYPE_CHECKING:
+    from glamcli.config.chips import Chip
     from glamcli.plan.planner import Plan, Prices
-    from glamcli.plan.search import Found
-    from glamcli.plan.topology import Chip, Target
+    from glamcli.plan.search import SearchResult
+    from glamcli.plan.topology import Target
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 BAR_WIDTH = 52
 MAX_ROWS = 8
 MARKS = "█▓▒░▞▚·"
@@ -97,12 +99,14 @@ def command(
     from glamcli.plan import topology
     from glamcli.plan.planner import Prices
 
-    chips = topology.load_chips(chips_path or topology.TABLE)
+    chips = load_chips(chips_path or CHIPS_FILE)
     prices = Prices(price, watts, pue)
     if all_targets:
-        _tell_all(loaded, topology.kind(target, chips) if target else chips, prices, as_json)
+        _tell_all(
+            loaded, topology.chips_of_kind(target, chips) if target else chips, prices, as_json
+        )
         return
-    devices = topology.parse(name, chips)
+    devices = topology.parse_target(name, chips)
     if searching:
         _tell_search(loaded, devices, prices, num_compiled, as_json)
         return
@@ -110,7 +114,7 @@ def command(
     if html is not None:
         _write_page(loaded, plan, html)
     if as_json:
-        click.echo(json.dumps({"event": "plan", "recipe": loaded.name, **plan.described()}))
+        click.echo(json.dumps({"event": "plan", "recipe": loaded.name, **plan.to_json()}))
         return
     _show(loaded, plan)
     if html is not None:
@@ -141,7 +145,7 @@ def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan
         return _interruptible(lambda: make_plan(loaded.recipe, target, prices))
 
 
-def _interruptible(run: Callable[[], T]) -> T:
+def _interruptible(run: Callable[[], _T]) -> _T:
     """`run()` in another thread: a compiler does not hear Ctrl-C for minutes, this thread does.
     `main.run` then ends the process without waiting for the other one."""
     future = ThreadPoolExecutor(1).submit(run)
@@ -163,7 +167,7 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     sections: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
         (
             ("array", "dimensions / mesh axes", f">each on a {words.device(plan)}"),
-            list(words.lives(plan)),
+            list(words.array_rows(plan)),
         ),
         (("operations", ">per token"), list(words.flops_rows(plan))),
     ]
@@ -241,7 +245,7 @@ def _tell_search(
         raise PlanError(f"none of {found.num_compiled} compiled layouts fits; the first: {why}")
 
 
-def _show_search(loaded: Loaded, target: Target, found: Found) -> None:
+def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
     from glamcli.cli import render
     from glamcli.plan import words
 
@@ -274,10 +278,10 @@ def _show_search(loaded: Loaded, target: Target, found: Found) -> None:
         click.echo(f"faster per token, but another run: {chosen}")
 
 
-def _emit_search(loaded: Loaded, found: Found) -> None:
+def _emit_search(loaded: Loaded, found: SearchResult) -> None:
     for candidate, plan in found.plans:
         about = {"settings": candidate.settings, "same_run": candidate.same_run}
-        row = {"event": "plan", "recipe": loaded.name, **about, **plan.described()}
+        row = {"event": "plan", "recipe": loaded.name, **about, **plan.to_json()}
         click.echo(json.dumps(row))
     for candidate, why in found.refused:
         row = {"event": "refused", "settings": candidate.settings, "why": why}
@@ -326,5 +330,5 @@ def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
 
 
 def _emit_slice(loaded: Loaded, chip: Chip, plan: Plan | None, why: str) -> None:
-    about = {"event": "plan", **plan.described()} if plan else {"event": "refused", "why": why}
+    about = {"event": "plan", **plan.to_json()} if plan else {"event": "refused", "why": why}
     click.echo(json.dumps({"recipe": loaded.name, "chip": chip.name, **about}))

@@ -102,7 +102,7 @@ def weights(recipe: Recipe) -> dict[str, Axes]:
     return {"embedding.table": ("vocab", "embed"), "final_norm.scale": (None,), **blocks}
 
 
-def sizes(recipe: Recipe) -> dict[str, tuple[int, str]]:
+def axis_sizes(recipe: Recipe) -> dict[str, tuple[int, str]]:
     """Size of every logical axis that must divide, and the recipe key that decides it."""
     model, moe, batch = recipe.model, recipe.moe, recipe.batch
     width, ffn = (model.model_dim, "model.model_dim"), (model.ffn_dim, "model.ffn_dim")
@@ -186,7 +186,7 @@ def _twice(
 def indivisible(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
     """(key, what, hint) of every width that does not split evenly over a mesh of these sizes; an
     axis whose size is not known yet counts as one."""
-    rules, known = table(recipe.mesh), sizes(recipe)
+    rules, known = table(recipe.mesh), axis_sizes(recipe)
     arrays = {**weights(recipe), **ACTIVATIONS}
     told = set()
     for array, axes in arrays.items():

@@ -15,7 +15,7 @@ from glamcli.config.sizes import num_blocks
 
 
 @dataclass(frozen=True)
-class Schedule:
+class PipelineSchedule:
     """How microbatches pass through the stages of a pipeline.
 
     One tick is a stage's share of the layers over one microbatch. Each stage has
@@ -44,12 +44,12 @@ class Schedule:
         return (self.stages - 1) / (self.microbatches * self.repeats)
 
 
-def schedule(recipe: Recipe) -> Schedule | None:
+def schedule(recipe: Recipe) -> PipelineSchedule | None:
     """The recipe's pipeline; None with one stage."""
     stages, pipeline = recipe.mesh.stage, recipe.pipeline
     if stages == 1 or pipeline.microbatches is None:
         return None
-    return Schedule(stages, pipeline.microbatches, pipeline.repeats)
+    return PipelineSchedule(stages, pipeline.microbatches, pipeline.repeats)
 
 
 def wrong(recipe: Recipe) -> Found:

@@ -18,7 +18,7 @@ from jax import Array
 
 from glamcli.config import schema
 from glamcli.config.sizes import group_rows
-from glamcli.config.stages import Schedule
+from glamcli.config.stages import PipelineSchedule
 from glamcli.model import kv_cache
 from glamcli.model.block import Block, Remat, Routing, Stats
 from glamcli.model.experts import Dispatch
@@ -127,7 +127,7 @@ class Decoder:
         *,
         dispatch: Dispatch | None = None,
         key: Array | None = None,
-        schedule: Schedule | None = None,
+        schedule: PipelineSchedule | None = None,
     ) -> tuple[Array, Stats]:
         """Hidden states ready for the softmax, and what routing measured, by expert layer.
 
@@ -235,7 +235,7 @@ class Decoder:
 
     def _pipelined(
         self,
-        schedule: Schedule,
+        schedule: PipelineSchedule,
         routing: Routing,
         params: Params,
         keys: Array | None,
@@ -249,7 +249,7 @@ class Decoder:
             bound = replace(self, layout=layout)._blocks.bind(params)
             return bound(x_BSM, segments_BS, replace(routing, key=key))
 
-        return pipeline.run(
+        return pipeline.run_stages(
             schedule,
             self.layout,
             block,

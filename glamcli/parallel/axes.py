@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config import schema
 from glamcli.config.rules import MeshAxis, Rules
-from glamcli.config.sharding import table
+from glamcli.config.sharding import Axes, table
 from glamcli.errors import RecipeError
 
-Axes = tuple[str | None, ...]
+Tree = Any
+"""A nested dict of arrays, shapes or axes."""
 
 MESH_AXES: tuple[str, ...] = get_args(MeshAxis)
 

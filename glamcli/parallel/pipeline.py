@@ -2,8 +2,8 @@
 
 Every array has a leading dimension of stages, split over the mesh axis of `layers`, and each tick
 runs all stages at once, each on its own microbatch; what comes out moves to the next stage by a
-collective-permute, and from the last one back to the first. With P stages and X microbatches, of
-which the stages keep X / P each, microbatches go through in turns of P: a turn enters stage 0 on P
+collective-permute, and from the last one back to the first. With P stages and U microbatches, of
+which the stages keep U / P each, microbatches go through in turns of P: a turn enters stage 0 on P
 ticks in a row, passes all stages `repeats` times, and leaves the ring at stage 0 exactly as the
 next turn enters. So results take the places of inputs in one queue, and repeats need no other.
 
@@ -30,11 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glamcli.config.stages import Schedule
-from glamcli.parallel.axes import Axes, Layout
+from glamcli.config.stages import PipelineSchedule
+from glamcli.parallel.axes import Axes, Layout, Tree
 
-Tree = Any
-Block = Callable[[Layout, Array, Array, Tree, Array, Array], tuple[Array, Tree]]
+BlockFn = Callable[[Layout, Array, Array, Tree, Array, Array], tuple[Array, Tree]]
 """(layout, x, segments, parameters, number of the block, a number that no other rows of the step
 have) -> (x, measured)."""
 COPY_GRADIENTS = 8
@@ -44,10 +43,10 @@ STREAM = ("layers", None, "batch", "seq", "act_embed")
 MOVING = ("layers", "batch", "seq", "act_embed")
 
 
-def run(
-    schedule: Schedule,
+def run_stages(
+    schedule: PipelineSchedule,
     layout: Layout,
-    block: Block,
+    block: BlockFn,
     blocks: Tree,
     axes: Tree,
     x_BSM: Array,
@@ -65,16 +64,16 @@ def run(
 
     Shapes: [B, S, M]; measurements [blocks, ...].
     """
-    X = schedule.microbatches
+    U = schedule.microbatches
     order = _order(layout, schedule, x_BSM.shape[0], group_rows)
     stream = layout.constrain(_split(x_BSM, *order), *STREAM)
-    segments_XBS = _split(segments_BS, *order).reshape(X, -1, segments_BS.shape[1])
-    segments_XBS = layout.constrain(segments_XBS, None, "batch", None)
+    segments_UBS = _split(segments_BS, *order).reshape(U, -1, segments_BS.shape[1])
+    segments_UBS = layout.constrain(segments_UBS, None, "batch", None)
     shards = copied_over(layout, jax.sharding.get_abstract_mesh().shape, order[0])
     weights = jax.tree.map(
         partial(_copies, schedule, layout, shards), blocks, axes, is_leaf=lambda leaf: leaf is None
     )
-    all_stages = _all_stages(schedule, layout, shards, block, segments_XBS, remat, unroll)
+    all_stages = _all_stages(schedule, layout, shards, block, segments_UBS, remat, unroll)
     exchange = partial(_exchange, schedule, layout)
 
     def advance(carry: Any, tick: Array) -> tuple[Any, None]:
@@ -89,53 +88,53 @@ def run(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     ticks = jnp.arange(schedule.ticks, dtype=jnp.int32)
     with jax.named_scope("pipeline"):
-        (_, _, stream, total_PZR), _ = jax.lax.scan(advance, (*first, zeros), ticks)
+        (_, _, stream, total_PZI), _ = jax.lax.scan(advance, (*first, zeros), ticks)
     x_BSM = layout.constrain(_join(stream, *order), "outer_batch", "seq", "act_embed")
 
-    def by_block(total_PZR: Array) -> Array:
-        return jnp.swapaxes(jnp.sum(total_PZR, axis=1), 0, 1).reshape(-1, *total_PZR.shape[4:])
+    def by_block(total_PZI: Array) -> Array:
+        return jnp.swapaxes(jnp.sum(total_PZI, axis=1), 0, 1).reshape(-1, *total_PZI.shape[4:])
 
-    return x_BSM, jax.tree.map(by_block, total_PZR)
+    return x_BSM, jax.tree.map(by_block, total_PZI)
 
 
 def _all_stages(
-    schedule: Schedule,
+    schedule: PipelineSchedule,
     layout: Layout,
     shards: tuple[str, ...],
-    block: Block,
-    segments_XBS: Array,
+    block: BlockFn,
+    segments_UBS: Array,
     remat: Callable[[Callable], Callable],
     unroll: bool,
 ) -> Callable[[Tree, Array, Array], tuple[Array, Tree]]:
-    """(weights [P, Z, ...], tick, x_PBSM) -> (x_PBSM, what the blocks measured [P, Z, R, K, ...]):
+    """(weights [P, Z, ...], tick, x_PBSM) -> (x_PBSM, what the blocks measured [P, Z, I, L, ...]):
     one tick of all stages, every data shard by itself."""
-    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
+    P, U, I = schedule.stages, schedule.microbatches, schedule.repeats
     inner = layout.without(shards)
-    segments_XZBS = _by_shard(segments_XBS, shards)
+    segments_UZBS = _by_shard(segments_UBS, shards)
 
     def shard(
-        params: Tree, number: Array, part: Array, tick: Array, segments_XBS: Array, x_BSM: Array
+        params: Tree, number: Array, part: Array, tick: Array, segments_UBS: Array, x_BSM: Array
     ) -> tuple[Array, Tree]:
         """One stage's blocks over one data shard of the microbatch that it has at this tick."""
-        turn, inside = jnp.divmod(tick - number, R * P)
+        turn, inside = jnp.divmod(tick - number, I * P)
         repeat, place = jnp.divmod(inside, P)
-        microbatch = place * (X // P) + turn
-        segments_BS = jax.lax.dynamic_index_in_dim(segments_XBS, microbatch, keepdims=False)
-        rows = part * X + microbatch
+        microbatch = place * (U // P) + turn
+        segments_BS = jax.lax.dynamic_index_in_dim(segments_UBS, microbatch, keepdims=False)
+        rows = part * U + microbatch
 
         def one(x_BSM: Array, layer: tuple[Tree, Array]) -> tuple[Array, Tree]:
             params, k = layer
-            if R > 1:  # here, so that no tick keeps its choice of weights for the backward pass
+            if I > 1:  # here, so that no tick keeps its choice of weights for the backward pass
                 pick = partial(jax.lax.dynamic_index_in_dim, index=repeat, keepdims=False)
                 params = jax.tree.map(pick, params)
-            return block(inner, x_BSM, segments_BS, params, (repeat * P + number) * K + k, rows)
+            return block(inner, x_BSM, segments_BS, params, (repeat * P + number) * L + k, rows)
 
-        K = jax.tree.leaves(params)[0].shape[0]
-        parts = (params, jnp.arange(K, dtype=jnp.int32))
+        L = jax.tree.leaves(params)[0].shape[0]
+        parts = (params, jnp.arange(L, dtype=jnp.int32))
         x_BSM, measured = jax.lax.scan(remat(one), x_BSM, parts, unroll=unroll)
-        valid = (turn >= 0) & (turn < X // P)
-        here_R = (jnp.arange(R, dtype=jnp.int32) == repeat) & valid
-        return x_BSM, jax.tree.map(partial(_where, here_R), measured)
+        valid = (turn >= 0) & (turn < U // P)
+        here_I = (jnp.arange(I, dtype=jnp.int32) == repeat) & valid
+        return x_BSM, jax.tree.map(partial(_where, here_I), measured)
 
     stage = jax.vmap(shard, in_axes=(0, None, 0, None, 1, 0), spmd_axis_name=shards)
     stages = jax.vmap(
@@ -145,23 +144,28 @@ def _all_stages(
     def tick_of_all(weights: Tree, tick: Array, x_PBSM: Array) -> tuple[Array, Tree]:
         x_PZBSM = _by_shard(x_PBSM, shards)
         numbers = (jnp.arange(P, dtype=jnp.int32), jnp.arange(x_PZBSM.shape[1], dtype=jnp.int32))
-        out_PZBSM, measured = stages(weights, *numbers, tick, segments_XZBS, x_PZBSM)
+        out_PZBSM, measured = stages(weights, *numbers, tick, segments_UZBS, x_PZBSM)
         return layout.constrain(out_PZBSM.reshape(x_PBSM.shape), *MOVING), measured
 
     return tick_of_all
 
 
 def _exchange(
-    schedule: Schedule, layout: Layout, tick: Array, ring: Array, queue: Array, stream: Array
+    schedule: PipelineSchedule,
+    layout: Layout,
+    tick: Array,
+    ring: Array,
+    queue: Array,
+    stream: Array,
 ) -> tuple[Array, Array, Array]:
     """What the stages get at this tick, the queue and the stream after it.
 
     On the first P ticks of a turn, stage 0 takes the next microbatch out of the queue and leaves
     there what has just come out of the last stage.
     """
-    P, X, R = schedule.stages, schedule.microbatches, schedule.repeats
-    turn, inside = jnp.divmod(tick, R * P)
-    next_turn = jnp.minimum(turn, X // P - 1)
+    P, U, I = schedule.stages, schedule.microbatches, schedule.repeats
+    turn, inside = jnp.divmod(tick, I * P)
+    next_turn = jnp.minimum(turn, U // P - 1)
     fresh = jax.lax.dynamic_index_in_dim(stream, next_turn, axis=1, keepdims=False)
     queue = jnp.where(inside == 0, fresh, queue)
     enters = ((jnp.arange(P, dtype=jnp.int32) == 0) & (inside < P))[:, None, None, None]
@@ -173,14 +177,14 @@ def _exchange(
     return layout.constrain(x_PBSM, *MOVING), queue, layout.constrain(stream, *STREAM)
 
 
-def _where(here_R: Array, x_K: Array) -> Array:
-    """What the blocks of a stage measured, by repeat: [R, K, ...], zeros but for this one."""
-    mask = here_R.reshape(-1, *(1,) * x_K.ndim)
-    return jnp.where(mask, x_K[None], jnp.zeros((), x_K.dtype))
+def _where(here_I: Array, x_L: Array) -> Array:
+    """What the blocks of a stage measured, by repeat: [I, L, ...], zeros but for this one."""
+    mask = here_I.reshape(-1, *(1,) * x_L.ndim)
+    return jnp.where(mask, x_L[None], jnp.zeros((), x_L.dtype))
 
 
 def _order(
-    layout: Layout, schedule: Schedule, num_rows: int, group_rows: int
+    layout: Layout, schedule: PipelineSchedule, num_rows: int, group_rows: int
 ) -> tuple[int, int, int]:
     """How rows are numbered: [shards, stages, microbatches per stage, rows].
 
@@ -193,7 +197,7 @@ def _order(
 
 
 def num_parts(
-    schedule: Schedule,
+    schedule: PipelineSchedule,
     layout: Layout,
     mesh_shape: Mapping[str, int],
     num_rows: int,
@@ -221,21 +225,21 @@ def _by_shard(x_PBS: Array, shards: tuple[str, ...]) -> Array:
 
 
 def _copies(
-    schedule: Schedule, layout: Layout, shards: tuple[str, ...], w_L: Array, axes: Axes
+    schedule: PipelineSchedule, layout: Layout, shards: tuple[str, ...], w_L: Array, axes: Axes
 ) -> Array:
     """A parameter stacked over blocks by stage (`_by_stage`), a copy for every data shard: [P, Z,
-    blocks of a stage and repeat K, (R,) ...]. Its gradient is their sum."""
-    w_PK = _by_stage(schedule, layout, w_L, axes)
+    blocks of a stage and repeat L, (I,) ...]. Its gradient is their sum."""
+    w_PL = _by_stage(schedule, layout, w_L, axes)
     mesh = jax.sharding.get_abstract_mesh()
     Z = math.prod(mesh.shape[axis] for axis in shards)
-    within = (None,) * (w_PK.ndim - len(axes)) + axes[1:]
+    within = (None,) * (w_PL.ndim - len(axes)) + axes[1:]
 
-    def place(w_K: Array) -> Array:
-        return layout.without(shards).constrain(w_K, *within)
+    def place(w_L: Array) -> Array:
+        return layout.without(shards).constrain(w_L, *within)
 
     by_shard = jax.vmap(place, spmd_axis_name=shards)
     by_stage = jax.vmap(by_shard, spmd_axis_name=layout.split("layers"))
-    return by_stage(jnp.broadcast_to(w_PK[:, None], (w_PK.shape[0], Z, *w_PK.shape[1:])))
+    return by_stage(jnp.broadcast_to(w_PL[:, None], (w_PL.shape[0], Z, *w_PL.shape[1:])))
 
 
 def _split(x_BS: Array, shards: int, stages: int, each: int) -> Array:
@@ -261,50 +265,50 @@ def _shift(layout: Layout, x_PBSM: Array, by: int) -> Array:
     return layout.on_each_device(send, (MOVING,), MOVING)(x_PBSM)
 
 
-def _by_stage(schedule: Schedule, layout: Layout, w_L: Array, axes: Axes) -> Array:
-    """A parameter stacked over blocks, [P, blocks of a stage and repeat K, (R,) ...].
+def _by_stage(schedule: PipelineSchedule, layout: Layout, w_L: Array, axes: Axes) -> Array:
+    """A parameter stacked over blocks, [P, blocks of a stage and repeat L, (I,) ...].
 
-    In repeat r, stage p runs the blocks (r P + p) K to (r P + p + 1) K, but it keeps R K blocks in
+    In repeat r, stage p runs the blocks (r P + p) L to (r P + p + 1) L, but it keeps I L blocks in
     a row, whatever the schedule, so that checkpoints know nothing of it. With one repeat those are
-    the same. With more, weights move to their stages once per step, and gradients back: R
+    the same. With more, weights move to their stages once per step, and gradients back: I
     permutations of what a device has.
     """
-    P, R = schedule.stages, schedule.repeats
-    K = w_L.shape[0] // (P * R)
+    P, I = schedule.stages, schedule.repeats
+    L = w_L.shape[0] // (P * I)
     stacked = ("layers", None, *axes[1:])
-    if R == 1:
-        return layout.constrain(w_L.reshape(P, K, *w_L.shape[1:]), *stacked)
+    if I == 1:
+        return layout.constrain(w_L.reshape(P, L, *w_L.shape[1:]), *stacked)
     (axis,) = layout.split("layers")
-    send_PR, to_PR, repeat_PR = _moves(P, R)
+    send_PI, to_PI, repeat_PI = _moves(P, I)
 
     def move(w_L: Array) -> Array:
         here = jax.lax.axis_index(axis)
-        chunks = w_L.reshape(R, K, *w_L.shape[1:])
+        chunks = w_L.reshape(I, L, *w_L.shape[1:])
         moved = jnp.zeros_like(chunks)
-        for j in range(R):
-            chunk = jnp.take(chunks, jnp.asarray(send_PR)[here, j], axis=0)
-            pairs = [(p, int(to_PR[p, j])) for p in range(P)]
+        for j in range(I):
+            chunk = jnp.take(chunks, jnp.asarray(send_PI)[here, j], axis=0)
+            pairs = [(p, int(to_PI[p, j])) for p in range(P)]
             if any(sender != receiver for sender, receiver in pairs):
                 chunk = jax.lax.ppermute(chunk, axis, pairs)
-            moved = moved.at[jnp.asarray(repeat_PR)[here, j]].set(chunk)
+            moved = moved.at[jnp.asarray(repeat_PI)[here, j]].set(chunk)
         return jnp.moveaxis(moved, 0, 1)[None]
 
     place = ("layers", None, None, *axes[1:])
     return layout.on_each_device(move, (axes,), place)(w_L)
 
 
-def _moves(P: int, R: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """R rounds in which every stage sends one of its R chunks and receives one: which it sends,
-    to which stage, and as which repeat the receiver runs what it gets, int32 [P, R] each.
+def _moves(P: int, I: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """I rounds in which every stage sends one of its I chunks and receives one: which it sends,
+    to which stage, and as which repeat the receiver runs what it gets, int32 [P, I] each.
 
-    Chunk c = p R + s of stage p belongs to stage c mod P. In round j stage p sends
-    s = (j + p // (P / g)) mod R with g = gcd(P, R), and then no two send to the same stage: those
-    with equal p R mod P differ in s modulo g, which divides all p R mod P.
+    Chunk c = p I + s of stage p belongs to stage c mod P. In round j stage p sends
+    s = (j + p // (P / g)) mod I with g = gcd(P, I), and then no two send to the same stage: those
+    with equal p I mod P differ in s modulo g, which divides all p I mod P.
     """
-    p_P1, j_1R = np.arange(P)[:, None], np.arange(R)[None, :]
-    send_PR = (j_1R + p_P1 // (P // math.gcd(P, R))) % R
-    chunk_PR = p_P1 * R + send_PR
-    to_PR = chunk_PR % P
-    repeat_PR = np.empty_like(to_PR)
-    np.put_along_axis(repeat_PR, to_PR, chunk_PR // P, axis=0)
-    return send_PR.astype(np.int32), to_PR, repeat_PR.astype(np.int32)
+    p_P1, j_1I = np.arange(P)[:, None], np.arange(I)[None, :]
+    send_PI = (j_1I + p_P1 // (P // math.gcd(P, I))) % I
+    chunk_PI = p_P1 * I + send_PI
+    to_PI = chunk_PI % P
+    repeat_PI = np.empty_like(to_PI)
+    np.put_along_axis(repeat_PI, to_PI, chunk_PI // P, axis=0)
+    return send_PI.astype(np.int32), to_PI, repeat_PI.astype(np.int32)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glamcli.config.chips import Chip
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import Flops, tokens_per_step
-from glamcli.plan.topology import Chip
 
 WATTS_PER_CHIP = 326.0
 PUE = 1.11

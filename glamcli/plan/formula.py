@@ -24,7 +24,7 @@ from glamcli.config.sizes import (
 from glamcli.model.kernels import softmax
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.pipeline import COPY_GRADIENTS, copied_over, num_parts
-from glamcli.plan.memory import State
+from glamcli.plan.memory import StateBytes
 from glamcli.plan.network import Network
 
 EFFICIENCY = 0.7
@@ -62,7 +62,7 @@ class Estimate:
         return self.compute_seconds + sum(self.network.values())
 
 
-def estimate(recipe: Recipe, state: State, network: Network) -> Estimate:
+def estimate(recipe: Recipe, state: StateBytes, network: Network) -> Estimate:
     """The recipe on a mesh of the network's shape."""
     chip = network.target.chip
     assert chip is not None

@@ -27,7 +27,7 @@ INT32 = 4
 
 
 @dataclass(frozen=True)
-class Kept:
+class ArrayLayout:
     """One array and how it is laid out."""
 
     name: str
@@ -39,20 +39,20 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class State:
+class StateBytes:
     """What a step is given, in bytes on one device, as the shapes say."""
 
     weights: int
     optimizer: int
     batch: int
-    arrays: tuple[Kept, ...]
+    arrays: tuple[ArrayLayout, ...]
 
     @property
     def total(self) -> int:
         return self.weights + self.optimizer + self.batch
 
 
-def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> State:
+def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> StateBytes:
     """Sizes of weights, optimizer state and batch on a mesh of this shape. Allocates nothing."""
     layout = Layout.of(recipe.mesh)
     settings = (recipe.model, recipe.moe, recipe.optimizer)
@@ -61,7 +61,7 @@ def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> State:
     optimizer = _kept(layout, state.opt_state, axes.opt_state, mesh_shape)
     rows = -(-recipe.batch.rows // layout.parts("batch", mesh_shape))
     batch = rows * (len(FIELDS) * recipe.batch.row_tokens + 1) * INT32
-    return State(
+    return StateBytes(
         sum(array.bytes for array in weights),
         sum(array.bytes for array in optimizer),
         batch,
@@ -78,7 +78,7 @@ def _abstract(model: Model, moe: Moe | None, optimizer: Optimizer) -> tuple[Any,
 
 def _kept(
     layout: Layout, shapes: Any, axes: Any, mesh_shape: Mapping[str, int]
-) -> tuple[Kept, ...]:
+) -> tuple[ArrayLayout, ...]:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     found = []
@@ -95,14 +95,14 @@ def _laid_out(
     split: tuple[tuple[str, ...], ...],
     itemsize: int,
     mesh_shape: Mapping[str, int],
-) -> Kept:
+) -> ArrayLayout:
     split = tuple(tuple(axis for axis in each if mesh_shape[axis] > 1) for each in split)
     parts = [math.prod(mesh_shape[axis] for axis in each) for each in split]
     sizes = (-(-size // n) for size, n in zip(shape, parts, strict=True))
-    return Kept(name, shape, split, math.prod(sizes) * itemsize)
+    return ArrayLayout(name, shape, split, math.prod(sizes) * itemsize)
 
 
-def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[Kept, ...]:
+def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[ArrayLayout, ...]:
     """What passes between layers in one pass over a part of the batch: the residual stream and
     the slots that experts read. Whole shapes, bytes on one device."""
     layout, model, batch = Layout.of(recipe.mesh), recipe.model, recipe.batch
@@ -128,7 +128,7 @@ def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[Kept, ...]:
     )
 
 
-def groups(state: State, recipe: Recipe, program: Program) -> dict[str, int]:
+def groups(state: StateBytes, recipe: Recipe, program: Program) -> dict[str, int]:
     """The bytes of a compiled step on one device, by group; they add up to `program.total`.
 
     Gradients are float32 and complete before the update, one set as large as the weights' (a

@@ -7,7 +7,7 @@ from html import escape
 
 from glamcli.config.sizes import short
 from glamcli.plan import words
-from glamcli.plan.memory import Kept
+from glamcli.plan.memory import ArrayLayout
 from glamcli.plan.planner import Plan
 
 MAX_CELLS = 2048
@@ -194,9 +194,9 @@ def _arrays(plan: Plan) -> str:
     return f"{_table(columns, rows)}<p class=soft>{note}</p>"
 
 
-def _tile(array: Kept, plan: Plan) -> str:
+def _tile(array: ArrayLayout, plan: Plan) -> str:
     """A rectangle for the whole array, and in it the part of one device."""
-    parts = [words.num_parts(axes, plan.mesh) for axes in array.split]
+    parts = [words.parts_of(axes, plan.mesh) for axes in array.split]
     cuts = [n for n in parts if n > 1]
     across = cuts[-1] if cuts else 1
     down = 1

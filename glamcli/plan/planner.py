@@ -14,7 +14,7 @@ from glamcli.plan.collectives import collectives
 from glamcli.plan.compile import Program, TooLarge, compile_step
 from glamcli.plan.cost import Cost
 from glamcli.plan.hlo import Module
-from glamcli.plan.memory import Kept, State, groups, state_bytes
+from glamcli.plan.memory import ArrayLayout, StateBytes, groups, state_bytes
 from glamcli.plan.network import Network
 from glamcli.plan.schedule import Time, by_kind, step_time
 from glamcli.plan.topology import Target
@@ -43,7 +43,7 @@ class Plan:
     method: str
     """`compiled` or `formula`."""
     bytes: dict[str, int]
-    arrays: tuple[Kept, ...]
+    arrays: tuple[ArrayLayout, ...]
     collectives: list[tuple[str, tuple[str, ...], int, int]]
     hardware_flops: float
     """of a step on all devices."""
@@ -67,7 +67,7 @@ class Plan:
     def hardware_flops_per_token(self) -> float:
         return self.hardware_flops / tokens_per_step(self.recipe)
 
-    def described(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The plan as one object of JSON."""
         recipe = self.recipe
         sizes, flops = count(recipe), flops_per_token(recipe)
@@ -151,7 +151,7 @@ def _compiled_plan(
     recipe: Recipe,
     target: Target,
     shape: dict[str, int],
-    state: State,
+    state: StateBytes,
     program: Program,
     bytes_by_group: dict[str, int],
     prices: Prices,
@@ -223,7 +223,7 @@ def _check_slices(target: Target, shape: dict[str, int]) -> None:
         )
 
 
-def _refuse_state(recipe: Recipe, target: Target, state: State, shape: dict[str, int]) -> None:
+def _refuse_state(recipe: Recipe, target: Target, state: StateBytes, shape: dict[str, int]) -> None:
     """Refuses before compiling what arithmetic shows to be impossible: weights, optimizer state
     and a gradient for every weight are all in memory when the update begins."""
     chip = target.chip
@@ -237,7 +237,7 @@ def _refuse_state(recipe: Recipe, target: Target, state: State, shape: dict[str,
         raise _does_not_fit(recipe, target, shape, known, at_least=True)
 
 
-def _refused_bytes(state: State, error: TooLarge) -> dict[str, int]:
+def _refused_bytes(state: StateBytes, error: TooLarge) -> dict[str, int]:
     """Groups of a program that was never finished, from what the compiler told."""
     needed = int(error.needed or 0)
     if error.what_for != "temporaries":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from glamcli.config import sharding
+from glamcli.config.chips import Chip
 from glamcli.config.nearest import divisors
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, tokens_per_step
@@ -21,7 +22,7 @@ from glamcli.plan import formula
 from glamcli.plan.memory import state_bytes
 from glamcli.plan.network import Network
 from glamcli.plan.planner import Plan, Prices, make_plan
-from glamcli.plan.topology import Chip, Target, sizes, target_of
+from glamcli.plan.topology import Target, slice_sizes, target_of
 
 MAX_MODEL = 64
 REMAT = ("none", "attention", "dots", "full")
@@ -44,7 +45,7 @@ class Candidate:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What a search looked at, and what became of it."""
 
     plans: list[tuple[Candidate, Plan]] = field(default_factory=list)
@@ -71,14 +72,14 @@ def search(
     *,
     num_compiled: int,
     tell: Callable[[str], None],
-) -> Found:
+) -> SearchResult:
     """Compiles the `num_compiled` most promising layouts, and ranks them by the time of a token.
 
     Two of three go to layouts that leave the run as it is. `tell` hears what is compiled next.
 
     Raises: PlanError when nothing fits by arithmetic.
     """
-    found = Found()
+    found = SearchResult()
     ranked = sorted(candidates(recipe, target, found.dropped), key=lambda c: c.seconds_per_token)
     if not ranked:
         raise _nothing(target, found.dropped)
@@ -168,7 +169,7 @@ def _smallest(
     why = "no slice is large enough by arithmetic"
     state = 2 * 4 * count(recipe).total  # float32 weights and gradients, over all devices at best
     passed = 0
-    for size in sizes(chip):
+    for size in slice_sizes(chip):
         target = target_of(chip, size)
         fitting: list[Candidate] = []
         if state <= target.num_devices * chip.usable_bytes:

@@ -1,7 +1,8 @@
 """From a target's name to devices: TPU slices that are only described, GPUs, CPUs, what is here.
 
 `v4-2048` is one slice, `2xv5e-256` two of them over the slow network, `8xh100` GPUs, `cpu:8`
-simulated devices, `local` the devices of this machine. Facts about chips are in `chips.toml`.
+simulated devices, `local` the devices of this machine. Facts about chips are in
+`config/chips.toml`.
 """
 
 from __future__ import annotations
@@ -9,54 +10,15 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from glamcli.config.chips import Chip
 from glamcli.errors import PlanError
-
-TABLE = Path(__file__).with_name("chips.toml")
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One section of `chips.toml`, which says what the fields mean."""
-
-    name: str
-    family: str
-    devices: int
-    hbm_gib: float
-    peak: float
-    hbm: float
-    link: float
-    dcn: float
-    usable_gib: float | None = None
-    price: float | None = None
-    clock: float | None = None
-    topology: str = ""
-    config: str | None = None
-    also: tuple[str, ...] = ()
-    name_counts: str = "chips"
-    cores: int = 1
-    torus: int = 0
-    wraps: int | str = "cubes"
-    max_chips: int = 0
-    per_host: int = 0
-
-    @property
-    def hbm_bytes(self) -> float:
-        """Memory of one device."""
-        return self.hbm_gib * 2**30 / self.devices
-
-    @property
-    def usable_bytes(self) -> float:
-        """What a program may have of it."""
-        return (self.usable_gib or self.hbm_gib) * 2**30 / self.devices
 
 
 @dataclass(frozen=True)
@@ -90,25 +52,7 @@ class Target:
         return f"{slices}{chips:,} TPU {self.chip.name} chip{'s' * (chips > 1)}, {grid}"
 
 
-def load_chips(path: Path = TABLE) -> dict[str, Chip]:
-    """The table of chips.
-
-    Raises: PlanError when the file cannot be read or lacks something.
-    """
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: Chip(name=name, **facts | {"also": tuple(facts.get("also", ()))})
-            for name, facts in sections.items()
-        }
-    except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
-        what = re.sub(r"^.*__init__\(\) ", "", str(error))
-        raise PlanError(f"{path} is not a table of chips: {what}", f"{TABLE} is one") from error
-
-
-def parse(name: str, chips: dict[str, Chip]) -> Target:
+def parse_target(name: str, chips: dict[str, Chip]) -> Target:
     """The target of a name.
 
     Raises: PlanError with the nearest name there is.
@@ -132,7 +76,7 @@ def parse(name: str, chips: dict[str, Chip]) -> Target:
     raise PlanError(f"unknown target `{name}`", _nearest(text, chips))
 
 
-def kind(name: str, chips: dict[str, Chip]) -> dict[str, Chip]:
+def chips_of_kind(name: str, chips: dict[str, Chip]) -> dict[str, Chip]:
     """The section of the table that a kind's name without a size stands for.
 
     Raises: PlanError when it names no TPU.
@@ -148,7 +92,7 @@ def kind(name: str, chips: dict[str, Chip]) -> dict[str, Chip]:
     return found
 
 
-def sizes(chip: Chip) -> list[int]:
+def slice_sizes(chip: Chip) -> list[int]:
     """Numbers of chips in a slice, from one host's to a pod, powers of two."""
     smallest = 4 if chip.torus == 3 or chip.name_counts == "cores" else 1
     powers = (2**n for n in range(15))
@@ -165,7 +109,7 @@ def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
     per_chip = chip.cores if chip.name_counts == "cores" else 1
     shape = () if number % per_chip else _grid(chip, number // per_chip)
     if not shape or number > chip.max_chips * per_chip:
-        known = [n * per_chip for n in sizes(chip)]
+        known = [n * per_chip for n in slice_sizes(chip)]
         near = sorted(sorted(known, key=lambda n: abs(math.log(n / max(number, 1))))[:2])
         names = " or ".join(f"`{chip.name}-{n}`" for n in near)
         counted = f" ({chip.name} names count {chip.name_counts})"
@@ -208,7 +152,7 @@ def _nearest(text: str, chips: dict[str, Chip]) -> str:
             names += [f"{n}x{chip.name}" for n in (1, 8, 16)]
         else:
             per_chip = chip.cores if chip.name_counts == "cores" else 1
-            names += [f"{chip.name}-{n * per_chip}" for n in sizes(chip)]
+            names += [f"{chip.name}-{n * per_chip}" for n in slice_sizes(chip)]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.55)
     examples = "for example `v4-2048`, `v5e-64`, `2xv5e-256`, `8xh100`, `cpu:8`, `local`"
     return f"did you mean `{near[0]}`?" if near else examples

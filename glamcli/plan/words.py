@@ -9,10 +9,10 @@ from itertools import chain, zip_longest
 
 from glamcli.config.sizes import count, flops_per_token, short, tokens_total
 from glamcli.plan.cost import PAPER
-from glamcli.plan.memory import Kept, passing
+from glamcli.plan.memory import ArrayLayout, passing
 from glamcli.plan.planner import Plan
 
-Rows = Iterator[tuple[str, ...]]
+_TextRows = Iterator[tuple[str, ...]]
 
 
 def method_words(plan: Plan) -> str:
@@ -71,7 +71,7 @@ class MeshPicture:
         return found
 
 
-def flops_rows(plan: Plan) -> Rows:
+def flops_rows(plan: Plan) -> _TextRows:
     """Parameters, and operations per token of a training step."""
     sizes, flops = count(plan.recipe), flops_per_token(plan.recipe)
     yield "parameters", short(sizes.total)
@@ -82,7 +82,7 @@ def flops_rows(plan: Plan) -> Rows:
     yield "FLOPs, asked of the hardware", short(plan.hardware_flops_per_token)
 
 
-def collective_rows(plan: Plan) -> Rows:
+def collective_rows(plan: Plan) -> _TextRows:
     """Kind, mesh axes, executions and bytes per step, as one device sees them."""
     for kind, axes, times, sent in plan.collectives:
         if axes:
@@ -104,7 +104,7 @@ def _longest(times: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(times.items(), key=lambda item: -item[1])
 
 
-def time_rows(plan: Plan) -> Rows:
+def time_rows(plan: Plan) -> _TextRows:
     """The same in words, and the sum."""
     assert plan.time is not None
     for name, seconds in time_parts(plan):
@@ -112,7 +112,7 @@ def time_rows(plan: Plan) -> Rows:
     yield "in all", seconds_words(plan.time.total)
 
 
-def cost_rows(plan: Plan) -> Rows:
+def cost_rows(plan: Plan) -> _TextRows:
     """The whole run, and the paper's figures beside it."""
     cost = plan.cost
     assert cost is not None
@@ -132,23 +132,23 @@ def cost_rows(plan: Plan) -> Rows:
     )
 
 
-def lives(plan: Plan) -> Rows:
+def array_rows(plan: Plan) -> _TextRows:
     """Every array: its name, its dimensions over the mesh axes that split them, its bytes."""
     for _, *row in laid_out(plan):
         yield tuple(row)
 
 
-def laid_out(plan: Plan) -> Iterator[tuple[Kept, str, str, str]]:
+def laid_out(plan: Plan) -> Iterator[tuple[ArrayLayout, str, str, str]]:
     """The same, after the array itself. Weights that are laid out alike share a line."""
-    alike: dict[Kept, list[str]] = {}
+    alike: dict[ArrayLayout, list[str]] = {}
     for array in plan.arrays:
         alike.setdefault(replace(array, name=""), []).append(array.name)
-    named = [replace(array, name=together(names)) for array, names in alike.items()]
+    named = [replace(array, name=join_names(names)) for array, names in alike.items()]
     for array in (*named, *passing(plan.recipe, plan.mesh)):
         yield array, array.name, dims(array), size(array.bytes)
 
 
-def together(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Dotted names that differ in few places, as one: `attention.{query,key}`; layers are named
     where not all of them have it."""
     columns = [list(dict.fromkeys(each)) for each in zip_longest(*(n.split(".") for n in names))]
@@ -159,18 +159,18 @@ def together(names: list[str]) -> str:
     return ".".join(each[0] if len(each) == 1 else f"{{{','.join(each)}}}" for each in columns)
 
 
-def num_parts(axes: tuple[str, ...], mesh: dict[str, int]) -> int:
+def parts_of(axes: tuple[str, ...], mesh: dict[str, int]) -> int:
     """In how many parts these mesh axes split a dimension."""
     return math.prod(mesh[axis] for axis in axes)
 
 
-def dims(array: Kept) -> str:
+def dims(array: ArrayLayout) -> str:
     """An array's dimensions, each over the mesh axes that it is split over: `[64/expert, 512]`."""
     each = ("/".join((f"{n}", *axes)) for n, axes in zip(array.shape, array.split, strict=True))
     return f"[{', '.join(each)}]"
 
 
-def memory_rows(plan: Plan) -> Rows:
+def memory_rows(plan: Plan) -> _TextRows:
     """Groups of a device's memory, their sum, and what the device has."""
     for name, held in plan.bytes.items():
         yield name, size(held)

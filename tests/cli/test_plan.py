@@ -45,7 +45,7 @@ def test_the_recipes_own_target_is_the_default(glam, monkeypatch):
         asked.append(name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("glamcli.plan.topology.parse", parse)
+    monkeypatch.setattr("glamcli.plan.topology.parse_target", parse)
     assert glam("plan", "glam_64b_64e")[0] == 130
     glam("plan", "test-tiny")
     assert asked == ["v4-2048", "local"]
@@ -64,7 +64,7 @@ def test_all_targets_of_one_kind_end_in_a_line_per_kind(glam, monkeypatch):
         raise PlanError("the step needs 41.2 GiB per chip")
 
     monkeypatch.setattr("glamcli.plan.search.make_plan", make_plan)
-    monkeypatch.setattr("glamcli.plan.search.sizes", lambda chip: [4])
+    monkeypatch.setattr("glamcli.plan.search.slice_sizes", lambda chip: [4])
     code, out, _ = glam("plan", "test-tiny", "--all-targets", "--target", "v5e", "--json")
     assert code == 0
     *_, refused = [row for row in map(json.loads, out.splitlines()) if row["event"] == "refused"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
-from glamcli.config.stages import Schedule
+from glamcli.config.stages import PipelineSchedule
 from glamcli.parallel import pipeline
 from glamcli.parallel.axes import GLAM
 from glamcli.parallel.mesh import make_mesh
@@ -48,12 +48,16 @@ def loss(run, blocks, x_BSM, segments_BS):
 @pytest.mark.parametrize(
     ("schedule", "sizes", "group_rows"),
     [
-        (Schedule(stages=2, microbatches=2, repeats=1), {"data": 4}, 1),
-        (Schedule(stages=2, microbatches=6, repeats=3), {"data": 2, "model": 2}, 1),
-        (Schedule(stages=4, microbatches=8, repeats=2), {"slice": 2}, 1),
-        (Schedule(stages=4, microbatches=4, repeats=1), {"data": 2}, 2),
-        (Schedule(stages=2, microbatches=4, repeats=2), {"data": 2, "expert": 2}, 1),
-        (Schedule(stages=2, microbatches=4, repeats=1), {"data": 4}, 2),  # parts without copies
+        (PipelineSchedule(stages=2, microbatches=2, repeats=1), {"data": 4}, 1),
+        (PipelineSchedule(stages=2, microbatches=6, repeats=3), {"data": 2, "model": 2}, 1),
+        (PipelineSchedule(stages=4, microbatches=8, repeats=2), {"slice": 2}, 1),
+        (PipelineSchedule(stages=4, microbatches=4, repeats=1), {"data": 2}, 2),
+        (PipelineSchedule(stages=2, microbatches=4, repeats=2), {"data": 2, "expert": 2}, 1),
+        (
+            PipelineSchedule(stages=2, microbatches=4, repeats=1),
+            {"data": 4},
+            2,
+        ),  # parts without copies
     ],
     ids=str,
 )
@@ -68,7 +72,7 @@ def test_a_pipeline_computes_what_its_blocks_compute_in_a_row(schedule, sizes, g
     segments_BS = jax.random.bernoulli(keys[3], 0.8, (rows, S)).astype(jnp.int32)
 
     def stages(blocks, x_BSM, segments_BS):
-        return pipeline.run(
+        return pipeline.run_stages(
             schedule,
             GLAM,
             block,
@@ -99,7 +103,7 @@ def test_a_pipeline_computes_what_its_blocks_compute_in_a_row(schedule, sizes, g
     ids=str,
 )
 def test_every_block_sees_every_number_of_rows_once_and_no_axis_that_has_copies(sizes, copies):
-    schedule = Schedule(stages=2, microbatches=4, repeats=2)
+    schedule = PipelineSchedule(stages=2, microbatches=4, repeats=2)
     seen = []
 
     def numbered(layout, x_BSM, segments_BS, params, number, rows):
@@ -114,7 +118,9 @@ def test_every_block_sees_every_number_of_rows_once_and_no_axis_that_has_copies(
     mesh = make_mesh(schema.Mesh(stage=2, **{"data": 1, **sizes}))
     with jax.set_mesh(mesh):
         run = jax.jit(
-            lambda *arrays: pipeline.run(schedule, GLAM, numbered, blocks, AXES, *arrays, **rest)
+            lambda *arrays: pipeline.run_stages(
+                schedule, GLAM, numbered, blocks, AXES, *arrays, **rest
+            )
         )
         _, measured = run(x_BSM, segments_BS)
     np.testing.assert_array_equal(measured["counts"], np.ones((4, 4 * copies)))
@@ -138,10 +144,10 @@ def test_every_weight_moves_to_its_stage_and_no_two_collide(stages, repeats):
 
 
 def test_the_bubble_in_both_conventions():
-    gpipe = Schedule(stages=4, microbatches=16, repeats=1)
+    gpipe = PipelineSchedule(stages=4, microbatches=16, repeats=1)
     assert gpipe.ticks == 19
     assert gpipe.bubble_of_ideal == pytest.approx(3 / 16)  # Megatron-LM: (p - 1) / m
     assert gpipe.bubble_of_total == pytest.approx(3 / 19)
-    circular = Schedule(stages=4, microbatches=16, repeats=2)
+    circular = PipelineSchedule(stages=4, microbatches=16, repeats=2)
     assert circular.bubble_of_ideal == pytest.approx(3 / 32)  # (p - 1) / (v m)
     assert circular.bubble_of_total == pytest.approx(3 / (2 * 16 + 3))

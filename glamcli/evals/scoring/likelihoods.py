@@ -252,7 +252,7 @@ def _score(
     segments [B, S] that the options share, `options` the same [B, O, T], and `judged` positions
     and targets [B, O, K].
     """
-    B, O, T = options[0].shape  # noqa: E741
+    B, O, T = options[0].shape
     tokens_RT, segments_RT = (x.reshape(B * O, T) for x in options)
     if trunk is None and prefix is None:
         x_RTM, _ = decoder.hidden(params, tokens_RT, segments_RT, dispatch=dispatch)

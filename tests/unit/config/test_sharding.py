@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.config.sharding import ACTIVATIONS, sizes, table, weights
+from glamcli.config.sharding import ACTIVATIONS, axis_sizes, table, weights
 from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
@@ -21,7 +21,7 @@ def test_the_list_of_weights_is_the_model_s_own(name):
     recipe = load_recipe(name).recipe
     decoder = Decoder(recipe.model, recipe.moe)
     assert weights(recipe) == flat(decoder.axes, tuple)
-    known = sizes(recipe)
+    known = axis_sizes(recipe)
     for path, leaf in flat(decoder.shapes, jax.ShapeDtypeStruct).items():
         for axis, size in zip(weights(recipe)[path], leaf.shape, strict=True):
             assert axis is None or known[axis][0] == size, path
@@ -35,7 +35,7 @@ def test_the_list_of_activations_holds_all_that_the_model_lays_out(dispatch, mon
         seen.add(axes)
         return x
 
-    def record_all(self, run, in_axes, out_axes, sizes=None):
+    def record_all(self, run, in_axes, out_axes, axis_sizes=None):
         seen.update(in_axes)
         return run
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from glamcli.config.chips import load_chips
 from glamcli.config.load import load_recipe
 from glamcli.config.stages import schedule
 from glamcli.parallel.mesh import mesh_shape
@@ -10,7 +11,7 @@ from glamcli.plan.formula import Estimate, estimate
 from glamcli.plan.memory import state_bytes
 from glamcli.plan.network import Network
 
-V4 = topology.parse("v4-2048", topology.load_chips())
+V4 = topology.parse_target("v4-2048", load_chips())
 STAGED = ("mesh.stage=8", "mesh.data=16", "mesh.model=8")
 TEMPORARIES = "activations and temporaries"
 

@@ -5,12 +5,13 @@ import importlib.util
 import pytest
 
 from glamcli import libtpu
+from glamcli.config.chips import load_chips
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError
 from glamcli.plan import compile, topology
 from glamcli.plan.planner import Plan, Prices, make_plan
 
-CHIPS = topology.load_chips()
+CHIPS = load_chips()
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
@@ -19,7 +20,7 @@ needs_libtpu = pytest.mark.skipif(
 def plan(name: str, target: str, *sets: str) -> Plan:
     libtpu.quiet()
     sets = ("runtime.compile_cache=false", *sets)
-    return make_plan(load_recipe(name, sets).recipe, topology.parse(target, CHIPS), Prices())
+    return make_plan(load_recipe(name, sets).recipe, topology.parse_target(target, CHIPS), Prices())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_estimate_says_where_the_time_goes(tiny):
     assert cost.chip_hours == pytest.approx(8 * 20 * time.total / 3600)
     assert cost.dollars == pytest.approx(CHIPS["v4"].price * cost.chip_hours)
     assert cost.mwh == pytest.approx(cost.chip_hours * 326 * 1.11 / 1e6)
-    assert tiny.described()["estimate"]["step_seconds"] == time.total
+    assert tiny.to_json()["estimate"]["step_seconds"] == time.total
 
 
 @needs_libtpu
@@ -77,7 +78,7 @@ def test_the_same_program_is_compiled_once_and_another_one_again(tiny, kept, mon
 
     monkeypatch.setattr("glamcli.plan.compile._compiled", compiled)
     again = plan("test-tiny", "v4-16", "mesh.expert=4", "mesh.model=2", *kept)
-    assert again.described() == tiny.described()
+    assert again.to_json() == tiny.to_json()
     for other in (("v4-16", "mesh.expert=2"), ("v5e-8", "mesh.expert=4")):
         with pytest.raises(Compiled):
             plan("test-tiny", other[0], other[1], "mesh.model=2", *kept)
@@ -109,7 +110,7 @@ def test_a_refusal_of_the_compiler_lists_bytes_by_group():
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["v3-8", "v5e-8", "v5p-16", "v6e-8", "7x-8", "2xv5e-8"])
 def test_every_kind_of_tpu_compiles_and_says_nothing_on_the_way(target, capfd):
-    slices = topology.parse(target, CHIPS).num_slices
+    slices = topology.parse_target(target, CHIPS).num_slices
     found = plan("test-tiny", target, "mesh.expert=4", "mesh.model=2", f"mesh.slice={slices}")
     assert capfd.readouterr() == ("", "")
     assert found.method == "compiled"

@@ -2,11 +2,12 @@
 
 import pytest
 
-from glamcli.plan import schedule, topology
+from glamcli.config.chips import load_chips
+from glamcli.plan import schedule
 from glamcli.plan.collectives import collectives
 from glamcli.plan.hlo import Module
 from glamcli.plan.network import Network
-from glamcli.plan.topology import parse
+from glamcli.plan.topology import parse_target
 
 SHAPE = {"slice": 1, "stage": 1, "data": 1, "expert": 1, "model": 4}
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"1500000000"}}'  # one second on v5e
@@ -37,7 +38,7 @@ def work(name: str) -> str:
 
 @pytest.fixture
 def network() -> Network:
-    return Network(parse("v5e-4", topology.load_chips()), None, SHAPE)
+    return Network(parse_target("v5e-4", load_chips()), None, SHAPE)
 
 
 def seconds(module: Module, network: Network) -> tuple[float, float]:
@@ -103,6 +104,6 @@ def test_transfers_between_slices_are_collectives_over_slice():
     shape = SHAPE | {"slice": 2, "model": 4}
     (found,) = collectives(SLICES, shape)
     assert (found.kind, found.axes, found.group, found.bytes) == ("all-reduce", ("slice",), 2, 4096)
-    network = Network(parse("2xv5e-4", topology.load_chips()), None, shape)
+    network = Network(parse_target("2xv5e-4", load_chips()), None, shape)
     time = schedule.step_time(Module(SLICES), network)
     assert time.exposed["slice"] == pytest.approx(4096 / 3.125e9 + 2e-5)

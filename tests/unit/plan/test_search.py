@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from glamcli.config.chips import load_chips
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError
 from glamcli.plan import search, topology
@@ -11,8 +12,8 @@ from glamcli.plan.memory import state_bytes
 from glamcli.plan.planner import Plan, Prices
 from glamcli.plan.schedule import Time
 
-CHIPS = topology.load_chips()
-V5E = topology.parse("v5e-8", CHIPS)
+CHIPS = load_chips()
+V5E = topology.parse_target("v5e-8", CHIPS)
 TINY = load_recipe("test-tiny").recipe
 
 
@@ -64,7 +65,9 @@ def test_the_best_that_compiles_and_trains_the_same_wins(compiled):
 def test_a_recipe_too_large_for_a_target_is_refused_before_compiling(compiled):
     large = load_recipe("glam_0.1b_128e", ["mesh.expert=1"]).recipe
     with pytest.raises(PlanError, match=r"no layout of the recipe fits `v5e-1` \(.*arithmetic"):
-        search.search(large, topology.parse("v5e-1", CHIPS), Prices(), num_compiled=3, tell=print)
+        search.search(
+            large, topology.parse_target("v5e-1", CHIPS), Prices(), num_compiled=3, tell=print
+        )
     assert not compiled
 
 
@@ -90,10 +93,10 @@ def test_all_targets_moves_to_larger_slices_until_one_fits(monkeypatch):
 
 
 def test_a_kind_without_a_size_is_one_section_of_the_table():
-    assert set(topology.kind("v5litepod", CHIPS)) == {"v5e"}
+    assert set(topology.chips_of_kind("v5litepod", CHIPS)) == {"v5e"}
     for name in ("v5e-64", "h100", "local"):
         with pytest.raises(PlanError, match="goes through the sizes of a kind of TPU"):
-            topology.kind(name, CHIPS)
+            topology.chips_of_kind(name, CHIPS)
 
 
 def test_state_bytes_follow_the_table():

@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from glamcli import libtpu
+from glamcli.config.chips import load_chips
 from glamcli.errors import PlanError
 from glamcli.plan import topology
 from glamcli.plan.compile import TooLarge
 from glamcli.plan.network import Network
-from glamcli.plan.topology import parse
+from glamcli.plan.topology import parse_target
 
-CHIPS = topology.load_chips()
+CHIPS = load_chips()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ CHIPS = topology.load_chips()
     ],
 )
 def test_names_say_how_many_chips(name, chips, devices, grid):
-    target = parse(name, CHIPS)
+    target = parse_target(name, CHIPS)
     assert (target.num_chips, target.num_devices, target.shape) == (chips, devices, grid)
 
 
@@ -52,17 +53,17 @@ def test_names_say_how_many_chips(name, chips, devices, grid):
 )
 def test_a_name_that_is_not_there_comes_with_one_that_is(name, hint):
     with pytest.raises(PlanError) as caught:
-        parse(name, CHIPS)
+        parse_target(name, CHIPS)
     assert f"`{name}`" in caught.value.what
     assert hint in (caught.value.hint or "")
 
 
 def test_every_offered_slice_has_its_chips():
     for chip in CHIPS.values():
-        for size in topology.sizes(chip):
+        for size in topology.slice_sizes(chip):
             target = topology.target_of(chip, size)
             assert target.num_chips == size
-            assert parse(target.name, CHIPS) == target
+            assert parse_target(target.name, CHIPS) == target
 
 
 @pytest.mark.parametrize(
@@ -74,17 +75,17 @@ def test_a_broken_table_of_chips_is_named(tmp_path: Path, text, what):
     if text is not None:
         path.write_text(text)
     with pytest.raises(PlanError, match=what) as caught:
-        topology.load_chips(path)
+        load_chips(path)
     assert str(path) in caught.value.what
 
 
 def test_axes_that_fill_a_dimension_are_rings_and_others_lines():
     shape = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
-    network = Network(parse("v4-2048", CHIPS), None, shape)  # 8 x 8 x 16
+    network = Network(parse_target("v4-2048", CHIPS), None, shape)  # 8 x 8 x 16
     link = CHIPS["v4"].link
     assert network.rate(("model",))[0] == link  # a quarter of the long dimension
     assert network.rate(("data", "expert"))[0] > network.rate(("model",))[0]
-    between = Network(parse("2xv5e-256", CHIPS), None, shape | {"slice": 2, "data": 1})
+    between = Network(parse_target("2xv5e-256", CHIPS), None, shape | {"slice": 2, "data": 1})
     assert between.rate(("slice",))[0] == CHIPS["v5e"].dcn
 
 
@@ -92,7 +93,7 @@ def test_axes_that_fill_a_dimension_are_rings_and_others_lines():
 @pytest.mark.parametrize("name", ["v2-8", "v3-8", "v4-8", "v5e-4", "v5p-8", "v6e-4", "7x-8"])
 def test_the_table_knows_what_the_compiler_lets_a_program_have(name):
     libtpu.quiet()
-    target = parse(name, CHIPS)
+    target = parse_target(name, CHIPS)
     assert target.chip is not None
     place = SingleDeviceSharding(topology.devices(target)[0])
     x = jax.ShapeDtypeStruct((60, 2**30), jnp.float32, sharding=place)

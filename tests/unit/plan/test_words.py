@@ -5,7 +5,7 @@ import pytest
 from glamcli.config.load import load_recipe
 from glamcli.plan import words
 from glamcli.plan.memory import passing, state_bytes
-from glamcli.plan.words import MeshPicture, together
+from glamcli.plan.words import MeshPicture, join_names
 
 MESH = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
 
@@ -24,7 +24,7 @@ MESH = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
     ],
 )
 def test_names_that_differ_in_few_places_become_one(names, one):
-    assert together(names) == (one or ", ".join(names))
+    assert join_names(names) == (one or ", ".join(names))
 
 
 def test_dimensions_name_the_mesh_axes_that_split_them():

@@ -1,0 +1,80 @@
+"""The table of accelerators, `chips.toml`: memory, speeds and prices of every kind of chip.
+
+Read by `glam plan`. A table of the user's own may take its place (`--chips`).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from glamcli.errors import PlanError
+
+CHIPS_FILE = Path(__file__).with_name("chips.toml")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One section of `chips.toml`, which documents the fields."""
+
+    name: str
+    family: str
+    devices: int
+    hbm_gib: float
+    peak: float
+    hbm: float
+    link: float
+    dcn: float
+    usable_gib: float | None = None
+    price: float | None = None
+    clock: float | None = None
+    topology: str = ""
+    config: str | None = None
+    also: tuple[str, ...] = ()
+    name_counts: str = "chips"
+    cores: int = 1
+    torus: int = 0
+    wraps: int | str = "cubes"
+    max_chips: int = 0
+    per_host: int = 0
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Memory of one device."""
+        return self.hbm_gib * 2**30 / self.devices
+
+    @property
+    def usable_bytes(self) -> float:
+        """The part of it that a program may use."""
+        return (self.usable_gib or self.hbm_gib) * 2**30 / self.devices
+
+    @property
+    def device_name(self) -> str:
+        """What one JAX device is: a chip, or one of its cores."""
+        return "chip" if self.devices == 1 else "core"
+
+    @property
+    def names_per_chip(self) -> int:
+        """What the number in a slice's name counts, per chip: `v4-8` has 8 cores on 4 chips."""
+        return self.cores if self.name_counts == "cores" else 1
+
+
+def load_chips(path: Path = CHIPS_FILE) -> dict[str, Chip]:
+    """The table of chips.
+
+    Raises: PlanError when the file cannot be read, or a section lacks a field.
+    """
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: Chip(name=name, **facts | {"also": tuple(facts.get("also", ()))})
+            for name, facts in sections.items()
+        }
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        what = re.sub(r"^.*__init__\(\) ", "", str(error))
+        hint = f"{CHIPS_FILE} is an example"
+        raise PlanError(f"{path} is not a table of chips: {what}", hint) from error
