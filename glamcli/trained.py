@@ -117,9 +117,9 @@ def keep_compiled_programs(recipe: Recipe) -> None:
     if recipe.runtime.compile_cache:
         import jax
 
-        from glamcli.data.open import cache_dir
+        from glamcli.data.cache import cache_dir, compiled_dir
 
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir(recipe) / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(compiled_dir(cache_dir(recipe))))
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
@@ -190,7 +190,7 @@ def _tokenizer(
     recipe: Recipe, run_dir: Path | None, fingerprint: str, progress: Progress
 ) -> Tokenizer:
     """The run's own copy; where it has none that is whole, what its recipe names."""
-    from glamcli.data.open import cache_dir
+    from glamcli.data.cache import cache_dir
     from glamcli.data.tokenizer import TOKENIZER_FILE, Bytes, load_sentencepiece
     from glamcli.data.vocabulary import open_tokenizer
 

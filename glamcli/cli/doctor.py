@@ -42,7 +42,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from glamcli.cli import render
-    from glamcli.data.open import user_cache_dir
+    from glamcli.data.cache import user_cache_dir
 
     facts = {
         "glam": glamcli.__version__,

@@ -83,7 +83,8 @@ def _corpus(
     what: str, run: Path | None, processes: int, progress: Progress
 ) -> tuple[Read, Callable[[], Documents] | None]:
     """How to look through the training text, and a run's held-out documents."""
-    from glamcli.data.open import open_data, user_cache_dir
+    from glamcli.data.cache import user_cache_dir
+    from glamcli.data.open import open_data
     from glamcli.evals.paper import corpus
     from glamcli.evals.paper.overlap import Grams, overlaps
 

@@ -45,8 +45,8 @@ def train(
     Without `--out` it goes where training looks for the recipe's tokenizer (training also does
     this by itself).
     """
-    from glamcli.data.open import cache_dir, user_cache_dir
-    from glamcli.data.split import decide
+    from glamcli.data.cache import cache_dir, user_cache_dir
+    from glamcli.data.split import divide_mixture
     from glamcli.data.vocabulary import open_tokenizer, train_on
 
     progress = render.make_progress(as_json)
@@ -68,7 +68,7 @@ def train(
             tokenizer = open_tokenizer(recipe, mixture, cache, progress)
             _show_summary(tokenizer, as_json)
             return
-    sides = decide(mixture, cache, progress)
+    sides = divide_mixture(mixture, cache, progress)
     with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
         tokenizer = train_on(mixture, vocab_size, sides, out, phase)
     _show_summary(tokenizer, as_json)
@@ -126,7 +126,7 @@ def _refuse_untrained(recipe: Recipe) -> None:
 
 
 def _load(file_or_recipe: str, sets: tuple[str, ...], progress: Progress) -> Tokenizer:
-    from glamcli.data.open import cache_dir
+    from glamcli.data.cache import cache_dir
     from glamcli.data.tokenizer import load_sentencepiece
     from glamcli.data.vocabulary import open_tokenizer
 

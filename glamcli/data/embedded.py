@@ -40,7 +40,7 @@ MIN_PARAGRAPH_CHARS = 100
 
 
 @functools.cache
-def files(part: str) -> list[tuple[str, Path]]:
+def embedded_files(part: str) -> list[tuple[str, Path]]:
     """Names (package/module.py) and paths of the files a part is made from, sorted by name.
 
     Raises: DataError when there is no such part.
@@ -76,7 +76,7 @@ def _python_files(root: Path, prefix: str) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def documents(part: str) -> Iterator[tuple[str, int]]:
+def embedded_documents(part: str) -> Iterator[tuple[str, int]]:
     """The documents of a part, each with the bytes of the part's files used up to its end."""
     yield from _documents(part)
 
@@ -88,7 +88,7 @@ def _documents(part: str) -> list[tuple[str, int]]:
     seen: set[str] = set()
     num_bytes = 0
     with _no_garbage_collection():
-        for name, path in files(part):
+        for name, path in embedded_files(part):
             source = path.read_bytes()
             num_bytes += len(source)
             text = source.decode("utf-8", "replace")

@@ -38,7 +38,7 @@ WEIGHT_PARTS = 2**40
 MAX_RANGE = 2**20
 
 
-class Place(NamedTuple):
+class RowOrigin(NamedTuple):
     """One row of the run: which source, which pass over it, and which of its rows."""
 
     source: str
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     row: int
 
 
-class Places(NamedTuple):
+class RowOrigins(NamedTuple):
     """The same for a range of rows: three arrays of equal length; `source` indexes `names`."""
 
     source: np.ndarray
@@ -155,27 +155,27 @@ class Schedule:
         counts = self.counts(0, k)
         return {name: counts[name] / max(self.num_rows[name], 1) for name in self.names}
 
-    def locate(self, k: int) -> Place:
+    def locate(self, k: int) -> RowOrigin:
         """Where row k of the run comes from."""
-        places = self.locate_range(k, k + 1)
-        return Place(self.names[places.source[0]], int(places.epoch[0]), int(places.row[0]))
+        origins = self.locate_range(k, k + 1)
+        return RowOrigin(self.names[origins.source[0]], int(origins.epoch[0]), int(origins.row[0]))
 
-    def locate_range(self, k0: int, k1: int) -> Places:
+    def locate_range(self, k0: int, k1: int) -> RowOrigins:
         """Where rows k0..k1 of the run come from (at most `MAX_RANGE` of them)."""
         if not 0 <= k0 <= k1 or k1 - k0 > MAX_RANGE:
             raise ValueError(f"rows {k0}..{k1}: at most {MAX_RANGE} at a time")
         length = k1 - k0
-        places = Places(
+        origins = RowOrigins(
             np.zeros(length, np.int32), np.zeros(length, np.int64), np.zeros(length, np.int64)
         )
         ends = [stage.first_row for stage in self._stages[1:]] + [k1]
         for stage, end in zip(self._stages, ends, strict=True):
             start, stop = max(k0, stage.first_row), min(k1, end)
             if start < stop:
-                slots = np.arange(start - k0, stop - k0)
+                at = np.arange(start - k0, stop - k0)
                 first = stage.first_row
-                self._fill(stage, stage.tree, start - first, stop - first, slots, places)
-        return places
+                self._fill(stage, stage.tree, start - first, stop - first, at, origins)
+        return origins
 
     def _fill(
         self,
@@ -183,26 +183,26 @@ class Schedule:
         node: _Leaf | _Split,
         start: int,
         stop: int,
-        slots: np.ndarray,
-        places: Places,
+        at: np.ndarray,
+        origins: RowOrigins,
     ) -> None:
-        """Places rows start..stop of those that reach `node` into `slots`."""
+        """Writes the origins of rows start..stop, of those that reach `node`, at indices `at`."""
         if start == stop:
             return
         if isinstance(node, _Split):
             left = node.goes_left(start, stop)
             left0, left1 = node.num_left(start), node.num_left(stop)
-            self._fill(stage, node.left, left0, left1, slots[left], places)
-            self._fill(stage, node.right, start - left0, stop - left1, slots[~left], places)
+            self._fill(stage, node.left, left0, left1, at[left], origins)
+            self._fill(stage, node.right, start - left0, stop - left1, at[~left], origins)
             return
         name = self.names[node.source]
         size = self.num_rows[name]
         index = np.arange(start, stop, dtype=np.int64) + stage.used[node.source]
-        places.source[slots] = node.source
-        places.epoch[slots] = index // size
+        origins.source[at] = node.source
+        origins.epoch[at] = index // size
         for epoch in range(int(index[0]) // size, int(index[-1]) // size + 1):
             inside = index // size == epoch
-            places.row[slots[inside]] = permute(index[inside] % size, size, self.seed, name, epoch)
+            origins.row[at[inside]] = permute(index[inside] % size, size, self.seed, name, epoch)
 
     def history(self, k: int) -> dict[str, Any]:
         """Everything rows 0..k depend on, for JSON: equal histories mean equal rows so far.

@@ -7,9 +7,7 @@ order of `mixture.py`. jax stays out, also by way of grain, until batches are as
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture, load_mixture, source_weights
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import writing_cache
+from glamcli.data.cache import cache_dir, cache_path, json_digest, writing_cache
 from glamcli.data.mixture import Schedule
 from glamcli.data.prepare import Prepared, prepare
 from glamcli.data.rows import Rows, read_meta
@@ -30,6 +28,7 @@ from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.data.stream import Stream
+    from glamcli.hosts.join import Host
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,27 @@ def open_data(recipe: Recipe, progress: Progress) -> Dataset:
     )
 
 
+def open_data_together(recipe: Recipe, progress: Progress, host: Host) -> Dataset:
+    """The recipe's data, opened by every process of a run. Where processes share a cache folder,
+    the first one prepares and the others wait; one with a folder of its own prepares for itself.
+
+    Raises: what `open_data` raises.
+    """
+    if host.count == 1:
+        return open_data(recipe, progress)
+    cache = cache_dir(recipe)
+    with writing_cache(cache):
+        waits = host.shares(cache)[host.index] and not host.is_first
+    if waits:
+        progress.say(f"waiting for process 0, which prepares the data in {cache}")
+        host.wait("data")
+    dataset = open_data(recipe, progress)
+    if not waits:
+        with progress.phase("waiting for the data of the other processes"):
+            host.wait("data")
+    return dataset
+
+
 def known_tokens(recipe: Recipe) -> dict[str, int]:
     """Training tokens of every source as its rows were when such data was last opened; reads no
     document, asks no network and makes nothing. A local source whose files have other names or
@@ -161,7 +181,7 @@ def known_tokens(recipe: Recipe) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, folder in _read_record(_record(recipe, mixture, cache)).items():
         with contextlib.suppress(DataError):
-            rows, source = cache / "rows" / folder, mixture.sources[name]
+            rows, source = cache_path(cache, "rows", folder), mixture.sources[name]
             made_of = [entry[:2] for entry in read_meta(rows)["inputs"]["files"]]
             if "://" in (source.path or "") or made_of == [
                 [file.name, file.num_bytes] for file in files(source, name)
@@ -183,8 +203,7 @@ def _record(recipe: Recipe, mixture: Mixture, cache: Path) -> Path:
             for name, source in mixture.sources.items()
         },
     }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return cache / "mixtures" / f"{key[:16]}.json"
+    return cache_path(cache, "mixtures", json_digest(settings)[:16])
 
 
 def _read_record(record: Path) -> dict[str, str]:
@@ -233,16 +252,3 @@ def check_sources(mixture: Mixture) -> None:
             hint="the comments of the mixture file say what belongs there; a copy of it "
             "(`data.mixture=./mine.yaml`) may name other paths",
         )
-
-
-def cache_dir(recipe: Recipe) -> Path:
-    """The folder of tokenizers and prepared rows: the recipe's, else the user's cache folder."""
-    return user_cache_dir() if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)
-
-
-def user_cache_dir() -> Path:
-    """`glam` in the user's cache folder, which XDG_CACHE_HOME may move."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard ignores relative paths.
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return base / "glam"

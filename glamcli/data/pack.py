@@ -16,9 +16,9 @@ import numpy as np
 
 Document = Iterable[np.ndarray]
 Packed = tuple[np.ndarray, np.ndarray, np.ndarray]
-# Rows kept open for short pieces by `whole`: more waste less and cost more time per piece.
+# Rows kept open for short pieces by `pack_whole`: more waste less and cost more time per piece.
 OPEN_ROWS = 64
-# Tokens `fill` lays out at once.
+# Tokens `pack_fill` lays out at once.
 BLOCK_TOKENS = 1 << 19
 
 
@@ -26,11 +26,11 @@ def pack(
     documents: Iterable[Document], packing: str, row_tokens: int, bos_id: int, eos_id: int
 ) -> Iterator[Packed]:
     """Rows (tokens, targets, segments) of the documents, by the recipe's `data.packing`."""
-    layout = {"fill": fill, "whole": whole}[packing]
+    layout = {"fill": pack_fill, "whole": pack_whole}[packing]
     return layout(documents, row_tokens, bos_id, eos_id)
 
 
-def fill(
+def pack_fill(
     documents: Iterable[Document], row_tokens: int, bos_id: int, eos_id: int
 ) -> Iterator[Packed]:
     """Rows filled to the last token; a document that does not fit continues in the next row."""
@@ -81,7 +81,7 @@ def _number_pieces(numbers: np.ndarray) -> np.ndarray:
     return np.cumsum(steps, axis=1, dtype=np.int32)
 
 
-def whole(
+def pack_whole(
     documents: Iterable[Document], row_tokens: int, bos_id: int, eos_id: int
 ) -> Iterator[Packed]:
     """Rows in which a document that fits into one is never split (first fit).
@@ -94,20 +94,20 @@ def whole(
     for document in documents:
         for piece in _pieces(_positions(document, bos_id, eos_id), row_tokens):
             size = piece.shape[1]
-            place = next((i for i, free in enumerate(room) if free >= size), len(room))
-            if place == OPEN_ROWS:
+            chosen = next((i for i, free in enumerate(room) if free >= size), len(room))
+            if chosen == OPEN_ROWS:
                 fullest = room.index(min(room))
                 yield _join(open_rows.pop(fullest), row_tokens)
                 room.pop(fullest)
-                place -= 1
-            if place == len(room):
+                chosen -= 1
+            if chosen == len(room):
                 open_rows.append([])
                 room.append(row_tokens)
-            open_rows[place].append(piece)
-            room[place] -= size
-            if room[place] == 0:
-                yield _join(open_rows.pop(place), row_tokens)
-                room.pop(place)
+            open_rows[chosen].append(piece)
+            room[chosen] -= size
+            if room[chosen] == 0:
+                yield _join(open_rows.pop(chosen), row_tokens)
+                room.pop(chosen)
     for row in open_rows:
         yield _join(row, row_tokens)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
+from glamcli.data.cache import cache_path, json_digest
 from glamcli.data.parts import (
     DOCUMENTS_FILE,
     KEPT_CHARS,
@@ -31,14 +32,14 @@ from glamcli.data.parts import (
 )
 from glamcli.data.rows import META_FILE, Counts, Rows, read_meta, shard_name, write_meta
 from glamcli.data.sources import Reading, documents, source_inputs
-from glamcli.data.split import Sides, decide
+from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.progress import Progress
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
-FORMAT = 3
+ROWS_FORMAT = 3
 # Text in one part: small enough to share out a small corpus, larger when that gives many parts.
 PART_CHARS = 1 << 19
 MAX_PART_CHARS = 1 << 26
@@ -58,7 +59,7 @@ class Prepared:
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every source's rows: of what they are, not of how they were made."""
         return {
-            name: _sha256([self.train[name].digests, self.heldout[name].digests])
+            name: json_digest([self.train[name].digests, self.heldout[name].digests])
             for name in self.train
         }
 
@@ -90,7 +91,7 @@ class _Plan:
 
     @property
     def fingerprint(self) -> str:
-        return _sha256(self.inputs)
+        return json_digest(self.inputs)
 
 
 def prepare(
@@ -100,7 +101,7 @@ def prepare(
 
     Raises: DataError for a source that cannot be read, and for a damaged prepared folder.
     """
-    sides = decide(mixture, cache, progress)
+    sides = divide_mixture(mixture, cache, progress)
     plans = _plans(recipe, mixture, tokenizer, sides, cache)
     _warn_of_copies(plans, progress)
     missing = [plan for plan in plans if not (plan.folder / META_FILE).exists()]
@@ -122,7 +123,7 @@ def _plans(
 ) -> list[_Plan]:
     """Where the rows of every source belong."""
     common = {
-        "format": FORMAT,
+        "format": ROWS_FORMAT,
         "tokenizer": tokenizer.fingerprint,
         "packing": recipe.data.packing,
         "row_tokens": recipe.batch.row_tokens,
@@ -131,7 +132,7 @@ def _plans(
     plans = []
     for name, source in mixture.sources.items():
         inputs = {**common, **source_inputs(source, name)}
-        folder = cache / "rows" / f"{_safe(name)}-{_sha256(inputs)[:16]}"
+        folder = cache_path(cache, "rows", f"{_safe(name)}-{json_digest(inputs)[:16]}")
         num_bytes = sum(entry[1] for entry in inputs["files"])
         plans.append(_Plan(name, source, inputs, folder, num_bytes))
     return plans
@@ -139,10 +140,6 @@ def _plans(
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
-
-
-def _sha256(inputs: Any) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
@@ -246,7 +243,7 @@ def _cut(divided: Iterator[tuple[str, bool]], num_bytes: int) -> Iterator[list[t
 
 
 def _finish(plan: _Plan, building: Path, num_parts: int, reading: Reading) -> None:
-    """Joins the parts to a folder and moves it into place."""
+    """Joins the parts in a folder, which then gets its name."""
     folders = [building / f"{number:05d}" for number in range(num_parts)]
     parts = [finished_part(folder) for folder in folders]
     if None in parts:
@@ -282,12 +279,12 @@ def _finish(plan: _Plan, building: Path, num_parts: int, reading: Reading) -> No
     shutil.rmtree(building)
 
 
-def _link(made: Path, place: Path) -> None:
+def _link(made: Path, path: Path) -> None:
     """A second name for a finished shard, or a copy where the file system has no links."""
     try:
-        place.hardlink_to(made)
+        path.hardlink_to(made)
     except OSError:
-        shutil.copyfile(made, place)
+        shutil.copyfile(made, path)
 
 
 def _kept_documents(folders: list[Path]) -> bytes:

@@ -23,7 +23,8 @@ from glamcli.errors import DataError
 from glamcli.progress import Progress
 
 Row = dict[str, np.ndarray]
-FEATURES = ("tokens", "targets", "segments")
+TOKEN_FIELDS = ("tokens", "targets", "segments")
+"""The arrays of a row, and of a batch of rows."""
 META_FILE = "rows.json"
 # One record per chunk: a random read decompresses one row and nothing else.
 WRITER_OPTIONS = "group_size:1"
@@ -77,10 +78,10 @@ class RowCodec:
         self.row_tokens = row_tokens
         # All arrays are equally long, so the bytes around them never change: encode a template
         # with recognisable contents once and remember what stands between the arrays.
-        marks = [bytes([0xF0 + i]) * (4 * row_tokens) for i in range(len(FEATURES))]
+        marks = [bytes([0xF0 + i]) * (4 * row_tokens) for i in range(len(TOKEN_FIELDS))]
         features = b"".join(
             _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, mark))))
-            for name, mark in zip(FEATURES, marks, strict=True)
+            for name, mark in zip(TOKEN_FIELDS, marks, strict=True)
         )
         template = _field(1, features)
         self._parts: list[bytes] = []
@@ -106,7 +107,7 @@ class RowCodec:
             return None
         return {
             name: np.frombuffer(record, "<i4", self.row_tokens, offset)
-            for name, offset in zip(FEATURES, self._offsets, strict=True)
+            for name, offset in zip(TOKEN_FIELDS, self._offsets, strict=True)
         }
 
 
@@ -296,7 +297,7 @@ def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
             "version": "1.0.0",
         },
         "features.json": {
-            "featuresDict": {"features": dict.fromkeys(sorted(FEATURES), tensor)},
+            "featuresDict": {"features": dict.fromkeys(sorted(TOKEN_FIELDS), tensor)},
             "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         },
     }

@@ -42,7 +42,7 @@ class File:
         return self.fs.protocol == "file" or "file" in self.fs.protocol
 
 
-def find(pattern: str, belongs: Callable[[str], bool], name: str) -> list[File]:
+def find_files(pattern: str, belongs: Callable[[str], bool], name: str) -> list[File]:
     """Files matching a path, glob or folder (there: those that `belongs`), sorted by path.
 
     Raises: DataError when there is none, or one file in two ways.

@@ -17,7 +17,7 @@ from typing import Any
 
 from glamcli.config.mixtures import Source
 from glamcli.data import embedded
-from glamcli.data.source_files import File, content_hash, find, lines, local, local_path
+from glamcli.data.source_files import File, content_hash, find_files, lines, local, local_path
 from glamcli.errors import DataError
 
 # Settings of a source that change which documents it has.
@@ -80,10 +80,10 @@ def files(source: Source, name: str) -> list[File]:
     path = _path(source, name)
     if source.kind == "embedded":
         try:
-            return [local(str(found), shown) for shown, found in embedded.files(path)]
+            return [local(str(found), shown) for shown, found in embedded.embedded_files(path)]
         except DataError as error:
             raise DataError(f"source `{name}`: {error.what}", error.hint) from error
-    return find(path, lambda base: _belongs(base, source.kind), name)
+    return find_files(path, lambda base: _belongs(base, source.kind), name)
 
 
 def source_inputs(source: Source, name: str) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _read_tfds(source: Source, name: str, reading: Reading) -> Iterator[str]:
 
 
 def _read_embedded(source: Source, name: str, reading: Reading) -> Iterator[str]:
-    for text, done_bytes in embedded.documents(_path(source, name)):
+    for text, done_bytes in embedded.embedded_documents(_path(source, name)):
         yield text
         reading.done_bytes = done_bytes
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture
-from glamcli.data.cache import writing_cache
+from glamcli.data.cache import cache_path, json_digest, writing_cache
 from glamcli.data.sources import documents, source_inputs
 from glamcli.progress import Progress
 
 # Part of every key: raise it when the same inputs would give another division.
-FORMAT = 1
+SPLIT_FORMAT = 1
 # When one side has got no document by chance after this much text, it is given one.
 WINDOW_DOCUMENTS = 2000
 WINDOW_CHARS = 4 << 20
@@ -43,16 +43,20 @@ class Sides:
     def divide(self, texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
         """The documents in their order, each with whether it is held out."""
         for text in texts:
-            found = digest(text)
+            found = document_digest(text)
             yield text, self.exceptions.get(found, is_heldout(found, self.heldout_frac))
 
     def inputs(self) -> dict[str, Any]:
         """Everything the division depends on, for a fingerprint."""
         exceptions = {found.hex(): side for found, side in sorted(self.exceptions.items())}
-        return {"heldout_format": FORMAT, "heldout_frac": self.heldout_frac, "moved": exceptions}
+        return {
+            "heldout_format": SPLIT_FORMAT,
+            "heldout_frac": self.heldout_frac,
+            "moved": exceptions,
+        }
 
 
-def decide(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
+def divide_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
     """How the documents of a mixture are divided; reads the sources not met before.
 
     Raises: DataError for a source that cannot be read and a cache that cannot be written.
@@ -82,7 +86,7 @@ def first_documents(texts: Iterable[str], heldout_frac: float) -> Window:
     sides: set[bool] = set()
     num_chars = 0
     for num_read, text in enumerate(texts, 1):
-        found = digest(text)
+        found = document_digest(text)
         window[found] = len(text)
         sides.add(is_heldout(found, heldout_frac))
         num_chars += len(text)
@@ -123,7 +127,7 @@ def _by_length(window: Window) -> list[bytes]:
     return sorted(window, key=lambda found: (window[found], found))
 
 
-def digest(text: str) -> bytes:
+def document_digest(text: str) -> bytes:
     """SHA-256 of the text with every run of white space as one space."""
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()
 
@@ -135,13 +139,12 @@ def is_heldout(found: bytes, heldout_frac: float) -> bool:
 
 def _path(mixture: Mixture, name: str, cache: Path) -> Path:
     inputs = {
-        "format": FORMAT,
+        "format": SPLIT_FORMAT,
         "window": [WINDOW_DOCUMENTS, WINDOW_CHARS],
         "heldout_frac": mixture.heldout_frac,
         **source_inputs(mixture.sources[name], name),
     }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    return cache / "heldout" / f"{key[:16]}.json"
+    return cache_path(cache, "heldout", json_digest(inputs)[:16])
 
 
 def _read(path: Path) -> Window | None:

@@ -16,10 +16,10 @@ import grain
 import numpy as np
 
 from glamcli.data.mixture import Schedule
+from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.errors import DataError, GlamError
 
-Batch = dict[str, np.ndarray]
-FIELDS = ("tokens", "targets", "segments")
+HostBatch = dict[str, np.ndarray]
 
 # Two threads hide the latency of one read behind another; more would fight over the interpreter
 # lock with the training loop.
@@ -35,7 +35,7 @@ class RowsLike(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
 
 
-class BatchReader(Sequence[Batch]):
+class BatchReader(Sequence[HostBatch]):
     """The batches of steps start_step.., this process's rows of each, by random access."""
 
     def __init__(
@@ -59,7 +59,7 @@ class BatchReader(Sequence[Batch]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index: Any) -> Batch:
+    def __getitem__(self, index: Any) -> HostBatch:
         """This process's rows of step start_step + index."""
         first = (self.start_step + index) * self.batch_rows
         blocks = [
@@ -70,9 +70,9 @@ class BatchReader(Sequence[Batch]):
         sources = source_B.tolist()
         at_rows = [row for block in blocks for row in block.row.tolist()]
         read = [self._read(source, row) for source, row in zip(sources, at_rows, strict=True)]
-        batch: Batch = {
+        batch: HostBatch = {
             name: np.stack([row[name] for row in read]).astype(np.int32, copy=False)
-            for name in FIELDS
+            for name in TOKEN_FIELDS
         }
         for name in ("tokens", "targets"):
             # As unsigned numbers, negative ids are too large as well.
@@ -103,7 +103,7 @@ class BatchReader(Sequence[Batch]):
         )
 
 
-class Stream(Iterator[Batch]):
+class Stream(Iterator[HostBatch]):
     """An iterator of batches with threads behind it: close it, or use it as a context."""
 
     def __init__(self, reader: BatchReader):
@@ -112,7 +112,7 @@ class Stream(Iterator[Batch]):
         # Reading starts now, so that it overlaps compilation.
         self._batches.start_prefetch()
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         return next(self._batches)
 
     def close(self) -> None:

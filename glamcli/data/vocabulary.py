@@ -17,9 +17,9 @@ from typing import Any
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import writing_cache
+from glamcli.data.cache import cache_path, json_digest, writing_cache
 from glamcli.data.sources import documents, source_inputs
-from glamcli.data.split import Sides, decide
+from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import (
     Bytes,
     SentencePiece,
@@ -32,7 +32,7 @@ from glamcli.errors import DataError
 from glamcli.progress import Phase, Progress
 
 # Part of every key: raise it when the same inputs would give another tokenizer.
-FORMAT = 3
+VOCABULARY_FORMAT = 3
 # Text to train on: enough for the counts of a small vocabulary, and growing with it.
 SAMPLE_CHARS = 4 << 20
 SAMPLE_CHARS_PER_PIECE = 1024
@@ -62,7 +62,7 @@ def trained_tokenizer(
     mixture: Mixture, vocab_size: int, cache: Path, progress: Progress
 ) -> SentencePiece:
     """The tokenizer of `vocab_size` pieces trained on a mixture, from the cache if it is there."""
-    sides = decide(mixture, cache, progress)
+    sides = divide_mixture(mixture, cache, progress)
     inputs = _inputs(mixture, vocab_size, sides)
     path = _path(inputs, cache)
     record = path.with_suffix(".json")
@@ -84,8 +84,7 @@ def trained_tokenizer(
 
 
 def _path(inputs: dict[str, Any], cache: Path) -> Path:
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    return cache / "tokenizers" / f"{key[:16]}.model"
+    return cache_path(cache, "tokenizers", json_digest(inputs)[:16])
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -119,7 +118,7 @@ def train_on(
 
 def _inputs(mixture: Mixture, vocab_size: int, sides: Sides) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": VOCABULARY_FORMAT,
         "vocab_size": vocab_size,
         **sides.inputs(),
         "sources": {

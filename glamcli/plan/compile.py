@@ -28,7 +28,7 @@ from jax.stages import Compiled, Lowered
 import glamcli
 from glamcli import atomic
 from glamcli.config.schema import Recipe
-from glamcli.data.open import cache_dir
+from glamcli.data.cache import cache_dir, cache_path
 from glamcli.errors import PlanError
 from glamcli.parallel.mesh import make_mesh
 from glamcli.plan import topology
@@ -131,7 +131,7 @@ def _kept_at(
     name.update(lowered.as_text().encode())
     for source in sorted(Path(glamcli.__file__).parent.rglob("*.py")):
         name.update(source.read_bytes())
-    return cache_dir(recipe) / "plans" / f"{name.hexdigest()[:32]}.json.gz"
+    return cache_path(cache_dir(recipe), "plans", name.hexdigest()[:32])
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from glamcli.checkpoint import Checkpoints
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
-from glamcli.data.open import Dataset
+from glamcli.data.open import Dataset, open_data_together
 from glamcli.errors import GlamError, Preempted
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
@@ -36,7 +36,6 @@ from glamcli.model.decoder import Decoder
 from glamcli.parallel.mesh import global_batch, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
-from glamcli.train.data import open_data_together
 from glamcli.train.folder import newest, refuse, take_folder, tell_other_bits, write_run_files
 from glamcli.train.heldout import Heldout, mean_nats, tell_unscored
 from glamcli.train.meter import FAILED_TASKS, Meter

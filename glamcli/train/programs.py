@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered, Traced
 
 from glamcli.config.schema import Recipe
+from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import check_batch, local_rows
@@ -25,8 +26,6 @@ from glamcli.train.step import make_heldout_step, make_train_step
 WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 UNCUT = "1000000"
 """MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any."""
-
-FIELDS = ("tokens", "targets", "segments")
 
 
 def make_decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
@@ -91,7 +90,9 @@ def heldout_rows(recipe: Recipe) -> int:
 
 def abstract_batch(recipe: Recipe, mesh: Mesh, num_rows: int) -> dict[str, ShapeDtypeStruct]:
     """Shapes and layout of a batch; rows are split and their tokens stay together."""
-    shapes = dict.fromkeys(FIELDS, (num_rows, recipe.batch.row_tokens)) | {"source": (num_rows,)}
+    shapes = dict.fromkeys(TOKEN_FIELDS, (num_rows, recipe.batch.row_tokens)) | {
+        "source": (num_rows,)
+    }
     rows = Layout.of(recipe.mesh).sharding(mesh, ("batch",))
     return {
         name: ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()

@@ -19,7 +19,7 @@ from glamcli.config.mixtures import Mixture
 from glamcli.data.open import Dataset
 from glamcli.data.rows import Rows
 from glamcli.data.sources import Reading, documents
-from glamcli.data.split import decide
+from glamcli.data.split import divide_mixture
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import num_cores
 from glamcli.evals.paper.overlap import Grams, row_documents
@@ -76,7 +76,7 @@ def of_rows(dataset: Dataset, packing: str) -> tuple[Pieces, int]:
 
 def of_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Pieces:
     """The documents of a mixture that are not held out."""
-    sides = decide(mixture, cache, progress)
+    sides = divide_mixture(mixture, cache, progress)
     for name, source in mixture.sources.items():
         piece: list[str] = []
         num_chars = 0

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from glamcli.data.cache import user_cache_dir
 from glamcli.data.examples import prepared_examples
-from glamcli.data.open import user_cache_dir
 from glamcli.errors import DataError
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.quick import questions

@@ -13,7 +13,7 @@ from glamcli.errors import DataError
 
 @pytest.mark.parametrize("part", embedded.PARTS)
 def test_files_are_sorted_by_names_that_do_not_depend_on_where_they_lie(part):
-    found = embedded.files(part)
+    found = embedded.embedded_files(part)
     names = [name for name, _ in found]
     packages = embedded.PACKAGES.get(part, (None,))
     by_package = [[n for n in names if p is None or n.startswith(f"{p}/")] for p in packages]
@@ -38,7 +38,7 @@ def test_documents_are_headed_by_what_they_describe():
 
 
 def test_no_paragraph_of_the_reference_is_both_held_out_and_trained_on():
-    texts = [text for text, _ in embedded.documents("reference")]
+    texts = [text for text, _ in embedded.embedded_documents("reference")]
     for heldout_frac in (load_mixture("quickstart").heldout_frac, 0.2, 0.5):
         sides = {False: "", True: ""}
         for text, is_held in Sides(heldout_frac, {}).divide(texts):
@@ -56,14 +56,14 @@ def test_a_docstring_is_kept_once_whatever_stands_above_it(tmp_path, monkeypatch
         code = f"def {name}():\n    {body.format(blank)}\n"
         (tmp_path / f"{name}.py").write_text(code)
     found = [(name, tmp_path / name) for name in ("a.py", "b.py")]
-    monkeypatch.setattr(embedded, "files", lambda part: found)
+    monkeypatch.setattr(embedded, "embedded_files", lambda part: found)
     made = embedded._documents.__wrapped__("stdlib")
     assert [text for text, _ in made] == ["a.a()\n\nInherited text."]
 
 
 def test_an_unknown_part_names_those_there_are():
     with pytest.raises(DataError) as caught:
-        embedded.files("novels")
+        embedded.embedded_files("novels")
     assert caught.value.hint == "there is reference, stdlib, numpy, scipy, jax"
 
 

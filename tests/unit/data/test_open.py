@@ -6,7 +6,8 @@ import pytest
 
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Data, Recipe
-from glamcli.data.open import Dataset, cache_dir, open_data
+from glamcli.data.cache import cache_dir
+from glamcli.data.open import Dataset, open_data
 from glamcli.errors import DataError
 from glamcli.progress import Silent
 

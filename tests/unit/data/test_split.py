@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.data import split
-from glamcli.data.split import Sides, decide, digest, exceptions, first_documents
+from glamcli.data.split import Sides, divide_mixture, document_digest, exceptions, first_documents
 from glamcli.progress import Silent
 
 texts = st.lists(st.text(max_size=3), max_size=30)
@@ -74,7 +74,9 @@ def test_what_one_source_must_hold_out_another_does_not_train_on():
 
 
 def test_what_one_source_must_train_on_another_does_not_hold_out():
-    held = next(f"text {i}" for i in range(1000) if split.is_heldout(digest(f"text {i}"), 0.01))
+    held = next(
+        f"text {i}" for i in range(1000) if split.is_heldout(document_digest(f"text {i}"), 0.01)
+    )
     large = [f"of the large one: {i}" for i in range(400)] + [held]
     assert (held, True) in divide(large, 0.01)
     divided = divide_all([large, [held]], 0.01)
@@ -118,23 +120,27 @@ def mixture(tmp_path):
 
 
 def test_a_source_is_looked_into_once(mixture, tmp_path, monkeypatch):
-    first = decide(mixture, tmp_path / "cache", Silent())
+    first = divide_mixture(mixture, tmp_path / "cache", Silent())
     assert list(first.exceptions.values()) == [True]  # of three documents
     monkeypatch.setattr(split, "documents", None)  # would fail if it were called
-    assert decide(mixture, tmp_path / "cache", Silent()) == first
+    assert divide_mixture(mixture, tmp_path / "cache", Silent()) == first
     with pytest.raises(TypeError):
-        decide(mixture.model_copy(update={"heldout_frac": 0.1}), tmp_path / "cache", Silent())
+        divide_mixture(
+            mixture.model_copy(update={"heldout_frac": 0.1}), tmp_path / "cache", Silent()
+        )
 
 
 def test_what_a_crash_left_is_read_again(mixture, tmp_path):
-    first = decide(mixture, tmp_path, Silent())
+    first = divide_mixture(mixture, tmp_path, Silent())
     for path in (tmp_path / "heldout").iterdir():
         path.write_text(path.read_text()[:-9])
-    assert decide(mixture, tmp_path, Silent()) == first
+    assert divide_mixture(mixture, tmp_path, Silent()) == first
 
 
 def test_with_nothing_to_hold_out_nothing_is_read_or_written(mixture, tmp_path, monkeypatch):
     monkeypatch.setattr(split, "documents", None)
-    none = decide(mixture.model_copy(update={"heldout_frac": 0.0}), tmp_path / "cache", Silent())
+    none = divide_mixture(
+        mixture.model_copy(update={"heldout_frac": 0.0}), tmp_path / "cache", Silent()
+    )
     assert not any(is_held for _, is_held in none.divide(["a", "b"]))
     assert not (tmp_path / "cache").exists()

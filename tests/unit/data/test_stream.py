@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glamcli.data.mixture import Schedule
-from glamcli.data.stream import FIELDS, batches
+from glamcli.data.rows import TOKEN_FIELDS
+from glamcli.data.stream import batches
 from glamcli.errors import DataError
 
 LENGTH = 6
@@ -18,7 +19,10 @@ def made_rows(name):
     """Rows whose tokens say which row they are."""
     offset = 1000 * list(SIZES).index(name)
     return [
-        {field: np.full(LENGTH, offset + 10 * i + j, np.int32) for j, field in enumerate(FIELDS)}
+        {
+            field: np.full(LENGTH, offset + 10 * i + j, np.int32)
+            for j, field in enumerate(TOKEN_FIELDS)
+        }
         for i in range(SIZES[name])
     ]
 
@@ -32,7 +36,7 @@ def read(start, steps, here=None, rows=ROWS, batch_rows=8):
 
 
 def same(one, two):
-    return all(np.array_equal(one[field], two[field]) for field in (*FIELDS, "source"))
+    return all(np.array_equal(one[field], two[field]) for field in (*TOKEN_FIELDS, "source"))
 
 
 def test_batches_hold_the_rows_of_the_schedule_in_order():
@@ -42,7 +46,7 @@ def test_batches_hold_the_rows_of_the_schedule_in_order():
         batch, i = got[k // 8], k % 8
         place = SCHEDULE.locate(k)
         assert SCHEDULE.names[batch["source"][i]] == place.source
-        for field in FIELDS:
+        for field in TOKEN_FIELDS:
             assert np.array_equal(batch[field][i], ROWS[place.source][place.row][field])
     assert got[0]["tokens"].shape == (8, LENGTH)
     assert {array.dtype for array in got[0].values()} == {np.dtype(np.int32)}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glamcli.data import tokenizer as tokenizers
-from glamcli.data.embedded import documents
+from glamcli.data.embedded import embedded_documents
 from glamcli.data.tokenizer import (
     Bytes,
     SentencePiece,
@@ -27,7 +27,7 @@ mixed = st.lists(st.one_of(st.sampled_from(ODD + MARKS), st.text(max_size=8)), m
 
 @pytest.fixture(scope="module")
 def texts():
-    return [text for text, _ in documents("reference")]
+    return [text for text, _ in embedded_documents("reference")]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Batch, Data, Model, Recipe, Train
 from glamcli.config.schema import TokenizerSettings as TokenizerSpec
 from glamcli.data import vocabulary
-from glamcli.data.split import Sides, digest
+from glamcli.data.split import Sides, document_digest
 from glamcli.data.tokenizer import SentencePiece
 from glamcli.data.vocabulary import open_tokenizer
 from glamcli.errors import DataError
@@ -94,7 +94,9 @@ def test_what_a_crash_left_of_a_tokenizer_is_trained_again(mixture, tmp_path, da
 def test_held_out_documents_are_not_trained_on(mixture, texts, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(vocabulary, "train_sentencepiece", lambda sample, *_: seen.extend(sample))
-    sides = Sides(mixture.heldout_frac, {digest(texts[7]): True})  # as another source asks for
+    sides = Sides(
+        mixture.heldout_frac, {document_digest(texts[7]): True}
+    )  # as another source asks for
     with Silent().phase("") as phase:
         vocabulary.train_on(mixture, 320, sides, tmp_path / "x", phase)
     heldout = {text for text, is_held in sides.divide(texts) if is_held}
