@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glamcli import hugepages
 from glamcli.config.load import load_mixture, load_recipe
 from glamcli.config.schema import Pipeline, Recipe, Runtime
+from glamcli.config.sharding import check_divides, indivisible_widths
 from glamcli.config.sizes import count
 from glamcli.errors import CheckpointError, DataError, GlamError
 from glamcli.progress import Progress
@@ -173,7 +174,7 @@ def _over_all_devices(meta: Mapping[str, Any]) -> Any:
     layout = Layout.of(recipe.mesh)
     decoder = Decoder(recipe.model, recipe.moe, layout=layout)
     mesh = make_mesh(recipe.mesh.model_copy(update={"data": "auto"}))
-    layout.check_divides(dict(mesh.shape), decoder.shapes, decoder.axes)
+    check_divides(indivisible_widths(recipe, dict(mesh.shape)))
     return layout.shardings(mesh, decoder.axes)
 
 

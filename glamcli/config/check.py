@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
 from glamcli.config.files import is_path, suite_names
 from glamcli.config.mixtures import Mixture
 from glamcli.config.nearest import Found, divisors, multiples, use
-from glamcli.config.rules import MeshAxis
 from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
 from glamcli.config.yaml import shown
 
@@ -121,20 +120,9 @@ def _experts(recipe: Recipe) -> Found:
 
 def _batch(recipe: Recipe) -> Found:
     batch, moe = recipe.batch, recipe.moe
-    shards, axes = sharding.shards(recipe)
     microbatches = recipe.pipeline.microbatches or 1
     parts = batch.accumulate * microbatches
-    if batch.rows % (parts * shards):
-        over = [f"{shards} data shards ({axes})"] if shards > 1 else []
-        if batch.accumulate > 1:
-            over.append(f"{batch.accumulate} accumulated parts")
-        if microbatches > 1:
-            over.append(f"{microbatches} microbatches")
-        yield (
-            "batch.rows",
-            f"`batch.rows` is {batch.rows}, which does not divide over {' x '.join(over)}",
-            multiples(batch.rows, parts * shards),
-        )
+    yield from sharding.indivisible_rows(recipe, sharding.known_sizes(recipe.mesh))
     if moe is None:
         return
     group, row = moe.group_tokens, batch.row_tokens
@@ -159,11 +147,6 @@ def _batch(recipe: Recipe) -> Found:
 
 
 def _mesh(recipe: Recipe) -> Found:
-    sizes = {
-        axis: size
-        for axis in get_args(MeshAxis)
-        if isinstance(size := getattr(recipe.mesh, axis), int)  # `data` may be `auto`
-    }
     if recipe.mesh.auto:
         defaults = Mesh()
         for axis in ("data", "expert", "model"):
@@ -173,7 +156,7 @@ def _mesh(recipe: Recipe) -> Found:
     wrong = list(sharding.contradictions(recipe))
     yield from wrong
     if not wrong:
-        yield from sharding.indivisible(recipe, sizes)
+        yield from sharding.indivisible_widths(recipe, sharding.known_sizes(recipe.mesh))
 
 
 def _tokenizer(recipe: Recipe) -> Found:

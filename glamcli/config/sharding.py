@@ -1,40 +1,51 @@
-"""Which arrays the sharding table speaks about, by name and size, and what it may not say.
+"""Logical axes of every array, the sharding table over them, and what neither may ask for.
 
-The model describes its parameters itself (`model/params.py`); a test keeps the two lists equal.
-This one needs no jax, so a table that contradicts itself, or a width that does not divide, is
-refused while the recipe is read.
+The model takes the axes of its parameters from here. This file needs no jax, so a table that
+contradicts itself, and rows or a width that do not divide, are refused while the recipe is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
+from typing import get_args
 
-from glamcli.config.nearest import Found
-from glamcli.config.rules import Rules
+from glamcli.config.nearest import Found, multiples
+from glamcli.config.rules import MeshAxis, Rules
 from glamcli.config.schema import Mesh, Recipe
 from glamcli.config.sizes import num_blocks
+from glamcli.errors import RecipeError
 
 Axes = tuple[str | None, ...]
+"""A name for every dimension of an array; None is never split."""
 
-_ATTENTION: Mapping[str, Axes] = {
-    "attention.query": ("layers", "embed", "heads", "head_dim"),
-    "attention.key": ("layers", "embed", "heads", "head_dim"),
-    "attention.value": ("layers", "embed", "heads", "head_dim"),
-    "attention.out": ("layers", "heads", "head_dim", "embed"),
-    "attention.bias.table": ("layers", "heads", "buckets"),
-    "attention_norm.scale": ("layers", None),
-    "ffn_norm.scale": ("layers", None),
+MESH_AXES: tuple[MeshAxis, ...] = get_args(MeshAxis)
+
+NORM: Axes = (None,)
+ATTENTION: Mapping[str, Axes] = {
+    "attention.query": ("embed", "heads", "head_dim"),
+    "attention.key": ("embed", "heads", "head_dim"),
+    "attention.value": ("embed", "heads", "head_dim"),
+    "attention.out": ("heads", "head_dim", "embed"),
+    "attention.bias.table": ("heads", "buckets"),
+    "attention_norm.scale": NORM,
+    "ffn_norm.scale": NORM,
 }
-_DENSE: Mapping[str, Axes] = {
-    "ffn.gate": ("layers", "embed", "mlp"),
-    "ffn.w_in": ("layers", "embed", "mlp"),
-    "ffn.w_out": ("layers", "mlp", "embed"),
+DENSE: Mapping[str, Axes] = {
+    "ffn.gate": ("embed", "mlp"),
+    "ffn.w_in": ("embed", "mlp"),
+    "ffn.w_out": ("mlp", "embed"),
 }
-_EXPERTS: Mapping[str, Axes] = {
-    "ffn.router": ("layers", None, None),
-    "ffn.w_in": ("layers", "expert", "expert_embed", "expert_mlp"),
-    "ffn.w_out": ("layers", "expert", "expert_embed", "expert_mlp"),
+EXPERTS: Mapping[str, Axes] = {
+    "ffn.router": (None, None),
+    "ffn.w_in": ("expert", "expert_embed", "expert_mlp"),
+    "ffn.w_out": ("expert", "expert_embed", "expert_mlp"),
+}
+"""Parameters of one layer; the decoder stacks them along `layers`."""
+OUTSIDE: Mapping[str, Axes] = {
+    "embedding.table": ("vocab", "embed"),
+    "final_norm.scale": NORM,
 }
 
 ACTIVATIONS: Mapping[str, Axes] = {
@@ -81,25 +92,27 @@ def table(mesh: Mesh) -> Rules:
     )
 
 
-def shards(recipe: Recipe) -> tuple[int, str]:
-    """Data shards as far as they are known (`data: auto` counts as one), and their mesh axes."""
-    split = table(recipe.mesh).batch
-    sizes = recipe.mesh.model_dump()
-    shards = math.prod(1 if sizes[axis] == "auto" else sizes[axis] for axis in split)
-    return shards, " x ".join(f"`mesh.{axis}`" for axis in split)
+def known_sizes(mesh: Mesh) -> dict[str, int]:
+    """Sizes of the mesh axes that the recipe gives; `data: auto` is left out."""
+    return {axis: size for axis in MESH_AXES if isinstance(size := getattr(mesh, axis), int)}
+
+
+def num_shards(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> int:
+    """Data shards of a batch; a mesh axis whose size is not known counts as one."""
+    return math.prod(mesh_sizes.get(axis, 1) for axis in table(recipe.mesh).batch)
 
 
 def weights(recipe: Recipe) -> dict[str, Axes]:
     """Logical axes of every parameter, by its path."""
-    layers = {"dense_layer": {**_ATTENTION, **_DENSE}}
+    layers = {"dense_layer": {**ATTENTION, **DENSE}}
     if recipe.moe is not None:
-        layers["expert_layer"] = {**_ATTENTION, **_EXPERTS}
+        layers["expert_layer"] = {**ATTENTION, **EXPERTS}
     blocks = {
-        f"blocks.{layer}.{name}": axes
+        f"blocks.{layer}.{name}": ("layers", *axes)
         for layer, names in layers.items()
         for name, axes in names.items()
     }
-    return {"embedding.table": ("vocab", "embed"), "final_norm.scale": (None,), **blocks}
+    return {**OUTSIDE, **blocks}
 
 
 def axis_sizes(recipe: Recipe) -> dict[str, tuple[int, str]]:
@@ -155,15 +168,15 @@ def contradictions(recipe: Recipe) -> Found:
                 "layers run one after another, so `mesh.rules.layers` may only use `stage`",
                 "use [stage] or []",
             )
-    told = []
+    reported = []
     for array, axes in {**weights(recipe), **ACTIVATIONS}.items():
         names = [name for name in axes if name is not None]
         for i, one in enumerate(names):
             for other in names[i + 1 :]:
                 both = set(getattr(rules, one)) & set(getattr(rules, other))
-                if one == other or not both or {one, other} in told:
+                if one == other or not both or {one, other} in reported:
                     continue
-                told.append({one, other})
+                reported.append({one, other})
                 yield _twice(recipe, array, axes, one, other, sorted(both)[0])
 
 
@@ -183,12 +196,45 @@ def _twice(
     )
 
 
+def check_divides(problems: Found) -> None:
+    """Raises the first of them as a RecipeError, placed at its key."""
+    for key, what, hint in problems:
+        raise RecipeError(what, hint=hint, key=key)
+
+
 def indivisible(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
-    """(key, what, hint) of every width that does not split evenly over a mesh of these sizes; an
-    axis whose size is not known yet counts as one."""
+    """Everything that does not split evenly over a mesh of these sizes."""
+    return chain(indivisible_rows(recipe, mesh_sizes), indivisible_widths(recipe, mesh_sizes))
+
+
+def indivisible_rows(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
+    """Rows that do not split evenly over data shards, accumulated parts and microbatches."""
+    batch, split = recipe.batch, table(recipe.mesh).batch
+    microbatches = recipe.pipeline.microbatches or 1
+    shards = num_shards(recipe, mesh_sizes)
+    parts = shards * batch.accumulate * microbatches
+    if batch.rows % parts == 0:
+        return
+    axes = " x ".join(f"`mesh.{axis}`" for axis in split)
+    counts = (
+        (shards, f"data shards ({axes})"),
+        (batch.accumulate, "accumulated parts"),
+        (microbatches, "microbatches"),
+    )
+    over = " x ".join(f"{number} {what}" for number, what in counts if number > 1)
+    yield (
+        "batch.rows",
+        f"`batch.rows` is {batch.rows}, which does not divide over {over}",
+        multiples(batch.rows, parts),
+    )
+
+
+def indivisible_widths(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
+    """Dimensions of weights and activations that do not split evenly over mesh axes; an axis whose
+    size is not known yet counts as one."""
     rules, known = table(recipe.mesh), axis_sizes(recipe)
     arrays = {**weights(recipe), **ACTIVATIONS}
-    told = set()
+    reported = set()
     for array, axes in arrays.items():
         for name in axes:
             if name not in known:
@@ -196,9 +242,9 @@ def indivisible(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
             size, key = known[name]
             split = [axis for axis in getattr(rules, name) if mesh_sizes.get(axis, 1) > 1]
             parts = math.prod(mesh_sizes[axis] for axis in split)
-            if size % parts == 0 or (key, tuple(split)) in told:
+            if size % parts == 0 or (key, tuple(split)) in reported:
                 continue
-            told.add((key, tuple(split)))
+            reported.add((key, tuple(split)))
             over = " x ".join(f"`mesh.{axis}`" for axis in split)
             pairs = " (in pairs)" if name == "layers" and recipe.moe else ""
             label = f"`{name}` of " + (f"`{array}`" if array in weights(recipe) else array)

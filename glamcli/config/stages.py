@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from glamcli.config.nearest import Found, divisors, multiples, use
 from glamcli.config.schema import Pipeline, Recipe
-from glamcli.config.sharding import shards, table
+from glamcli.config.sharding import known_sizes, num_shards, table
 from glamcli.config.sizes import num_blocks
 
 
@@ -97,7 +97,7 @@ def _microbatches(recipe: Recipe) -> str:
     """Advice: a number that divides what there is, near four per stage, which leaves less than a
     fifth of the time unused."""
     batch, stages, moe = recipe.batch, recipe.mesh.stage, recipe.moe
-    parts = batch.accumulate * shards(recipe)[0]
+    parts = batch.accumulate * num_shards(recipe, known_sizes(recipe.mesh))
     group = 1 if moe is None else moe.group_tokens
     fit = [
         size

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from glamcli.config import schema
+from glamcli.config.sharding import ATTENTION
 from glamcli.model import kv_cache
 from glamcli.model.kernels.linear import linear, on_one_cpu
 from glamcli.model.params import gaussian, param
@@ -38,11 +39,10 @@ class Attention(nnx.Module):
         M, N, D = model.model_dim, model.num_heads, model.head_dim
         folded = model.attention_scale == "folded"
         query_std = (M * D) ** -0.5 if folded else M**-0.5
-        axes = ("embed", "heads", "head_dim")
-        self.query = param(rngs, (M, N, D), axes, gaussian(query_std))
-        self.key = param(rngs, (M, N, D), axes, gaussian(M**-0.5))
-        self.value = param(rngs, (M, N, D), axes, gaussian(M**-0.5))
-        self.out = param(rngs, (N, D, M), ("heads", "head_dim", "embed"), gaussian((N * D) ** -0.5))
+        self.query = param(rngs, (M, N, D), ATTENTION["attention.query"], gaussian(query_std))
+        self.key = param(rngs, (M, N, D), ATTENTION["attention.key"], gaussian(M**-0.5))
+        self.value = param(rngs, (M, N, D), ATTENTION["attention.value"], gaussian(M**-0.5))
+        self.out = param(rngs, (N, D, M), ATTENTION["attention.out"], gaussian((N * D) ** -0.5))
         self.bias = RelativeBias(rngs, N, model.position_buckets, model.position_max_distance)
         self.scale = None if folded else 1.0 / math.sqrt(D)
         self.zero_logit = model.zero_logit

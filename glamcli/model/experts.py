@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from glamcli.config.schema import Model, Moe
+from glamcli.config.sharding import EXPERTS
 from glamcli.config.sizes import slots_per_expert
 from glamcli.model import dispatch as moves
 from glamcli.model import routing
@@ -30,12 +31,13 @@ class MoeLayer(nnx.Module):
         M, H, E = model.model_dim, model.ffn_dim, moe.num_experts
         self.moe = moe
         self.layout = layout
-        self.router = param(rngs, (M, E), (None, None))  # whole on every device
-        matrix, axes = (E, M, H), ("expert", "expert_embed", "expert_mlp")
-        self.w_in = param(rngs, matrix, axes)
+        self.router = param(rngs, (M, E), EXPERTS["ffn.router"])  # whole on every device
+        self.w_in = param(rngs, (E, M, H), EXPERTS["ffn.w_in"])
         # The other way round than it is applied: so the gradient of either matrix is a sum over
         # rows whose first operand, the one that is copied on a CPU, is the narrow one.
-        self.w_out = param(rngs, matrix, axes, partial(uniform_fan_in, contracted=-1))
+        self.w_out = param(
+            rngs, (E, M, H), EXPERTS["ffn.w_out"], partial(uniform_fan_in, contracted=-1)
+        )
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from glamcli.config import schema
+from glamcli.config.sharding import DENSE, NORM, OUTSIDE
 from glamcli.model.kernels.linear import linear
 from glamcli.model.params import gaussian, ones, param
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
@@ -19,7 +20,7 @@ class RmsNorm(nnx.Module):
     """Root mean square normalisation with a scale and nothing else, in float32."""
 
     def __init__(self, rngs: nnx.Rngs, model: schema.Model):
-        self.scale = param(rngs, (model.model_dim,), (None,), ones)
+        self.scale = param(rngs, (model.model_dim,), NORM, ones)
         self.epsilon = model.norm_epsilon
 
     def __call__(self, x_BSM: Array) -> Array:
@@ -36,9 +37,9 @@ class GatedFfn(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, model: schema.Model, layout: Layout = GLAM):
         self.layout = layout
         M, H = model.model_dim, model.ffn_dim
-        self.gate = param(rngs, (M, H), ("embed", "mlp"))
-        self.w_in = param(rngs, (M, H), ("embed", "mlp"))
-        self.w_out = param(rngs, (H, M), ("mlp", "embed"))
+        self.gate = param(rngs, (M, H), DENSE["ffn.gate"])
+        self.w_in = param(rngs, (M, H), DENSE["ffn.w_in"])
+        self.w_out = param(rngs, (H, M), DENSE["ffn.w_out"])
 
     def __call__(self, x_BSM: Array) -> Array:
         with jax.named_scope("ffn"):
@@ -54,7 +55,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, model: schema.Model, layout: Layout = GLAM):
         shape = (model.vocab_size, model.model_dim)
-        self.table = param(rngs, shape, ("vocab", "embed"), gaussian(1.0))
+        self.table = param(rngs, shape, OUTSIDE["embedding.table"], gaussian(1.0))
         self.dtype = jnp.dtype(model.activation_dtype)
         self.layout = layout
 

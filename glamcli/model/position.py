@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from glamcli.config.sharding import ATTENTION
 from glamcli.model.params import gaussian, param
 
 
@@ -42,7 +43,7 @@ class RelativeBias(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, num_heads: int, num_buckets: int, max_distance: int):
         init = gaussian((num_heads * num_buckets) ** -0.5)
-        self.table = param(rngs, (num_heads, num_buckets), ("heads", "buckets"), init)
+        self.table = param(rngs, (num_heads, num_buckets), ATTENTION["attention.bias.table"], init)
         self.num_buckets = num_buckets
         self.max_distance = max_distance
 

@@ -13,21 +13,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config import schema
-from glamcli.config.rules import MeshAxis, Rules
+from glamcli.config.rules import Rules
 from glamcli.config.sharding import Axes, table
-from glamcli.errors import RecipeError
 
 Tree = Any
 """A nested dict of arrays, shapes or axes."""
-
-MESH_AXES: tuple[str, ...] = get_args(MeshAxis)
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Layout:
 
         A dimension is split over as many of its mesh axes, first ones first, as divide it (one
         row of a batch in generation stays whole): activations adapt, only weights are refused
-        (`check_divides`).
+        (`config/sharding.py`).
         """
         if len(axes) != x.ndim:
             raise ValueError(f"{len(axes)} axes for an array of {x.ndim} dimensions")
@@ -180,30 +177,6 @@ class Layout:
                 x = jax.lax.psum_scatter(x, split, scatter_dimension=dim, tiled=True)
                 left = tuple(axis for axis in left if axis not in split)
         return jax.lax.psum(x, left) if left else x
-
-    def check_divides(self, mesh_shape: Mapping[str, int], shapes: Any, axes_tree: Any) -> None:
-        """Refuses weights that do not split evenly over the mesh, before anything is compiled.
-
-        Raises:
-            RecipeError: naming the first parameter, its dimension and the mesh axes.
-        """
-        named = jax.tree_util.tree_leaves_with_path(shapes)
-        all_axes = jax.tree.leaves(axes_tree, is_leaf=_is_axes)
-        for (path, leaf), axes in zip(named, all_axes, strict=True):
-            for name, size in zip(axes, leaf.shape, strict=True):
-                parts = self.parts(name, mesh_shape)
-                if size % parts == 0:
-                    continue
-                where = ".".join(entry.key for entry in path)
-                split = [axis for axis in self.split(name) if mesh_shape[axis] > 1]
-                over = " x ".join(f"`mesh.{axis}`" for axis in split)
-                best = max(n for n in range(1, parts + 1) if size % n == 0)
-                raise RecipeError(
-                    f"`{where}` has {size} along `{name}`, which does not split over {over}: "
-                    f"{parts}",
-                    hint=f"the largest split below that is {best}",
-                    key=f"mesh.{split[0]}",
-                )
 
 
 GLAM = Layout.of(schema.Mesh())

@@ -12,8 +12,8 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 
 from glamcli.config import schema
-from glamcli.errors import PlanError, RecipeError
-from glamcli.parallel.axes import MESH_AXES, Layout
+from glamcli.config.sharding import MESH_AXES
+from glamcli.errors import PlanError
 
 
 def mesh_shape(mesh: schema.Mesh, num_devices: int) -> dict[str, int]:
@@ -94,27 +94,6 @@ def with_mesh_of(arrays: Any, run: Callable[..., Any]) -> Callable[..., Any]:
 def on_one_device(arrays: Any) -> bool:
     """Whether these arrays lie whole on a single device."""
     return len(jax.tree.leaves(arrays)[0].sharding.device_set) == 1
-
-
-def check_batch(
-    batch: schema.Batch, layout: Layout, shape: dict[str, int], microbatches: int = 1
-) -> None:
-    """Refuses rows that do not split evenly over data shards, accumulated parts, microbatches.
-
-    Raises:
-        RecipeError: with the next number of rows that does.
-    """
-    shards = layout.parts("batch", shape)
-    parts = shards * batch.accumulate * microbatches
-    if batch.rows % parts:
-        raise RecipeError(
-            f"`batch.rows` is {batch.rows}, which does not divide over "
-            f"{shards} data shards x {batch.accumulate} accumulated parts"
-            + f" x {microbatches} microbatches"
-            * (microbatches > 1),
-            hint=f"use a multiple of {parts}, for example {-(-batch.rows // parts) * parts}",
-            key="batch.rows",
-        )
 
 
 def local_rows(sharding: Sharding, num_rows: int) -> tuple[range, ...]:

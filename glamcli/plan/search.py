@@ -221,14 +221,12 @@ def _meshes(recipe: Recipe, target: Target) -> Iterator[dict[str, object]]:
 
 def _impossible(recipe: Recipe, shape: dict[str, int]) -> str | None:
     """Why arithmetic rules a layout out, in the words of a summary."""
-    if next(sharding.indivisible(recipe, shape), None):
+    if next(sharding.indivisible_widths(recipe, shape), None):
         return "with widths that do not divide over the mesh"
-    batch = recipe.batch
-    parts = sharding.shards(recipe)[0]
-    if batch.rows % (parts * batch.accumulate * (recipe.pipeline.microbatches or 1)):
+    if next(sharding.indivisible_rows(recipe, shape), None):
         return "with rows that do not divide over the data shards"
-    tokens = batch.rows // batch.accumulate * batch.row_tokens
-    if recipe.moe and tokens % (recipe.moe.group_tokens * parts):
+    tokens = recipe.batch.rows // recipe.batch.accumulate * recipe.batch.row_tokens
+    if recipe.moe and tokens % (recipe.moe.group_tokens * sharding.num_shards(recipe, shape)):
         return "with routing groups that do not divide over the data shards"
     return None
 

@@ -25,12 +25,12 @@ from dataclasses import dataclass
 import jax
 
 from glamcli.config import schema
-from glamcli.config import sharding as rules
 from glamcli.config.nearest import divisors
 from glamcli.config.schema import Recipe
+from glamcli.config.sharding import MESH_AXES, indivisible
 from glamcli.errors import PlanError
 from glamcli.model.decoder import Decoder
-from glamcli.parallel.axes import MESH_AXES, Layout
+from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import mesh_shape
 from glamcli.parallel.pipeline import COPY_GRADIENTS
 from glamcli.train.state import abstract_state, state_axes
@@ -114,7 +114,6 @@ def device_bytes() -> int:
 
 def _candidates(recipe: Recipe, num_devices: int) -> Iterator[schema.Mesh]:
     """Every mesh over so many devices that the recipe's rows and widths divide over."""
-    batch = recipe.batch
     left, rest = divmod(num_devices, recipe.mesh.slice * recipe.mesh.stage)
     if rest:
         mesh_shape(recipe.mesh, num_devices)  # says so
@@ -123,8 +122,5 @@ def _candidates(recipe: Recipe, num_devices: int) -> Iterator[schema.Mesh]:
             sizes = {"data": left // model // expert, "expert": expert, "model": model}
             mesh = recipe.mesh.model_copy(update={"auto": False, **sizes})
             laid_out = recipe.model_copy(update={"mesh": mesh})
-            parts = batch.accumulate * (recipe.pipeline.microbatches or 1)
-            if batch.rows % (rules.shards(laid_out)[0] * parts) == 0 and not list(
-                rules.indivisible(laid_out, mesh_shape(mesh, num_devices))
-            ):
+            if next(indivisible(laid_out, mesh_shape(mesh, num_devices)), None) is None:
                 yield mesh

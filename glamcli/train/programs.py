@@ -16,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered, Traced
 
 from glamcli.config.schema import Recipe
+from glamcli.config.sharding import check_divides, indivisible
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
-from glamcli.parallel.mesh import check_batch, local_rows
+from glamcli.parallel.mesh import local_rows
 from glamcli.train.state import abstract_state, state_shardings, together
 from glamcli.train.step import make_heldout_step, make_train_step
 
@@ -38,12 +39,10 @@ def make_decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
 
 def decoder_for(recipe: Recipe, mesh_shape: dict[str, int]) -> Decoder:
     """The same for a mesh that is known by its shape alone."""
-    layout = Layout.of(recipe.mesh)
-    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, layout)
+    check_divides(indivisible(recipe, mesh_shape))
+    decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, Layout.of(recipe.mesh))
     if math.prod(mesh_shape.values()) == 1:
         decoder = decoder.for_one_device()
-    check_batch(recipe.batch, layout, mesh_shape, recipe.pipeline.microbatches or 1)
-    layout.check_divides(mesh_shape, decoder.shapes, decoder.axes)
     return decoder
 
 

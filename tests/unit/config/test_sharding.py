@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import pytest
 
 from glamcli.config.load import load_recipe
-from glamcli.config.sharding import ACTIVATIONS, axis_sizes, table, weights
+from glamcli.config.sharding import (
+    ACTIVATIONS,
+    axis_sizes,
+    check_divides,
+    indivisible,
+    indivisible_rows,
+    table,
+    weights,
+)
 from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
@@ -120,3 +128,37 @@ def test_a_table_that_no_mesh_can_follow_is_refused_where_it_was_written(case):
 def test_rows_are_counted_over_the_axes_that_split_them():
     rows = ["mesh.rules.batch=[data]", "batch.rows=4"]
     load_recipe("test-tiny", ["mesh.expert=4", "mesh.data=4", *rows])
+
+
+SIZES = {"slice": 1, "stage": 1, "data": 1, "expert": 1, "model": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        ({"expert": 8}, "`moe.num_experts` is 4, which does not divide over `mesh.expert` 8", "4"),
+        ({"model": 4}, "`model.num_heads` is 2, which does not divide over `mesh.model` 4", "2"),
+        ({"data": 12}, "`batch.rows` is 8, which does not divide over 12 data shards", "use 12"),
+        ({"stage": 4}, "`model.num_layers` is 1 (in pairs), which does not divide over", "1"),
+    ],
+)
+def test_what_does_not_split_evenly_over_a_mesh_is_named_with_what_does(change, message, hint):
+    recipe = load_recipe("test-tiny").recipe
+    check_divides(indivisible(recipe, SIZES))
+    with pytest.raises(RecipeError) as caught:
+        check_divides(indivisible(recipe, SIZES | change))
+    assert caught.value.what.startswith(message)
+    assert hint in (caught.value.hint or "")
+
+
+def test_rows_divide_over_shards_and_accumulated_parts():
+    recipe = load_recipe("test-tiny", ["batch.rows=24", "batch.accumulate=3"]).recipe
+    shape = SIZES | {"data": 2, "expert": 2, "model": 2}
+    assert not list(indivisible_rows(recipe, shape))
+    fewer = recipe.batch.model_copy(update={"rows": 10})
+    ((key, what, hint),) = indivisible_rows(recipe.model_copy(update={"batch": fewer}), shape)
+    assert (key, hint) == ("batch.rows", "use 12")
+    assert what == (
+        "`batch.rows` is 10, which does not divide over 4 data shards (`mesh.slice` x `mesh.data` "
+        "x `mesh.expert`) x 3 accumulated parts"
+    )

@@ -5,10 +5,9 @@ from jax.sharding import PartitionSpec
 
 from glamcli.config import schema
 from glamcli.config.rules import Rules
-from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import GLAM, Layout, num_devices
-from glamcli.parallel.mesh import MESH_AXES, make_mesh
+from glamcli.parallel.mesh import make_mesh
 
 MODEL = schema.Model(num_layers=2, model_dim=16, ffn_dim=32, num_heads=4, head_dim=8, vocab_size=64)
 MOE = schema.Moe(num_experts=6)
@@ -77,20 +76,3 @@ def test_constrain_splits_what_divides_and_leaves_the_rest_whole():
 def test_constrain_wants_a_name_for_every_dimension():
     with pytest.raises(ValueError, match="2 axes for an array of 3"):
         GLAM.constrain(jnp.ones((1, 1, 1)), "batch", None)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"expert": 4}, "`blocks.expert_layer.ffn.w_in` has 6 along `expert`"),
-        ({"model": 8}, "`blocks.dense_layer.attention.bias.table` has 4 along `heads`"),
-        ({"data": 32}, "has 16 along `embed`, which does not split over `mesh.data`: 32"),
-        ({"stage": 4}, "has 1 along `layers`"),
-    ],
-)
-def test_weights_that_do_not_split_evenly_are_named(change, message):
-    decoder = Decoder(MODEL, MOE)
-    shape = dict.fromkeys(MESH_AXES, 1)
-    GLAM.check_divides(shape, decoder.shapes, decoder.axes)
-    with pytest.raises(RecipeError, match=message):
-        GLAM.check_divides(shape | change, decoder.shapes, decoder.axes)

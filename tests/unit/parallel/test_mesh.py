@@ -4,8 +4,7 @@ import pytest
 from glamcli.config import schema
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError, RecipeError
-from glamcli.parallel.axes import GLAM
-from glamcli.parallel.mesh import check_batch, make_mesh, mesh_shape
+from glamcli.parallel.mesh import make_mesh, mesh_shape
 from glamcli.train.programs import decoder_for
 
 
@@ -33,15 +32,6 @@ def test_a_refused_mesh_comes_with_one_that_fits(num_devices):
 def test_auto_refuses_axes_that_do_not_divide_the_devices():
     with pytest.raises(PlanError, match="found 8"):
         mesh_shape(schema.Mesh(model=3), 8)
-
-
-def test_rows_divide_over_shards_and_accumulated_parts():
-    shape = mesh_shape(schema.Mesh(data=2, expert=2, model=2), 8)
-    assert GLAM.parts("batch", shape) == 4
-    check_batch(schema.Batch(rows=24, row_tokens=8, accumulate=3), GLAM, shape)
-    with pytest.raises(RecipeError, match=r"`batch\.rows` is 10") as caught:
-        check_batch(schema.Batch(rows=10, row_tokens=8, accumulate=3), GLAM, shape)
-    assert caught.value.hint == "use a multiple of 12, for example 12"
 
 
 def test_an_error_of_the_devices_is_placed_in_the_recipe(tmp_path):
