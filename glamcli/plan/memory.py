@@ -17,10 +17,10 @@ import jax
 from glamcli.config import sharding as arrays
 from glamcli.config.schema import Model, Moe, Optimizer, Recipe
 from glamcli.config.sizes import capacity
+from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.plan.compile import Program
-from glamcli.train.programs import FIELDS
 from glamcli.train.state import abstract_state, state_axes
 
 INT32 = 4
@@ -60,7 +60,7 @@ def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> StateBytes:
     weights = _kept(layout, state.params, axes.params, mesh_shape)
     optimizer = _kept(layout, state.opt_state, axes.opt_state, mesh_shape)
     rows = -(-recipe.batch.rows // layout.parts("batch", mesh_shape))
-    batch = rows * (len(FIELDS) * recipe.batch.row_tokens + 1) * INT32
+    batch = rows * (len(TOKEN_FIELDS) * recipe.batch.row_tokens + 1) * INT32
     return StateBytes(
         sum(array.bytes for array in weights),
         sum(array.bytes for array in optimizer),
