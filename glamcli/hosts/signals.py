@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a run: the first asks it to stop, the second ends it at once.
+"""What SIGINT and SIGTERM do to a run: the first asks it to stop, a second one ends it at once.
 
 Python runs its own signal handlers between two instructions of the main thread, which may be
 minutes away while a program compiles. So the C-level handler writes to a pipe, and a thread
@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +21,14 @@ from typing import Any
 from glamcli.progress import Phase, Progress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# GNU `timeout` sends its signal to the process and to the process's group.
+REPEAT_SECONDS = 1.0
+"""within these, a signal that comes again is the same request."""
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Stop:
-    """Whether the run was asked to stop; read at every step boundary."""
+    """Whether the run should stop; read at every step boundary."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -46,9 +50,11 @@ def listening(progress: Progress) -> Iterator[Stop]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
 
+    is_new = _repeats_ignored()
+
     def interrupt(signum: int, frame: object) -> None:
         del frame
-        if stop.at_once:
+        if stop.at_once and is_new(signum):
             stop.signal = signal.Signals(signum)
             raise KeyboardInterrupt
 
@@ -67,17 +73,31 @@ def listening(progress: Progress) -> Iterator[Stop]:
         receiver.close()
 
 
+def _repeats_ignored() -> Callable[[int], bool]:
+    """Whether a signal that arrives now is a request of its own."""
+    last: dict[int, float] = {}
+
+    def is_new(number: int) -> bool:
+        now = time.monotonic()
+        if now - last.get(number, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            return False
+        last[number] = now
+        return True
+
+    return is_new
+
+
 def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
-    asked = 0
+    is_new, asked = _repeats_ignored(), False
     while received := receiver.recv(16):
         for number in received:
-            if number not in SIGNALS:
+            if number not in SIGNALS or not is_new(number):
                 continue
-            asked += 1
-            if asked > 1:
+            if asked:
                 if os.isatty(2):
                     os.write(2, SHOW_CURSOR)  # live bars hide it
                 os._exit(128 + number)
+            asked = True
             stop.signal = signal.Signals(number)
             if not stop.at_once:
                 progress.say(

@@ -25,7 +25,7 @@ SHOWN_DIFFERENCES = 6
 def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
     """The first process holds the run folder, and all of them see that it is the same one."""
     if host.is_first:
-        host.on_end.append(stack.enter_context(locked(run_dir)))
+        stack.enter_context(locked(run_dir))
     apart = [host.name(index) for index, sees in enumerate(host.shares(run_dir)) if not sees]
     if apart:
         raise CheckpointError(

@@ -1,26 +1,22 @@
 """A run folder has one living owner."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from glamcli.errors import CheckpointError
-from glamcli.hosts.lock import NAME, locked
+from glamcli.hosts.lock import NAME, hold, locked
 
-
-def held_by(folder, **holder):
-    folder.mkdir(exist_ok=True)
-    (folder / NAME).write_text(json.dumps({"host": socket.gethostname(), **holder}))
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+HOLDS = """
+import sys, time
+from pathlib import Path
+from glamcli.hosts.lock import locked
+with locked(Path(sys.argv[1])):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_living_holder_is_named_and_kept(tmp_path):
@@ -38,29 +34,39 @@ def test_is_free_again_afterwards(tmp_path):
             pass
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
-    held_by(tmp_path, pid=dead_pid(), started="1")
-    with locked(tmp_path):
-        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with (
+            pytest.raises(CheckpointError, match=f"in use by process {holder.pid} on"),
+            locked(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(tmp_path):
+            assert f"process {os.getpid()} on" in (tmp_path / NAME).read_text()
 
 
-def test_a_process_number_given_to_somebody_else_does_not_hold(tmp_path):
-    held_by(tmp_path, pid=os.getpid(), started="1")
-    with locked(tmp_path):
-        pass
-
-
-def test_death_on_another_host_cannot_be_known(tmp_path):
-    held_by(tmp_path, pid=dead_pid(), host="elsewhere.example")
-    with pytest.raises(CheckpointError, match=r"on elsewhere\.example") as caught, locked(tmp_path):
-        pass
-    assert "delete" in str(caught.value.hint)
-
-
-def test_a_half_written_lock_holds_nothing(tmp_path):
-    (tmp_path / NAME).write_text('{"host": "a')
+def test_what_an_older_version_or_a_full_disk_left_holds_nothing(tmp_path):
+    (tmp_path / NAME).write_text('{"host": "elsewhere", "pid": 1')
     with locked(tmp_path):
         pass
+
+
+def test_a_process_that_waits_says_for_whom_once(tmp_path):
+    said = []
+    first = hold(tmp_path / "lock", said.append)
+
+    def occupied(holder):
+        said.append(holder)
+        first.close()
+
+    hold(tmp_path / "lock", occupied).close()
+    assert [text.split(" on ")[0] for text in said] == [f"process {os.getpid()}"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

@@ -37,6 +37,34 @@ def test_before_training_a_request_interrupts(number):
         prepare_data()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_signal_that_comes_twice_in_a_moment_is_one_request(at_once):
+    """As GNU `timeout` sends it: to the process, and to its group."""
+    code = f"""
+import time
+from glamcli.progress import Silent
+from glamcli.hosts.signals import listening
+with listening(Silent()) as stop:
+    stop.at_once = {at_once}
+    print("ready", flush=True)
+    try:
+        time.sleep(0.6)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    time.sleep(0.3)
+    print(stop.signal.name)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.split() == ["interrupted"] * at_once + ["SIGTERM"]
+
+
 def test_a_second_request_ends_the_process_even_while_the_main_thread_is_in_c():
     # Key derivation stays in C for minutes, as compilation does; Python's own handlers would wait.
     code = """
