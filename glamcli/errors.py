@@ -43,8 +43,8 @@ class GlamError(Exception):
     """A mistake a person can act on; no credentials of URLs get into its words."""
 
     exit_code = 1
-    is_told = False
-    """whether it was shown already, when that could not wait."""
+    is_shown = False
+    """whether the user has seen it already, when that could not wait."""
 
     def __init__(self, what: str, hint: str | None = None, key: str | None = None):
         self.what = redacted(what)

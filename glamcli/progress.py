@@ -61,3 +61,17 @@ class Silent:
 
     def warn(self, text: str) -> None:
         del text
+
+
+class Aside(Silent):
+    """Progress of a process that is not the first: only what concerns its own machine."""
+
+    def __init__(self, progress: Progress, index: int):
+        self._progress = progress
+        self._prefix = f"process {index}: "
+
+    def say(self, text: str) -> None:
+        self._progress.say(self._prefix + text)
+
+    def warn(self, text: str) -> None:
+        self._progress.warn(self._prefix + text)

@@ -122,7 +122,7 @@ def _run(args: list[str] | None, shell: Shell) -> int:
     except GlamError as error:
         if shell.debug:
             click.echo(redacted(traceback.format_exc()), err=True)
-        if not error.is_told:
+        if not error.is_shown:
             complain(error.what, error.hint)
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

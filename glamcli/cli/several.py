@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from glamcli.cli import render
 from glamcli.cli.main import complain
 from glamcli.config.schema import Runtime
-from glamcli.progress import Progress
+from glamcli.progress import Aside, Progress
 
 if TYPE_CHECKING:
     from glamcli.hosts.join import Host
@@ -34,12 +34,13 @@ def one_of_several(
         RecipeError: the options make no sense, or their address cannot be used.
         HostError: other processes did not come.
     """
-    from glamcli.hosts.join import Aside, joined, place_asked
+    from glamcli.hosts.join import joined
+    from glamcli.hosts.rendezvous import given_rendezvous
 
-    place = place_asked(coordinator, num_processes, process_id)
+    rendezvous = given_rendezvous(coordinator, num_processes, process_id)
     is_first = process_id in (None, 0)
     progress = render.make_progress(as_json) if is_first else render.Plain(sys.stderr)
-    with joined(place, runtime, progress, _tell) as host:
+    with joined(rendezvous, runtime, progress, _tell) as host:
         if host.is_first:
             yield host, render.make_progress(as_json)
             return

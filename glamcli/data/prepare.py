@@ -8,16 +8,14 @@ finished parts are found again after an interruption. How rows look on disk is `
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
@@ -36,6 +34,7 @@ from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import Workers
 from glamcli.errors import DataError
+from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
@@ -109,7 +108,7 @@ def prepare(
     with Workers(tokenizer, 1 if small else recipe.data.prepare_processes) as workers:
         for plan in missing:
             _tell_what_changed(plan, progress)
-            with _locked(plan.folder, progress):
+            with _held(plan.folder, progress):
                 if not (plan.folder / META_FILE).exists():
                     _prepare_source(plan, sides, workers, progress)
     return Prepared(
@@ -178,17 +177,13 @@ def _tell_what_changed(plan: _Plan, progress: Progress) -> None:
         return
 
 
-@contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Only one process at a time builds a folder; the lock goes away with its holder."""
+def _held(folder: Path, progress: Progress) -> IO[str]:
+    """The lock of a folder, which only one process at a time builds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say(f"waiting for another process that prepares {folder.name}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return hold(
+        folder.with_name(f".{folder.name}.lock"),
+        lambda holder: progress.say(f"waiting for {holder}, which prepares {folder.name}"),
+    )
 
 
 def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progress) -> None:

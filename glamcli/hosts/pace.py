@@ -1,10 +1,10 @@
-"""How fast each process of a run would be, if it did not have to wait for the others.
+"""How fast each process of a run would be if it did not have to wait for the others.
 
-All processes finish a step together, so their clocks agree and tell nothing. What differs is how
-long each waited for its devices: a process that is late with its part (slow to read its rows, or
-on a busy machine) finds the others' part done, and waits least. Its own work plus the shortest
-wait is what a step would take it alone. Devices that are slow themselves cannot be told apart:
-their process waits for them as the others do.
+All processes finish a step together, so their step times are equal. What differs is how long each
+waited for its devices: a process that is late with its part (slow to read its rows, or on a busy
+machine) waits least, because the others have done theirs. Its own work plus the shortest wait is
+what a step would take it alone. A slow device cannot be recognised: its process waits for it as the
+others do.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ PACE_KEYS = ("slowest_process", "slowest_process_seconds", "fastest_process_seco
 
 
 class Pace:
-    """Step times of all processes, from what each tells of itself."""
+    """Step times of all processes, from what each has measured."""
 
     def __init__(self, name: Callable[[int], str]):
         self._name = name
         self._since = time.monotonic()
         self._waited = 0.0
         self._slow: tuple[int, int] | None = None
-        """the process that was too slow at the last steps, and at how many."""
+        """the process that was too slow at the last steps, and for how many."""
         self._recent: deque[np.ndarray] = deque(maxlen=SLOW_STEPS)
         self._unsummed: list[np.ndarray] = []
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is done inside is waiting for the devices."""
+        """Counts the time spent inside as waiting for the devices."""
         started = time.monotonic()
         try:
             yield
@@ -43,19 +43,19 @@ class Pace:
             self._waited += time.monotonic() - started
 
     def restart(self) -> None:
-        """Leaves out the time since the last step: it was not spent on training."""
+        """Leaves out the time since the last step, which was not spent on training."""
         self._since, self._waited = time.monotonic(), 0.0
 
     def mine(self) -> tuple[float, float]:
-        """Seconds since this was asked last, and how many of them were spent waiting."""
+        """Seconds since the last call, and how many of them were spent waiting."""
         mine = time.monotonic() - self._since, self._waited
         self.restart()
         return mine
 
-    def add(self, told: np.ndarray) -> str | None:
-        """Takes what all processes [processes, 2] told of a step; a warning when one of them has
-        been the slowest for long."""
-        seconds, waited = told.T
+    def add(self, measured: np.ndarray) -> str | None:
+        """Adds `mine()` of all processes [processes, 2] for one step; returns a warning when one of
+        them has been too slow for `SLOW_STEPS` steps."""
+        seconds, waited = measured.T
         alone = seconds - waited + waited.min()
         self._recent.append(alone)
         self._unsummed.append(alone)
@@ -74,11 +74,11 @@ class Pace:
         )
 
     def summary(self) -> dict[str, float]:
-        """Mean step times since the last summary: of the slowest process, whose number is given,
-        and of the fastest."""
+        """Mean step times in seconds since the last summary, of the slowest process (with its number)
+        and the fastest."""
         if not self._unsummed:
             return {}
         mean = np.mean(self._unsummed, axis=0)
         self._unsummed = []
-        found = (int(mean.argmax()), round(float(mean.max()), 6), round(float(mean.min()), 6))
-        return dict(zip(PACE_KEYS, found, strict=True))
+        values = (int(mean.argmax()), round(float(mean.max()), 6), round(float(mean.min()), 6))
+        return dict(zip(PACE_KEYS, values, strict=True))

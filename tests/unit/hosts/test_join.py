@@ -1,5 +1,6 @@
 """How processes find each other, agree and end; here they are threads of one process."""
 
+import contextlib
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,15 @@ import pytest
 
 from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, DataError, HostError, RecipeError
-from glamcli.hosts import join, wire
-from glamcli.hosts.join import ALONE, Host, Place, place_asked, place_detected
-from glamcli.hosts.wire import meet, split_address
+from glamcli.hosts import join, rendezvous, wire
+from glamcli.hosts.join import ALONE, Host
+from glamcli.hosts.rendezvous import (
+    Rendezvous,
+    detected_rendezvous,
+    given_rendezvous,
+    meet,
+    split_address,
+)
 from glamcli.parallel.mesh import local_rows
 from glamcli.train import identity
 
@@ -23,10 +30,19 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def cut(line):
+    """Breaks a process's connections, as its death does."""
+    line._closing = True
+    for each in line.lines.values():
+        with contextlib.suppress(OSError):
+            each.socket.shutdown(socket.SHUT_RDWR)
+    line._close_lines()
+
+
 def names(index, count, address, seconds=10):
     """Meets and leaves again."""
     line = meet(address, address, index, count, seconds)
-    line.cut()
+    cut(line)
     return line.names
 
 
@@ -87,7 +103,7 @@ def test_what_fails_in_one_process_ends_all_others_once(failing):
 
     lines = together(3, one)
     for line in lines:
-        line.cut()
+        cut(line)
     told = (f"process {failing} ({HERE}) failed: no disk", "buy one", 3)
     assert ended == {index: [told] * (index != failing) for index in range(3)}
 
@@ -109,12 +125,12 @@ def test_a_process_that_is_gone_is_named_to_all_others(gone, monkeypatch):
         line.start(end)
         line.gather("all are there", None)
         if index == gone:
-            line.cut()
+            cut(line)
             heard.wait(10)
         return line
 
     for line in together(3, one):
-        line.cut()
+        cut(line)
     for index in {0, 1, 2} - {gone}:
         ((what, hint, code),) = ended[index]
         assert what.startswith(f"process {gone} ({HERE}) is gone")
@@ -131,13 +147,13 @@ def test_processes_started_as_different_numbers_are_refused():
 
 
 def test_strangers_are_sent_away_and_a_restarted_process_takes_its_place(monkeypatch):
-    monkeypatch.setattr(wire, "HELLO_SECONDS", 0.2)
+    monkeypatch.setattr(rendezvous, "HELLO_SECONDS", 0.2)
     arrived = threading.Event()
 
     def one(index, address):
         if index == 2:
             for said in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1, "of": 3, "host": "old"}\n'):
-                with wire._connect(address, 10) as sock:
+                with rendezvous._connect(address, 10) as sock:
                     sock.sendall(said)
             arrived.set()
         elif index == 1:
@@ -172,17 +188,17 @@ def test_who_is_missing_is_told_to_those_who_came():
 )
 def test_options_that_make_no_sense_are_refused(given, said):
     with pytest.raises(RecipeError, match=said):
-        place_asked(*given)
+        given_rendezvous(*given)
 
 
 def test_addresses():
-    assert place_asked(None, None, None) is None
-    assert place_asked("a:1", 2, 1) == Place("a:1", 2, 1)
+    assert given_rendezvous(None, None, None) is None
+    assert given_rendezvous("a:1", 2, 1) == Rendezvous("a:1", 2, 1)
     assert split_address("[::1]:80") == ("::1", 80)
 
 
 def test_slurm_says_where_to_meet_unless_the_process_is_alone(monkeypatch):
-    assert place_detected(1) is None
+    assert detected_rendezvous(1) is None
     for name, value in {
         "SLURM_JOB_ID": "5",
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -191,12 +207,12 @@ def test_slurm_says_where_to_meet_unless_the_process_is_alone(monkeypatch):
         "SLURM_LOCALID": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    assert place_detected(1) == Place("127.0.0.1:61445", 4, 2, (1,), "0.0.0.0:61445")
+    assert detected_rendezvous(1) == Rendezvous("127.0.0.1:61445", 4, 2, (1,), "0.0.0.0:61445")
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert place_detected(1) is None
+    assert detected_rendezvous(1) is None
     monkeypatch.setenv("SLURM_NTASKS", "many")
     with pytest.raises(RecipeError, match="Slurm does not say"):
-        place_detected(1)
+        detected_rendezvous(1)
 
 
 def test_a_process_alone_agrees_with_itself_and_touches_nothing(tmp_path):
