@@ -1,4 +1,4 @@
-"""What a run is to do: recipes and mixtures, from YAML to frozen settings, or every mistake in them.
+"""What a run is to do: recipes and mixtures, from YAML to frozen settings or every mistake.
 
 `load` is the entry. `schema`, `rules` and `mixtures` hold the settings, `check` the rules between
 them, `sizes`, `sharding` and `stages` what follows from them by arithmetic. No jax is imported, no

@@ -74,8 +74,8 @@ class Pace:
         )
 
     def summary(self) -> dict[str, float]:
-        """Mean step times in seconds since the last summary, of the slowest process (with its number)
-        and the fastest."""
+        """Mean step times in seconds since the last summary, of the slowest process (and which it
+        is) and of the fastest."""
         if not self._unsummed:
             return {}
         mean = np.mean(self._unsummed, axis=0)

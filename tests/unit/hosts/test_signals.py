@@ -46,8 +46,8 @@ from glamcli.progress import Silent
 from glamcli.hosts.signals import listening
 with listening(Silent()) as stop:
     stop.at_once = {at_once}
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(0.6)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
