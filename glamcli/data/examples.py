@@ -1,7 +1,7 @@
-"""Examples of a prepared TFDS directory as plain dictionaries, and preparing one.
+"""Examples of a prepared TFDS folder, for sources and evaluation tasks, and preparing one.
 
-For evaluation tasks. Only array_record directories can be read: the default format needs
-TensorFlow, which is not a dependency of this package.
+Only array_record folders can be read: the default format needs TensorFlow, which is not a
+dependency of this package.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,36 +19,66 @@ import numpy as np
 from glamcli.errors import DataError
 
 
-def prepared_examples(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of one split, text decoded and arrays as lists.
+class StoredExamples(Sequence[dict[str, Any]]):
+    """The examples of one split as they are stored: text as bytes, numbers as NumPy values."""
 
-    Raises:
-        DataError: not a prepared directory, an unknown split, another file format, or a damaged
-            file.
+    def __init__(self, source: Any, origin: str):
+        self._source = source
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # from array_record
+            raise DataError(
+                f"{self._origin}: example {index} is damaged: {_first_line(error)}"
+            ) from error
+
+
+def stored_examples(folder: Path | str, split: str | None) -> tuple[StoredExamples, str]:
+    """The examples of a split, by random access, and its name (None: the only one there is).
+
+    Raises: DataError for what is not a prepared folder, another file format than array_record, an
+        unknown split, and, from the examples, a damaged file.
     """
-    import tensorflow_datasets as tfds  # slow to import, and few tasks need it
+    import tensorflow_datasets as tfds  # slow to import, and few need it
 
-    if not (folder / "dataset_info.json").is_file():
-        raise DataError(
-            f"{folder} is not a prepared TFDS directory: it has no `dataset_info.json`",
-            hint="give the version folder, for example `piqa/1.0.0`",
-        )
     try:
         builder: Any = tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises many kinds for a folder that is not a dataset
-        raise DataError(f"{folder}: cannot be read: {_first_line(error)}") from error
-    known = ", ".join(f"`{name}`" for name in builder.info.splits)
-    try:
-        source: Any = builder.as_data_source(split=split)
-    except (ValueError, KeyError):
-        raise DataError(f"{folder} has no split `{split}`; it has {known}") from None
-    except (NotImplementedError, ImportError):
         raise DataError(
-            f"{folder} is stored as {builder.info.file_format}, which needs TensorFlow",
-            hint='prepare it with `file_format="array_record"`',
-        ) from None
-    for index in range(len(source)):
-        yield _example(source, index, f"{folder}: example {index}")
+            f"`{folder}` cannot be read as a prepared TFDS folder: {_first_line(error)}",
+            hint="name the folder of a version, for example `piqa/1.0.0`",
+        ) from error
+    splits = sorted(builder.info.splits)
+    listed = ", ".join(f"`{each}`" for each in splits)
+    split = split or (splits[0] if len(splits) == 1 else None)
+    if split is None:
+        raise DataError(f"`{folder}` has several splits: name a `split` of {listed}")
+    stored_as = getattr(builder.info.file_format, "value", "in a format that TFDS does not know")
+    if stored_as != "array_record":
+        raise DataError(
+            f"`{folder}` is stored as {stored_as}, which needs TensorFlow",
+            hint='prepare it with `download_and_prepare(file_format="array_record")`',
+        )
+    try:
+        source = builder.as_data_source(split)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DataError(f"`{folder}` has no split `{split}`; it has {listed}") from error
+    return StoredExamples(source, str(folder)), split
+
+
+def prepared_examples(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of one split in order, text decoded and arrays as lists.
+
+    Raises: DataError as `stored_examples`.
+    """
+    examples, _ = stored_examples(folder, split)
+    for index in range(len(examples)):
+        yield _plain(examples[index])
 
 
 def prepare_directory(name: str, data_dir: Path, manual_dir: Path | None = None) -> None:
@@ -87,13 +117,6 @@ def _spare_tensorflow() -> None:
     if "tensorflow" not in sys.modules:
         module: Any = tensorflow_datasets.text.super_glue
         module.tf = SimpleNamespace(int32=np.int32, float32=np.float32)
-
-
-def _example(source: Any, index: int, place: str) -> dict[str, Any]:
-    try:
-        return _plain(source[index])
-    except (RuntimeError, ValueError, IndexError, OSError) as error:  # from array_record
-        raise DataError(f"{place} is damaged: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

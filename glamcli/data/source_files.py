@@ -1,37 +1,49 @@
-"""Files of a source: found by path, glob or folder, local or remote, unpacked while reading."""
+"""Files of a source: listed by path, pattern or folder, local or remote, and their digests.
+
+What is in a file is read by `unpack.py` and `sources.py`.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import functools
-import gzip
+import glob
 import hashlib
-import io
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
-import zstandard
 
 from glamcli.errors import DataError
 
-# Larger files are not hashed whole: see `content_hash`.
+# What a folder is searched for, in any case; other kinds read every file that is not hidden.
+SUFFIXES = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "text": (".txt", ".txt.gz", ".txt.zst"),
+}
+PARQUET_HINT = (
+    "write JSON lines first, for example with pandas: "
+    '`read_parquet(OLD).to_json(NEW, orient="records", lines=True)`'
+)
+# Larger files are not hashed whole: see `contents`.
 HASHED_WHOLE_BYTES = 64 << 20
 SAMPLE_BYTES = 64 << 10
 NUM_SAMPLES = 64
+# Enough to see how a file is stored.
+HEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source, found but not yet read."""
+    """One file of a source, listed but not yet read."""
 
     url: str
     name: str
     num_bytes: int
     changed: str
-    """modification time or entity tag, as far as the file system tells"""
+    """modification time or entity tag, as far as the file system knows one"""
     fs: Any
 
     def open(self) -> BinaryIO:
@@ -42,28 +54,107 @@ class File:
         return self.fs.protocol == "file" or "file" in self.fs.protocol
 
 
-def find_files(pattern: str, belongs: Callable[[str], bool], name: str) -> list[File]:
-    """Files matching a path, glob or folder (there: those that `belongs`), sorted by path.
+class Contents(NamedTuple):
+    """What a file holds, as far as a fingerprint needs it."""
+
+    sha256: str
+    head: bytes
+    """its first bytes, at most `HEAD_BYTES`"""
+
+
+def find_files(pattern: str, kind: str, name: str) -> list[File]:
+    """Files matching a path, pattern or folder (there: those of the source's kind), sorted by path.
+
+    Hidden files and folders are left out, unless the path names them.
 
     Raises: DataError when there is none, or one file in two ways.
     """
     try:
         fs, root = fsspec.core.url_to_fs(pattern)
-        if any(mark in root for mark in "*?[") and not fs.exists(root):
-            paths = [path for path in fs.glob(root) if not fs.isdir(path)]
-        elif fs.isdir(root):
-            paths = [path for path in fs.find(root) if belongs(_base(path))]
+        is_folder = fs.isdir(root)
+        if is_folder:
+            paths = fs.find(root)
+        elif _is_pattern(root) and not fs.exists(root):
+            paths = [path for path in fs.glob(_escaped(fs, root)) if not fs.isdir(path)]
         else:
             paths = [root] if fs.exists(root) else []
-        found = [describe(fs, str(path), _base(str(path))) for path in sorted(paths)]
+        shown = [str(path) for path in sorted(paths) if not _is_hidden(str(path), root)]
+        wanted = [path for path in shown if not is_folder or _is_of(path, kind)]
+        found = [describe(fs, path, _base(path)) for path in wanted]
     except (OSError, ImportError, ValueError) as error:
         # fsspec names the package that it misses; the extra has those of all promised addresses.
         hint = "pip install 'glamcli[remote]'" if isinstance(error, ImportError) else None
         raise DataError(f"source `{name}`: cannot read `{pattern}`: {error}", hint) from error
     if not found:
-        raise DataError(f"source `{name}`: no file matches `{pattern}`")
+        raise _no_files(pattern, kind, name, shown, num_hidden=len(paths) - len(shown))
     _refuse_same_file(found, name)
     return found
+
+
+def _is_pattern(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def _escaped(fs: Any, pattern: str) -> str:
+    """The pattern with folders that exist under that very name, such as `data [v1]`, as names."""
+    names = pattern.split("/")
+    escaped = list(names)
+    for number, each in enumerate(names):
+        if _is_pattern(each):
+            if not fs.exists("/".join(names[: number + 1])):
+                break
+            escaped[number] = glob.escape(each)
+    return "/".join(escaped)
+
+
+def _is_hidden(path: str, pattern: str) -> bool:
+    """Whether a name in the path begins with a dot that is not in the pattern, as for a shell."""
+    dotted = [part for part in pattern.split("/") if part.startswith(".")]
+    return any(
+        part.startswith(".") and part not in dotted and not _fits(part, dotted)
+        for part in path.split("/")
+    )
+
+
+def _fits(part: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(part, each) for each in patterns)
+
+
+def _is_of(path: str, kind: str) -> bool:
+    """Whether a file of a folder is read for a kind of source."""
+    base = _base(path).lower()
+    if kind == "array_record":
+        return ".array_record" in base
+    return kind == "tfds" or base.endswith(SUFFIXES[kind])
+
+
+def _no_files(pattern: str, kind: str, name: str, shown: list[str], num_hidden: int) -> DataError:
+    """What there is instead, and the path or kind that reads it."""
+    if not shown:
+        hidden = f" ({num_hidden} hidden ones are left out)" if num_hidden else ""
+        return DataError(f"source `{name}`: no file matches `{pattern}`{hidden}")
+    counts = Counter(_suffix(path) for path in shown)
+    most = counts.most_common(1)[0][0]
+    listed = ", ".join(f"{count} `{suffix}`" for suffix, count in counts.most_common(4))
+    expected = ", ".join(SUFFIXES.get(kind, (".array_record",)))
+    other = next((k for k in (*SUFFIXES, "array_record") if any(_is_of(p, k) for p in shown)), None)
+    hint = f"`path: {pattern.rstrip('/')}/*{most}` reads them"
+    if other:
+        hint = f"`kind: {other}` reads such files"
+    elif most == ".parquet":
+        hint = PARQUET_HINT
+    return DataError(
+        f"source `{name}`: no file of the folder `{pattern}` is {kind} ({expected}); "
+        f"it has {listed}",
+        hint,
+    )
+
+
+def _suffix(path: str) -> str:
+    """`.json.gz` of `c4.00000.json.gz`; the whole name where there is no dot."""
+    base, last = os.path.splitext(_base(path).lower())
+    inner = os.path.splitext(base)[1] if last in (".gz", ".zst", ".bz2", ".xz") else ""
+    return inner + last or base
 
 
 def _base(path: str) -> str:
@@ -74,13 +165,10 @@ def _base(path: str) -> str:
 
 
 def describe(fs: Any, path: str, name: str) -> File:
+    """A file as its file system describes it. Raises: OSError when it is gone."""
     info = fs.info(path)
     changed = next((info[key] for key in ("mtime", "ETag", "etag", "md5Hash") if key in info), "")
     return File(path, name, int(info["size"] or 0), str(changed), fs)
-
-
-def local(path: str, name: str) -> File:
-    return describe(fsspec.filesystem("file"), path, name)
 
 
 def _refuse_same_file(found: list[File], name: str) -> None:
@@ -97,7 +185,7 @@ def _refuse_same_file(found: list[File], name: str) -> None:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def content_hash(file: File) -> str:
+def contents(file: File) -> Contents:
     """SHA-256 of a file of up to 64 MiB; of a larger one, of size, modification mark and samples.
 
     So a changed small file is always noticed, and a large one unless somebody edits it between
@@ -106,42 +194,22 @@ def content_hash(file: File) -> str:
     try:
         with file.open() as stream:
             if file.num_bytes <= HASHED_WHOLE_BYTES:
-                return hashlib.sha256(stream.read()).hexdigest()
+                data = stream.read()
+                return Contents(hashlib.sha256(data).hexdigest(), data[:HEAD_BYTES])
+            head = b""
             digest = hashlib.sha256(f"{file.num_bytes} {file.changed}".encode())
             for i in range(NUM_SAMPLES):
                 stream.seek((file.num_bytes - SAMPLE_BYTES) * i // (NUM_SAMPLES - 1))
-                digest.update(stream.read(SAMPLE_BYTES))
+                data = stream.read(SAMPLE_BYTES)
+                digest.update(data)
+                head = head or data[:HEAD_BYTES]
     except OSError as error:
         raise DataError(f"{file.url}: cannot be read: {error}") from error
-    return f"sampled-{digest.hexdigest()}"
-
-
-def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
-    """Lines with their ends, unpacked by suffix; `at` is told the bytes of the file used so far.
-
-    Raises: DataError when the file cannot be read or unpacked to its end.
-    """
-    try:
-        with file.open() as raw:
-            for number, line in enumerate(_unpacked(file.name, raw)):
-                at(raw.tell())
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{file.url}: cannot be read to its end: {error}") from error
-    at(file.num_bytes)
-
-
-def _unpacked(name: str, raw: BinaryIO) -> Iterable[bytes]:
-    if name.endswith(".gz"):
-        return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)))
-    if name.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(cast(io.RawIOBase, reader))
-    return raw
+    return Contents(f"sampled-{digest.hexdigest()}", head)
 
 
 def local_path(file: File) -> str:
-    """Where a reader that needs a real file finds it; remote files are fetched for this process."""
+    """The path for a reader that needs a real file; a remote file is fetched for this process."""
     if file.is_local:
         return file.url
     return str(fsspec.open_local(f"simplecache::{file.fs.unstrip_protocol(file.url)}"))

@@ -1,7 +1,8 @@
 """Documents of a source, one after another: JSON lines, text files, array_record, TFDS folders.
 
-Paths may be remote (any fsspec URL), globs or folders; files are read in sorted order and
-`.gz` and `.zst` are unpacked on the way. Text that comes with Python itself is in `embedded.py`.
+Paths may be remote (any fsspec URL), patterns or folders (`source_files.py`); files are read in
+sorted order and unpacked on the way (`unpack.py`). Text that comes with Python itself is in
+`embedded.py`, and prepared TFDS folders are opened by `examples.py`.
 
 A record of an array_record file is a JSON object when the first record of its file is one, and
 UTF-8 text otherwise. Bytes that are no UTF-8 are replaced and counted, never dropped silently.
@@ -12,20 +13,21 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
+
 from glamcli.config.mixtures import Source
-from glamcli.data import embedded
-from glamcli.data.source_files import File, content_hash, find_files, lines, local, local_path
+from glamcli.data.embedded import embedded_documents, embedded_files
+from glamcli.data.examples import stored_examples
+from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
+from glamcli.data.unpack import CUT_HINT, lines, packing
 from glamcli.errors import DataError
 
 # Settings of a source that change which documents it has.
 READ_SETTINGS = ("kind", "field", "split", "where", "min_chars", "separator", "max_documents")
-SUFFIXES = {
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
-    "text": (".txt", ".txt.gz", ".txt.zst"),
-}
 
 
 @dataclass
@@ -77,35 +79,43 @@ def files(source: Source, name: str) -> list[File]:
 
     Raises: DataError when the pattern matches nothing, or one file in two ways.
     """
-    path = _path(source, name)
-    if source.kind == "embedded":
-        try:
-            return [local(str(found), shown) for shown, found in embedded.embedded_files(path)]
-        except DataError as error:
-            raise DataError(f"source `{name}`: {error.what}", error.hint) from error
-    return find_files(path, lambda base: _belongs(base, source.kind), name)
+    if source.path is None:
+        raise DataError(f"source `{name}`: needs a `path`")
+    if source.kind != "embedded":
+        return find_files(source.path, source.kind, name)
+    disk = fsspec.filesystem("file")
+    with _naming(name):
+        return [describe(disk, str(path), as_) for as_, path in embedded_files(source.path)]
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Adds the name of the source to an error."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"source `{name}`: {error.what}", error.hint) from error
 
 
 def source_inputs(source: Source, name: str) -> dict[str, Any]:
-    """What decides which documents a source has; where its files lie does not."""
-    return {
+    """What decides which documents a source has; the folder of its files does not.
+
+    Raises: DataError for a file that cannot be read, or is not text where text is expected.
+    """
+    inputs: dict[str, Any] = {
         "source": source.model_dump(include=set(READ_SETTINGS)),
         "part": source.path if source.kind == "embedded" else None,
-        "files": [[file.name, file.num_bytes, content_hash(file)] for file in files(source, name)],
+        "files": [],
     }
-
-
-def _path(source: Source, name: str) -> str:
-    if source.path is None:
-        raise DataError(f"source `{name}`: needs a `path`")
-    return source.path
-
-
-def _belongs(base: str, kind: str) -> bool:
-    """Whether a file of a folder is read for a kind of source."""
-    if kind == "array_record":
-        return ".array_record" in base
-    return kind == "tfds" or base.endswith(SUFFIXES[kind])
+    for file in files(source, name):
+        sha256, head = contents(file)
+        inputs["files"].append([file.name, file.num_bytes, sha256])
+        how = packing(file, head) if source.kind in SUFFIXES else None
+        if how == "zstd" or (how == "gzip" and not file.name.endswith(".gz")):
+            # Before, a Zstandard file that was cut short counted as whole, and one with another
+            # name as text: such rows are made anew.
+            inputs["unpacking"] = 2
+    return inputs
 
 
 def _lines(file: File, reading: Reading) -> Iterator[bytes]:
@@ -150,7 +160,17 @@ def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str]:
         for number, line in enumerate(_lines(file, reading), 1):
             if not line.strip():
                 continue
-            yield from _from_json(line, f"{file.url}:{number}", source, reading)
+            place = f"{file.url}:{number}"
+            if not line.endswith((b"\n", b"}")) and not _is_json(line):
+                raise DataError(f"{place}: the file ends in the middle of this line", CUT_HINT)
+            yield from _from_json(line, place, source, reading)
+
+
+def _is_json(data: bytes, kind: type = object) -> bool:
+    try:
+        return isinstance(json.loads(data), kind)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _from_json(data: bytes, place: str, source: Source, reading: Reading) -> Iterator[str]:
@@ -240,7 +260,7 @@ def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[
             for index in range(num_records):
                 data = reader.read()
                 if index == 0:
-                    as_json = _is_json_object(data)
+                    as_json = _is_json(data, dict)
                 if as_json:
                     yield from _from_json(data, f"{file.url}: record {index}", source, reading)
                 else:
@@ -252,49 +272,18 @@ def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[
         reading.done_bytes = start + file.num_bytes
 
 
-def _is_json_object(data: bytes) -> bool:
-    try:
-        return isinstance(json.loads(data), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def _read_tfds(source: Source, name: str, reading: Reading) -> Iterator[str]:
-    import tensorflow_datasets as tfds
-
-    path = _path(source, name)
     total = sum(file.num_bytes for file in files(source, name))
-    try:
-        builder: Any = tfds.builder_from_directory(path)
-    except Exception as error:  # TFDS raises many kinds for a folder that is not a dataset
-        raise DataError(
-            f"source `{name}`: `{path}` is not a prepared TFDS folder: {error}"
-        ) from error
-    splits = sorted(builder.info.splits)
-    split = source.split or (splits[0] if len(splits) == 1 else None)
-    if split is None:
-        raise DataError(f"source `{name}`: name a `split` of {', '.join(splits)}")
-    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
-        raise DataError(
-            f"source `{name}`: `{path}` is not stored as array_record",
-            hint='prepare it with `download_and_prepare(file_format="array_record")`',
-        )
-    try:
-        examples = builder.as_data_source(split)
-    except (ValueError, KeyError, AssertionError) as error:
-        raise DataError(f"source `{name}`: no split `{split}` in {', '.join(splits)}") from error
+    with _naming(name):
+        examples, split = stored_examples(source.path or "", source.split)
     for index in range(len(examples)):
-        place = f"{path}: example {index} of `{split}`"
-        try:
-            record = examples[index]
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"{place}: damaged: {str(error).splitlines()[0]}") from error
-        yield from _from_record(record, place, source, reading)
+        place = f"{source.path}: example {index} of `{split}`"
+        yield from _from_record(examples[index], place, source, reading)
         reading.done_bytes = total * (index + 1) // len(examples)
 
 
 def _read_embedded(source: Source, name: str, reading: Reading) -> Iterator[str]:
-    for text, done_bytes in embedded.embedded_documents(_path(source, name)):
+    for text, done_bytes in embedded_documents(source.path or ""):
         yield text
         reading.done_bytes = done_bytes
 

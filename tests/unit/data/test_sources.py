@@ -127,6 +127,48 @@ def test_no_match_names_source_and_pattern(tmp_path):
         read("jsonl", tmp_path / "*.jsonl")
 
 
+def test_hidden_files_and_folders_are_left_out_unless_the_path_names_them(tmp_path):
+    folder = tmp_path / ".corpus"
+    for name in ("a.jsonl", ".b.jsonl", "._a.jsonl", ".ipynb_checkpoints/c.jsonl", "x/d.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        jsonl(folder / name, {"text": name})
+    assert read("jsonl", folder) == ["a.jsonl", "x/d.jsonl"]
+    assert read("jsonl", folder / "*.jsonl") == ["a.jsonl"]
+    assert read("jsonl", folder / "**/*.jsonl") == ["a.jsonl", "x/d.jsonl"]
+    assert read("jsonl", folder / ".b*") == [".b.jsonl"]
+    assert read("jsonl", folder / "._a.jsonl") == ["._a.jsonl"]
+    assert read("jsonl", folder / ".ipynb_checkpoints") == [".ipynb_checkpoints/c.jsonl"]
+    (folder / "a.jsonl").unlink()
+    with pytest.raises(DataError, match="2 hidden ones are left out"):
+        read("jsonl", folder / "*.jsonl")
+
+
+def test_a_name_with_brackets_that_exists_is_no_pattern(tmp_path):
+    for name in ("data [v1]/a.jsonl", "data v/b.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        jsonl(tmp_path / name, {"text": name})
+    assert read("jsonl", tmp_path / "data [v1]/*.jsonl") == ["data [v1]/a.jsonl"]
+    assert read("jsonl", tmp_path / "data [v1]") == ["data [v1]/a.jsonl"]
+    assert read("jsonl", tmp_path / "data [uv]/*.jsonl") == ["data v/b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "what", "hint"),
+    [
+        (["a.json.gz", "b.JSON.gz", "c.md"], "it has 2 `.json.gz`, 1 `.md`", "/*.json.gz` reads"),
+        (["a.parquet"], "it has 1 `.parquet`", "read_parquet"),
+        (["a.txt"], "it has 1 `.txt`", "`kind: text`"),
+    ],
+)
+def test_a_folder_without_files_of_the_kind_says_what_it_has(tmp_path, names, what, hint):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        read("jsonl", tmp_path)
+    assert what in caught.value.what
+    assert hint in (caught.value.hint or "")
+
+
 def test_a_file_listed_twice_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     os.link(tmp_path / "a.txt", tmp_path / "b.txt")
@@ -242,7 +284,7 @@ def _prepared_tfds(tfds, folder):
 def test_prepared_tfds_folders_are_read_by_split_and_filter(tfds_folder):
     assert read("tfds", tfds_folder, split="train[:3]") == ["text 0", "text 1", "text 2"]
     assert read("tfds", tfds_folder, split="test", where={"label": 1})[:2] == ["text 1", "text 3"]
-    with pytest.raises(DataError, match="name a `split` of test, train"):
+    with pytest.raises(DataError, match="name a `split` of `test`, `train`"):
         read("tfds", tfds_folder)
     with pytest.raises(DataError, match="no field `body`"):
         read("tfds", tfds_folder, split="train", field="body")
@@ -252,5 +294,5 @@ def test_prepared_tfds_folders_are_read_by_split_and_filter(tfds_folder):
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(DataError, match="is not a prepared TFDS folder"):
+    with pytest.raises(DataError, match="cannot be read as a prepared TFDS folder"):
         read("tfds", tmp_path, split="train")

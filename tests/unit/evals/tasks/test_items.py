@@ -134,7 +134,7 @@ def test_a_prepared_directory_is_read_without_tensorflow(tmp_path, monkeypatch):
     assert item.fields == {"q": "Ü?", "options": ["a", "b"]}
     with pytest.raises(DataError, match=r"no split `test`.*`validation`"):
         list(prepared(folder, "test"))
-    with pytest.raises(DataError, match="not a prepared TFDS directory"):
+    with pytest.raises(DataError, match="cannot be read as a prepared TFDS folder"):
         list(prepared(tmp_path, "validation"))
     (shard,) = folder.glob("*.array_record*")
     whole = shard.read_bytes()
@@ -143,5 +143,5 @@ def test_a_prepared_directory_is_read_without_tensorflow(tmp_path, monkeypatch):
         with pytest.raises(DataError, match="example 0 is damaged: "):
             list(prepared(folder, "validation"))
     (folder / "features.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read: "):
+    with pytest.raises(DataError, match="cannot be read as a prepared TFDS folder: "):
         list(prepared(folder, "validation"))
