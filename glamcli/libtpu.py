@@ -1,7 +1,7 @@
 """Keeps libtpu off the screen where there is no TPU.
 
 Extra `[plan]` installs libtpu for its compiler. jax then starts it in every process, also where no
-TPU is, and it complains in four lines of its own about a pod that nobody asked for.
+TPU is, and it prints four lines of its own about a pod, and stacks on SIGTERM.
 """
 
 import os
@@ -20,11 +20,17 @@ QUIET = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
+NO_STACKS = "--install_signal_handlers=false"
+"""libtpu's own handlers print a stack before SIGTERM ends the process."""
+
 
 def quiet() -> None:
     """What must be set before jax loads libtpu; leaves what the user has set."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if "install_signal_handlers" not in flags:
+        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {NO_STACKS}".strip()
 
 
 def has_tpu(devices: str = PCI_DEVICES) -> bool:
