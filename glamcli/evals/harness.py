@@ -25,7 +25,7 @@ from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.run import Subject
 from glamcli.evals.scoring.answer import best_texts
-from glamcli.evals.scoring.tokens import Scorable, scorable
+from glamcli.evals.scoring.requests import Request, make_requests
 from glamcli.generate import Sampling
 
 try:
@@ -63,7 +63,7 @@ class Model(LM):
         encoder, window = self.subject.tokenizer, self.subject.window
         groups = []
         for (task, number), some in itertools.groupby(requests, _item):
-            made = scorable(encoder, [request.args for request in some], window)
+            made = make_requests(encoder, [request.args for request in some], window)
             if made is None:
                 raise DataError(
                     f"task `{task}`: a continuation of item {number} is longer than the window of "
@@ -119,7 +119,7 @@ def _item(request: Any) -> tuple[Any, Any]:
     return request.task_name, request.doc_id
 
 
-def rolling(encoder: Tokenizer, text: str, window: int) -> list[Scorable]:
+def rolling(encoder: Tokenizer, text: str, window: int) -> list[Request]:
     """A text as windows that score each token once; the last one has as much context as fits.
 
     Only the first window begins with BOS, as in lm-eval's own models.
@@ -129,7 +129,7 @@ def rolling(encoder: Tokenizer, text: str, window: int) -> list[Scorable]:
     for start in range(1, len(ids), window):
         end = min(start + window, len(ids))
         first = max(0, end - window - 1)
-        windows.append(Scorable(tuple(ids[first:end]), end - start))
+        windows.append(Request(tuple(ids[first:end]), end - start))
     return windows
 
 

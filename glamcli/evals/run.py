@@ -21,15 +21,13 @@ from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.ready import Ready, number_of_shots, read
-from glamcli.evals.results import journal
-from glamcli.evals.results.journal import Journal
+from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
-from glamcli.evals.scoring import measure
 from glamcli.evals.scoring.answer import answer_freely, explain_answer
-from glamcli.evals.scoring.averages import averages, rule
 from glamcli.evals.scoring.batches import COMPILE_BATCHES
-from glamcli.evals.scoring.choice import answer_choices, answer_nats, explain_choice
+from glamcli.evals.scoring.choice import add_answer_nats, answer_choices, explain_choice
 from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Documents, Library
 from glamcli.evals.tasks.schema import Task, conventions
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
@@ -179,7 +177,7 @@ def evaluate(
         failures=tuple(failures),
         explanations=tuple(explanations),
         averages=tuple(averages(suite, scores, list(position))),
-        averaging=rule(suite),
+        averaging=averaging_rule(suite),
         preset=suite.preset,
         shots=None if settings == tuple(suite.shots) else tuple(map(str, settings)),
         seed=seed,
@@ -238,23 +236,21 @@ class _Run:
         likelihoods, tokenizer = subject.likelihoods, subject.tokenizer
         skipped: list[str] = []
         if task.scorer == "generate":
-            outcomes = answer_freely(
+            found = answer_freely(
                 task, prompts, subject.generator, subject.window, advance, subject.journal
             )
             if "perplexity" in task.measured:
-                nats = answer_nats(task, prompts, likelihoods, tokenizer)
-                for outcome, value in zip(outcomes, nats, strict=True):
-                    outcome.record["answer_nats"] = value
+                add_answer_nats(task, found, likelihoods, tokenizer)
         else:
-            outcomes, skipped = answer_choices(task, prompts, likelihoods, tokenizer, advance)
-        if not outcomes:
+            found, skipped = answer_choices(task, prompts, likelihoods, tokenizer, advance)
+        if not found:
             raise DataError(f"task `{ready.file.name}`: no item could be scored: {skipped[0]}")
-        return measure.score(
+        return task_score(
             ready.file.name,
             setting,
             shots,
             task,
-            outcomes,
+            found,
             [*asked.skipped, *skipped],
             {**conventions(task), **self._conditions(ready, task)},
             self.seed,
@@ -294,7 +290,7 @@ def _prompts(
         ]
 
     def told(prompts: list[Prompt]) -> str:
-        return journal.digest([each.contexts, each.question.continuations] for each in prompts)
+        return inputs_digest([each.contexts, each.question.continuations] for each in prompts)
 
     return subject.host.alike(f"prompts of task `{name}` at {shots} shots", made, told)
 

@@ -7,7 +7,7 @@ import pytest
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.tokens import scorable
+from glamcli.evals.scoring.requests import make_requests
 from glamcli.generate import Generator
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import GLAM
@@ -30,13 +30,13 @@ ITEMS = [
     *([(f"{SHOTS}Number {i} is ", end) for end in ("one", "two", "six")] for i in range(6)),
     *([(f"Question {i}:", " yes")] for i in range(5)),
 ]
-REQUESTS = [scorable(Bytes(), pairs, 256) or [] for pairs in ITEMS]
+REQUESTS = [make_requests(Bytes(), pairs, 256) or [] for pairs in ITEMS]
 
 
 def answers(params):
     model = Likelihoods(DECODER, params, window=256, vocab_size=260, batch_tokens=2048, min_saved=0)
     found = [each for group in model.score(REQUESTS) for each in group]
-    assert any(kind.trunk for kind in model._compiled)
+    assert any(shape.trunk for shape in model._compiled)
     generator = Generator(DECODER, params, Bytes(), dispatch="dropless")
     prompts = [generator.encode(text) for text in ("The moon", "A", "Seven rivers")]
     return found, [best[0] for best in generator.beams(prompts, width=2, tokens=4)]

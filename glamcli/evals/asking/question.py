@@ -12,7 +12,7 @@ from typing import Any
 
 from glamcli.errors import DataError
 from glamcli.evals.scoring import drop
-from glamcli.evals.scoring.text_metrics import Answer, agreement, majority_answerable
+from glamcli.evals.scoring.text_metrics import Answer, agreement, majority_answerable, normalized
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.items import Item
 from glamcli.evals.tasks.schema import Task
@@ -48,6 +48,12 @@ class Question:
     def gold(self) -> int | None:
         """The right option; None where answers are free."""
         return self.accepted[0] if self.accepted else None
+
+    @property
+    def has_equal_options(self) -> bool:
+        """Whether two options are the same text behind the same context, so that they tie."""
+        texts = list(zip(self.contexts, self.continuations, strict=False))
+        return len(set(texts)) < len(texts)
 
     @property
     def gold_context(self) -> str:
@@ -194,7 +200,11 @@ def _accepted(task: Task, item: Item, options: Sequence[str]) -> tuple[int, ...]
     if task.right is None:
         return (_gold(task, item, len(options)),)
     right = template.texts(item.fields, task.right, item.place)
-    found = tuple(index for index, option in enumerate(options) if option in right)
+    same = {normalized(text, task.normalize) for text in right}
+    named = [index for index, option in enumerate(options) if option in right]
+    alike = [index for index, option in enumerate(options)
+             if option not in right and normalized(option, task.normalize) in same]  # fmt: skip
+    found = (*named, *alike)  # a demonstration shows the first one
     if not found:
         raise DataError(f"{item.place}: `{task.right}` names no option: {', '.join(right)}")
     return found

@@ -23,7 +23,7 @@ import numpy as np
 
 from glamcli.data.rows import Rows
 from glamcli.evals.results.scores import Results
-from glamcli.evals.scoring import totals
+from glamcli.evals.scoring.metrics import total_value
 from glamcli.evals.tasks.schema import Task
 
 MIN_WORDS, MAX_WORDS = 8, 13
@@ -199,7 +199,7 @@ def splits(
             [each for each in records if (each["key"] in dirty[score.task]) is wanted]
             for wanted in (False, True)
         ]
-        clean, unclean = (totals.total(metric, part).value if part else None for part in parts)
+        clean, unclean = (total_value(metric, part) if part else None for part in parts)
         whole = score.measured[0].value
         told.append(
             Split(score.task, score.setting, metric, whole, clean, unclean, *map(len, parts))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.evals.results.scores import Results, Score
-from glamcli.evals.scoring import totals
+from glamcli.evals.scoring.metrics import item_value, mean_and_error, total_value
 
 Record = Mapping[str, Any]
 Items = Mapping[tuple[str, str], Sequence[Record]]
@@ -149,29 +149,18 @@ def _notes(first: Score, second: Score, common: Sequence[tuple[Record, Record]])
 def _paired(where: tuple[str, str], metric: str, common: Sequence[tuple[Record, Record]]) -> Paired:
     from scipy.stats import binomtest  # slow to import
 
-    differences = [_value(metric, other) - _value(metric, mine) for mine, other in common]
+    differences = [item_value(metric, other) - item_value(metric, mine) for mine, other in common]
     up, down = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     is_mean = metric in common[0][0]
     return Paired(
         task=where[0],
         setting=where[1],
         metric=metric,
-        first=totals.total(metric, [mine for mine, _ in common]).value,
-        second=totals.total(metric, [other for _, other in common]).value,
-        error=totals.mean_and_error(differences)[1] if is_mean else None,
+        first=total_value(metric, [mine for mine, _ in common]),
+        second=total_value(metric, [other for _, other in common]),
+        error=mean_and_error(differences)[1] if is_mean else None,
         first_wins=down,
         second_wins=up,
         ties=len(common) - up - down,
         p_value=float(binomtest(up, up + down).pvalue) if up + down else 1.0,
     )
-
-
-def _value(metric: str, record: Record) -> float:
-    """How well one item was done; for metrics of the whole, whether it was judged rightly."""
-    if metric == "perplexity":
-        return float(record["answer_nats"])
-    if metric in record:
-        return float(record[metric])
-    if metric in ("f1a", "question_em"):
-        return float(record["chosen"] == record["gold"])
-    return float(record["found_class"] == record["wanted_class"])

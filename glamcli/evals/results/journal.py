@@ -91,7 +91,7 @@ class Journal:
         os.truncate(path, size)
 
 
-def digest(given: Iterable[Any]) -> str:
+def inputs_digest(given: Iterable[Any]) -> str:
     """SHA-256 of arrays (with their shapes) and of anything JSON can say."""
     sha = hashlib.sha256()
     for each in given:

@@ -13,7 +13,7 @@ from typing import Any
 from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results.scores import (
-    FORMAT,
+    RESULTS_FORMAT,
     Average,
     Failure,
     Measured,
@@ -137,7 +137,7 @@ def load(path: Path) -> Results:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
+        if content["format"] > RESULTS_FORMAT:
             raise DataError(f"{path}: written by a newer version (format {content['format']})")
         return _results(content)
     except OSError as error:

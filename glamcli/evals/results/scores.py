@@ -8,7 +8,8 @@ from typing import Any
 
 from glamcli.errors import GlamError
 
-FORMAT = 1
+RESULTS_FORMAT = 2
+"""2 since scores count ties and records of items hold classes; 1 is still read."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Score:
     """conventions of the task, hashes, seed, dtype: what must agree for scores to be compared."""
     subsets: tuple[Subset, ...]
     items: tuple[Mapping[str, Any], ...] = field(repr=False)
+    num_tied: int = 0
+    """items whose best options tie exactly: each of k counts 1/k."""
+    num_equal: int = 0
+    """items two of whose options are the same text behind the same context."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Results:
             for each in self.failures
         ]
         return {
-            "format": FORMAT,
+            "format": RESULTS_FORMAT,
             "suite": self.suite,
             "preset": self.preset,
             "shots": self.shots,

@@ -10,10 +10,11 @@ from glamcli.beam_search import Hypothesis
 from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
-from glamcli.evals.results.journal import Journal, digest
+from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Scored
-from glamcli.evals.scoring.batches import Kind, plan, power_within, rounded
-from glamcli.evals.scoring.choice import Outcome, about
+from glamcli.evals.scoring.batches import Shape, plan_shapes, power_within, rounded
+from glamcli.evals.scoring.chance import text_rules
+from glamcli.evals.scoring.choice import ItemResult, prompt_record
 from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 from glamcli.generate import MIN_CACHE, Generator
@@ -29,15 +30,16 @@ def answer_freely(
     window: int,
     advance: Callable[[int], None],
     journal: Journal | None = None,
-) -> list[Outcome]:
-    """Outcomes in the order of the prompts."""
-    requests = [request(task, prompt, generator, window) for prompt in prompts]
+) -> list[ItemResult]:
+    """Results in the order of the prompts."""
+    requests = [_request(task, prompt, generator, window) for prompt in prompts]
     found = _generate(task, [ids for ids, _ in requests], generator, advance, journal)
-    outcomes = []
+    results = []
     for index, (prompt, hypothesis) in enumerate(zip(prompts, found, strict=True)):
-        prediction, correct = _judge(task, prompt, hypothesis)
+        prediction = hypothesis.text.strip()
+        correct = _judged(task, prompt.question, prediction)
         record = {
-            **about(prompt, requests[index][1]),
+            **prompt_record(prompt, requests[index][1]),
             "generated": prediction,
             "answers": list(prompt.question.answers),
             "nats": sum(hypothesis.token_nats),
@@ -47,11 +49,16 @@ def answer_freely(
             "found_class": normalized(prediction, task.normalize),
             **correct,
         }
-        outcomes.append(Outcome(index, prompt, record, correct, requests[index][1]))
-    return outcomes
+        if "macro_f1" in task.measured and task.fixed_classes:
+            classes = [normalized(each, task.normalize) for each in task.fixed_classes]
+            record["classes"] = classes
+        results.append(ItemResult(index, prompt, record, correct, requests[index][1]))
+    return results
 
 
-def request(task: Task, prompt: Prompt, generator: Generator, window: int) -> tuple[list[int], int]:
+def _request(
+    task: Task, prompt: Prompt, generator: Generator, window: int
+) -> tuple[list[int], int]:
     """Ids of a prompt that leaves room for the answer, and how many tokens were cut off it.
 
     Trailing blanks go: the model says them with the first word, as everywhere in its text.
@@ -70,7 +77,7 @@ def _generate(
     task: Task,
     prompts: Sequence[Sequence[int]],
     generator: Generator,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda count: None,
     journal: Journal | None = None,
 ) -> list[Hypothesis]:
     """The best text for each prompt, as the task has it."""
@@ -102,7 +109,7 @@ def best_texts(
     for members, room in zip(batches, rooms, strict=True):
         batch = [prompts[index] for index in members]
         batch += [batch[-1]] * (size - len(batch))  # every batch has one shape
-        key = digest([batch, search])
+        key = inputs_digest([batch, search])
         known = journal.get(key)
         if known is None:
             best = [found[0] for found in generator.beams(batch, **search, room=room)]
@@ -117,19 +124,21 @@ def best_texts(
 def _rooms(
     longest: Sequence[int], rows: int, new: int, generator: Generator
 ) -> list[tuple[int, int]]:
-    """Tokens that each batch's prompts are padded to and places of its cache: as few as they need,
-    unless padding to a larger program in use costs less than compiling one more."""
-    shapes = [(rows, *_room(each, new)) for each in longest]
-    known = {shape for shape in generator.shapes if shape[0] == rows}
-    buckets = plan(shapes, Kind(), generator.compile_tokens // rows, known)
-    generator.shapes |= {bucket.shape for bucket in buckets}
-    rooms = {index: bucket.shape[1:] for bucket in buckets for index in bucket.members}
+    """Tokens that each batch's prompts are padded to and positions of its cache: as few as they
+    need, unless padding to a larger program in use costs less than compiling one more."""
+    shapes = [Shape(0, 1, False, rows, *_room(each, new)) for each in longest]
+    known = {Shape(0, 1, False, *each) for each in generator.shapes if each[0] == rows}
+    planned = plan_shapes(shapes, generator.compile_tokens // rows, known)
+    generator.shapes |= {(rows, shape.length, shape.targets) for shape in planned}
+    rooms = {
+        index: (shape.length, shape.targets) for shape, some in planned.items() for index in some
+    }
     return [rooms[index] for index in range(len(longest))]
 
 
 def _room(longest: int, new: int) -> tuple[int, int]:
     """A prompt is padded by an eighth at most. Steps are compiled for the cache too, but take
-    hardly longer for more places, so their sizes are further apart."""
+    hardly longer for more positions, so their sizes are further apart."""
     step = max(MIN_STEP, power_within(longest) // 8)
     size = -(-longest // step) * step
     return size, rounded(size + new, MIN_CACHE)
@@ -143,18 +152,8 @@ def _hypothesis(kept: Mapping[str, Any]) -> Hypothesis:
     return Hypothesis(**values)
 
 
-def rules(task: Task) -> dict[str, Any]:
-    """How texts of a task are compared, for `text_metric`."""
-    return {"references": task.references, "no_answer": task.no_answer}
-
-
-def _judge(task: Task, prompt: Prompt, hypothesis: Hypothesis) -> tuple[str, dict[str, float]]:
-    prediction = hypothesis.text.strip()
-    return prediction, _judged(task, prompt.question, prediction)
-
-
 def _judged(task: Task, question: Question, prediction: str) -> dict[str, float]:
-    """Every metric of one item that can be told from the item alone."""
+    """Every metric of one item that follows from the item alone."""
     found: Any = prediction
     if task.span_separator is not None and task.normalize == "drop":
         found = tuple(prediction.split(task.span_separator))
@@ -162,7 +161,7 @@ def _judged(task: Task, question: Question, prediction: str) -> dict[str, float]
     if question.is_true is not None:
         texts.add("em")
     correct = {
-        name: text_metric(name, found, question.references, task.normalize, **rules(task))
+        name: text_metric(name, found, question.references, task.normalize, **text_rules(task))
         for name in sorted(texts)
     }
     if question.is_true is not None:
@@ -180,9 +179,9 @@ def explain_answer(
     window: int,
 ) -> Explanation:
     """The exact prompt of one item and the generated tokens."""
-    ids, cut = request(task, prompt, generator, window)
-    (best,) = _generate(task, [ids], generator, lambda count: None)
-    prediction, correct = _judge(task, prompt, best)
+    ids, cut = _request(task, prompt, generator, window)
+    (best,) = _generate(task, [ids], generator)
+    prediction = best.text.strip()
     tokenizer: Any = generator.tokenizer
     pieces = [tokenizer.piece(token_id) for token_id in best.ids]
     scored = Scored(
@@ -203,5 +202,5 @@ def explain_answer(
         scored=(scored,),
         chosen=prediction,
         wanted=prompt.question.answers,
-        correct=correct,
+        correct=_judged(task, prompt.question, prediction),
     )

@@ -1,13 +1,21 @@
-"""Which requests run together, and in which compiled shape. Pure arithmetic.
+"""Batches of requests: which run together, in which compiled shape, and as which arrays.
 
-A program has a kind and a shape (rows, length, targets); compiling one costs seconds, padding
-costs a fraction of a batch. So there are few shapes, and few requests join the next larger one.
+Compiling a shape costs seconds, padding costs a fraction of a batch. So there are few shapes, and
+few requests join the next larger one. Nothing here runs on a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import base64
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glamcli.errors import CheckpointError
+from glamcli.evals.scoring.requests import Group, Ids, Request
 
 MIN_ROW_TOKENS = 16
 MIN_TARGETS = 8
@@ -16,33 +24,41 @@ CACHE_BYTES = 1024**3
 COMPILE_BATCHES = 8
 """Compiling a shape takes about as long as running this many batches."""
 
-Shape = tuple[int, int, int]
-"""B rows, S tokens in a row, T targets."""
+_Pair = tuple[np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, order=True)
-class Kind:
-    """What programs differ in besides their shape."""
+class Shape(NamedTuple):
+    """What one compiled program differs in from others."""
 
     trunk: int = 0
-    """places of a cache that was filled before, by what several rows begin with; 0: none."""
+    """positions of a cache that was filled before, by what several rows begin with; 0: none."""
     options: int = 1
     """requests in a row."""
     nested: bool = False
     """whether the options of a row are read behind `length` tokens that they share, in `targets`
-    tokens each; else every request has `length` tokens, `targets` of them judged."""
+    tokens each; else every request has `length` tokens, `targets` of them scored."""
+    rows: int = 1
+    length: int = 0
+    targets: int = 0
 
-    def tokens(self, shape: Shape) -> int:
+    @property
+    def kind(self) -> tuple[int, int, bool]:
+        """What a request cannot change by padding."""
+        return self[:3]
+
+    @property
+    def row_tokens(self) -> int:
         """Tokens read per row."""
-        _, length, targets = shape
-        return length + self.options * targets if self.nested else self.options * length
-
-    def places(self, shape: Shape) -> int:
-        """Places of the key/value cache per row, those of the trunk included."""
-        _, length, targets = shape
         if self.nested:
-            return self.options * (self.trunk + length + targets)
-        return self.options * (self.trunk + length) if self.trunk else 0
+            return self.length + self.options * self.targets
+        return self.options * self.length
+
+    @property
+    def row_positions(self) -> int:
+        """Positions of the key/value cache per row, those of the trunk included."""
+        if self.nested:
+            return self.options * (self.trunk + self.length + self.targets)
+        return self.options * (self.trunk + self.length) if self.trunk else 0
 
 
 @dataclass(frozen=True)
@@ -51,61 +67,66 @@ class Budget:
 
     tokens: int
     vocab_size: int
-    place_bytes: int = 0
-    """of one place of the cache: keys and values of all layers."""
+    position_bytes: int = 0
+    """of one position of the cache: keys and values of all layers."""
 
     @property
-    def places(self) -> int:
-        """Places that a cache may have, over all of its rows."""
-        return CACHE_BYTES // max(1, self.place_bytes)
+    def positions(self) -> int:
+        """Positions that a cache may have, over all of its rows."""
+        return CACHE_BYTES // max(1, self.position_bytes)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Requests that are run in one compiled shape."""
-
-    shape: Shape
-    members: tuple[int, ...]
-
-
-def plan(
-    shapes: Sequence[Shape], kind: Kind, compile_tokens: int, compiled: Collection[Shape] = ()
-) -> list[Bucket]:
-    """Requests, each given by the smallest shape it fits, sorted into few shapes.
+def plan_shapes(
+    shapes: Sequence[Shape], compile_tokens: int, compiled: Collection[Shape] = ()
+) -> dict[Shape, tuple[int, ...]]:
+    """Few shapes for requests that are each given by the smallest shape they fit; shape: indices.
 
     Requests join the cheapest larger shape in use when the padding costs less than a compilation,
     which takes as long as reading `compile_tokens`.
     """
-    groups: dict[Shape, list[int]] = {}
+    members: dict[Shape, list[int]] = {}
     for index, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(index)
-    for shape in sorted(groups, key=lambda each: each[1:]):
+        members.setdefault(shape, []).append(index)
+    for shape in sorted(members, key=lambda each: (each.kind, each.length, each.targets)):
         larger = [
             other
-            for other in {*groups, *compiled}
-            if other != shape and other[1] >= shape[1] and other[2] >= shape[2]
+            for other in {*members, *compiled}
+            if other != shape
+            and other.kind == shape.kind
+            and other.length >= shape.length
+            and other.targets >= shape.targets
         ]
         if shape in compiled or not larger:
             continue
-        best = min(larger, key=lambda other: (kind.tokens(other), other))
-        padding = len(groups[shape]) * (kind.tokens(best) - kind.tokens(shape))
-        if padding < compile_tokens:
-            groups[best] = groups.get(best, []) + groups.pop(shape)
-    return [Bucket(shape, tuple(sorted(groups[shape]))) for shape in sorted(groups)]
+        best = min(larger, key=lambda other: (other.row_tokens, other))
+        if len(members[shape]) * (best.row_tokens - shape.row_tokens) < compile_tokens:
+            members[best] = members.get(best, []) + members.pop(shape)
+    return {shape: tuple(sorted(members[shape])) for shape in sorted(members)}
 
 
-def shape_for(length: int, targets: int, kind: Kind, budget: Budget) -> Shape:
-    """The smallest shape for a row of `length` tokens and `targets` tokens per option.
+def shape_for(group: Group, trunk: int, budget: Budget) -> Shape:
+    """The smallest shape for a group; its trunk takes `trunk` positions.
 
     Lengths and targets are of few sizes (`rounded`). Rows follow from what a batch, its float32
     logits and its caches may take; they are a power of two.
     """
-    shape = (1, rounded(length, MIN_ROW_TOKENS), rounded(targets, MIN_TARGETS))
-    logits = 4 * kind.options * shape[2] * budget.vocab_size
-    rows = min(budget.tokens // kind.tokens(shape), LOGITS_BYTES // logits)
-    if places := kind.places(shape):
-        rows = min(rows, budget.places // places)
-    return power_within(rows), *shape[1:]
+    length = max(each.num_inputs for each in group.requests)
+    targets = max(each.num_scored for each in group.requests)
+    if group.prefix:
+        length, targets = len(group.prefix), length
+    return fitted(Shape(trunk, len(group.requests), bool(group.prefix), 1, length, targets), budget)
+
+
+def fitted(shape: Shape, budget: Budget) -> Shape:
+    """The shape with rounded sizes and as many rows as the budget allows."""
+    shape = shape._replace(
+        length=rounded(shape.length, MIN_ROW_TOKENS), targets=rounded(shape.targets, MIN_TARGETS)
+    )
+    logits = 4 * shape.options * shape.targets * budget.vocab_size
+    rows = min(budget.tokens // shape.row_tokens, LOGITS_BYTES // logits)
+    if positions := shape.row_positions:
+        rows = min(rows, budget.positions // positions)
+    return shape._replace(rows=power_within(rows))
 
 
 def rounded(count: int, smallest: int) -> int:
@@ -126,3 +147,131 @@ def power_above(count: int) -> int:
 def power_within(count: int) -> int:
     """The largest power of two that is not above `count`, and 1 below that."""
     return 1 << (max(1, count).bit_length() - 1)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model thinks of one request."""
+
+    token_nats: tuple[float, ...]
+    """log-probability of each scored token, in nats."""
+    greedy: bool
+    """whether greedy decoding would have produced exactly these tokens."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(self.token_nats))
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """Beginnings that several groups share, as rows of one cache."""
+
+    ids: tuple[Ids, ...]
+    rows: int
+    """of the cache, empty ones included."""
+    positions: int
+
+    @cached_property
+    def arrays(self) -> _Pair:
+        """Tokens and segments [G, S]."""
+        return _filled(self.ids, (self.rows, self.positions))
+
+    @cached_property
+    def row(self) -> dict[Ids, int]:
+        return {ids: row for row, ids in enumerate(self.ids)}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Groups that one program scores at once."""
+
+    indices: tuple[int, ...]
+    """which groups of the caller these are."""
+    groups: tuple[Group, ...]
+    shape: Shape
+    trunk: Trunk | None
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray | None, _Pair | None, _Pair, _Pair]:
+        """Row of the trunk [B]; prefixes [B, S]; options [B, O, T]; what is scored [B, O, Y].
+
+        Pairs are tokens and segments, and for the last one positions within the option and the
+        tokens wanted there.
+        """
+        shape = self.shape
+        trunk_B = prefix = None
+        if self.trunk is not None:
+            trunk_B = np.zeros(shape.rows, np.int32)
+            trunk_B[: len(self.groups)] = [self.trunk.row[each.trunk] for each in self.groups]
+        if shape.nested:
+            prefix = _filled([each.prefix for each in self.groups], (shape.rows, shape.length))
+        size = shape.targets if shape.nested else shape.length
+        tokens_BOT = np.zeros((shape.rows, shape.options, size), np.int32)
+        segments_BOT = np.zeros_like(tokens_BOT)
+        positions_BOY = np.zeros((shape.rows, shape.options, shape.targets), np.int32)
+        wanted_BOY = np.zeros_like(positions_BOY)
+        for at, request in self._requests():
+            end, num = request.num_inputs, request.num_scored
+            tokens_BOT[at][:end] = request.ids[:-1]
+            segments_BOT[at][:end] = 1
+            positions_BOY[at][:num] = np.arange(end - num, end)
+            wanted_BOY[at][:num] = request.ids[-num:]
+        return trunk_B, prefix, (tokens_BOT, segments_BOT), (positions_BOY, wanted_BOY)
+
+    @property
+    def inputs(self) -> list[np.ndarray]:
+        """Every array that the answer depends on besides the model."""
+        trunk_B, prefix, options, scored = self.arrays
+        trunk = [] if self.trunk is None or trunk_B is None else [*self.trunk.arrays, trunk_B]
+        return [*trunk, *(prefix or ()), *options, *scored]
+
+    def likelihoods(self, logp_BOY: np.ndarray, greedy_BOY: np.ndarray) -> list[Likelihood]:
+        """Of all requests, in order.
+
+        Raises:
+            CheckpointError: one is not a number.
+        """
+        found = []
+        for at, request in self._requests():
+            nats = logp_BOY[at][: request.num_scored]
+            if not np.isfinite(nats).all():
+                raise CheckpointError("the model's log-likelihoods are not finite numbers")
+            is_greedy = bool(greedy_BOY[at][: request.num_scored].all())
+            found.append(Likelihood(tuple(nats.tolist()), is_greedy))
+        return found
+
+    def to_json(self, found: Sequence[Likelihood]) -> dict[str, str]:
+        """Likelihoods as JSON, to the last bit."""
+        nats = np.concatenate([np.array(each.token_nats, np.float32) for each in found])
+        return {
+            "nats": base64.b64encode(nats.astype("<f4").tobytes()).decode(),
+            "greedy": "".join(str(int(each.greedy)) for each in found),
+        }
+
+    def from_json(self, content: Mapping[str, Any]) -> list[Likelihood]:
+        """Likelihoods from what `to_json` made of them."""
+        nats = np.frombuffer(base64.b64decode(content["nats"]), "<f4").tolist()
+        found, start = [], 0
+        for (_, request), greedy in zip(self._requests(), content["greedy"], strict=True):
+            end = start + request.num_scored
+            found.append(Likelihood(tuple(nats[start:end]), greedy == "1"))
+            start = end
+        return found
+
+    def _requests(self) -> list[tuple[tuple[int, int], Request]]:
+        return [
+            ((row, option), request)
+            for row, group in enumerate(self.groups)
+            for option, request in enumerate(group.requests)
+        ]
+
+
+def _filled(rows: Sequence[Ids], shape: tuple[int, int]) -> _Pair:
+    """Tokens and segments, padded behind."""
+    tokens_BS = np.zeros(shape, np.int32)
+    segments_BS = np.zeros(shape, np.int32)
+    for row, ids in enumerate(rows):
+        tokens_BS[row, : len(ids)] = ids
+        segments_BS[row, : len(ids)] = 1
+    return tokens_BS, segments_BS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,15 @@ from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Explanation, Scored
+from glamcli.evals.scoring.batches import Likelihood
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.packing import Likelihood
+from glamcli.evals.scoring.requests import Encoder, Request, make_requests
 from glamcli.evals.scoring.text_metrics import text_metric
-from glamcli.evals.scoring.tokens import Encoder, Scorable, scorable
 from glamcli.evals.tasks.schema import Task
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemResult:
     """One item after scoring."""
 
     index: int
@@ -32,13 +33,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Asked:
     """One item as token requests."""
 
     prompt: Prompt
-    requests: list[Scorable]
+    requests: list[Request]
     """its options."""
-    without: list[Scorable]
+    without: list[Request]
     """for `uncond`: the same options behind the context of the denominator."""
 
 
@@ -48,36 +49,36 @@ def answer_choices(
     model: Likelihoods,
     encoder: Encoder,
     advance: Callable[[int], None],
-) -> tuple[list[Outcome], list[str]]:
-    """Outcomes in the order of the prompts, and items skipped with the reason."""
-    outcomes, skipped, asked = [], [], []
+) -> tuple[list[ItemResult], list[str]]:
+    """Results in the order of the prompts, and items skipped with the reason."""
+    results, skipped, asked = [], [], []
     for index, prompt in enumerate(prompts):
-        made = requests(task, prompt, encoder, model.window)
+        made = _requests(task, prompt, encoder, model.window)
         if made is None:
             skipped.append(f"{prompt.question.place}: an option is longer than the window")
         else:
             asked.append((index, made))
     found = _likelihoods([made for _, made in asked], model, advance)
     for (index, made), likelihoods in zip(asked, found, strict=True):
-        outcomes.append(_outcome(task, index, made, likelihoods))
-    return outcomes, skipped
+        results.append(_result(task, index, made, likelihoods))
+    return results, skipped
 
 
-def requests(task: Task, prompt: Prompt, encoder: Encoder, window: int) -> Asked | None:
+def _requests(task: Task, prompt: Prompt, encoder: Encoder, window: int) -> _Asked | None:
     """Token requests of one item; None when an option does not fit into the window."""
     continuations = prompt.question.continuations
-    made = scorable(encoder, list(zip(prompt.contexts, continuations, strict=True)), window)
+    made = make_requests(encoder, list(zip(prompt.contexts, continuations, strict=True)), window)
     if made is None:
         return None
     if task.scorer != "uncond":
-        return Asked(prompt, made, [])
+        return _Asked(prompt, made, [])
     pairs = [(task.uncond_context, continuation) for continuation in continuations]
-    without = scorable(encoder, pairs, window)
-    return None if without is None else Asked(prompt, made, without)
+    without = make_requests(encoder, pairs, window)
+    return None if without is None else _Asked(prompt, made, without)
 
 
 def _likelihoods(
-    asked: Sequence[Asked], model: Likelihoods, advance: Callable[[int], None]
+    asked: Sequence[_Asked], model: Likelihoods, advance: Callable[[int], None]
 ) -> list[list[Likelihood]]:
     """Likelihoods per item. `advance` counts items."""
     # Denominators of `uncond` recur, with the same options and at every number of shots.
@@ -99,10 +100,15 @@ def _likelihoods(
     known.update(
         (request, found[0]) for request, found in zip(alone, scored[len(asked) :], strict=True)
     )
-    return [
-        scored[index] + [known[request] for request in each.without]
-        for index, each in enumerate(asked)
-    ]
+    found = []
+    for each, likelihoods in zip(asked, scored, strict=False):
+        # Equal requests tie exactly, whichever row of a batch each of them was in.
+        same = dict(zip(each.requests[::-1], likelihoods[::-1], strict=True))
+        found.append(
+            [same[request] for request in each.requests]
+            + [known[request] for request in each.without]
+        )
+    return found
 
 
 def _scores(task: Task, count: int, likelihoods: Sequence[Likelihood]) -> list[float]:
@@ -115,12 +121,12 @@ def _scores(task: Task, count: int, likelihoods: Sequence[Likelihood]) -> list[f
     return [each.total for each in likelihoods]
 
 
-def _outcome(task: Task, index: int, asked: Asked, likelihoods: Sequence[Likelihood]) -> Outcome:
+def _result(task: Task, index: int, asked: _Asked, likelihoods: Sequence[Likelihood]) -> ItemResult:
     question = asked.prompt.question
     count = len(question.options)
     scores = _scores(task, count, likelihoods)
-    chosen = max(range(count), key=lambda option: (scores[option], -option))
-    correct = _judged(task, question, chosen)
+    best = best_options(scores)
+    correct = _judged(task, question, best)
     num_cut = max(each.num_cut for each in asked.requests)
     options = []
     for option, text in enumerate(question.options):
@@ -135,29 +141,42 @@ def _outcome(task: Task, index: int, asked: Asked, likelihoods: Sequence[Likelih
             entry["uncond_nats"] = likelihoods[count + option].total
         options.append(entry)
     record = {
-        **about(asked.prompt, num_cut),
+        **prompt_record(asked.prompt, num_cut),
         "options": options,
         "gold": question.gold,
         "accepted": list(question.accepted),
-        "chosen": chosen,
+        "chosen": best[0] if best else None,
         "wanted_class": question.options[question.gold or 0],
-        "found_class": question.options[chosen],
+        "found_class": question.options[best[0]] if best else None,
         **correct,
     }
-    return Outcome(index, asked.prompt, record, correct, num_cut)
+    if len(best) > 1:
+        record["tied"] = list(best)
+    if "macro_f1" in task.measured and task.fixed_classes:
+        record["classes"] = list(task.fixed_classes)
+    return ItemResult(index, asked.prompt, record, correct, num_cut)
 
 
-def _judged(task: Task, question: Question, chosen: int) -> dict[str, float]:
-    """Every metric of one item that can be told from the item alone."""
-    correct = {"accuracy": float(chosen in question.accepted)}
+def best_options(scores: Sequence[float]) -> tuple[int, ...]:
+    """The options of the highest score: several where they tie exactly, none beside a NaN."""
+    if any(math.isnan(score) for score in scores):
+        return ()
+    highest = max(scores)
+    return tuple(option for option, score in enumerate(scores) if score == highest)
+
+
+def _judged(task: Task, question: Question, best: Sequence[int]) -> dict[str, float]:
+    """Every metric of one item that follows from the item alone; means over options that tie."""
     right = [question.options[index] for index in question.accepted]
+    correct = {"accuracy": [float(option in question.accepted) for option in best]}
     for name in ("em", "f1"):
         if name in task.measured:
-            correct[name] = text_metric(name, question.options[chosen], right, task.normalize)
-    return correct
+            texts = [question.options[option] for option in best]
+            correct[name] = [text_metric(name, text, right, task.normalize) for text in texts]
+    return {name: sum(values) / max(len(values), 1) for name, values in correct.items()}
 
 
-def about(prompt: Prompt, num_cut: int) -> dict[str, Any]:
+def prompt_record(prompt: Prompt, num_cut: int) -> dict[str, Any]:
     """What the record of an item holds whatever the kind of its task."""
     question = prompt.question
     return {
@@ -167,33 +186,33 @@ def about(prompt: Prompt, num_cut: int) -> dict[str, Any]:
         "by": list(question.by),
         "shots_fitted": prompt.shots,
         "cut_tokens": num_cut,
-        "prompt_sha256": text_digest(prompt),
+        "prompt_sha256": prompt_digest(prompt),
     }
 
 
-def answer_nats(
-    task: Task,
-    prompts: Sequence[Prompt],
-    model: Likelihoods,
-    encoder: Encoder,
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[float]:
-    """Log-likelihood of the answer that demonstrations would show, in nats, for `perplexity`.
+def add_answer_nats(
+    task: Task, results: Sequence[ItemResult], model: Likelihoods, encoder: Encoder
+) -> None:
+    """Adds to the records what `perplexity` reads: the log-likelihood in nats of the answer that
+    demonstrations would show, and what it would be if every token were equally likely.
 
     Raises:
         DataError: an answer is longer than the window.
     """
-    groups = []
-    for prompt in prompts:
-        pair = (prompt.contexts[0], task.delimiter + prompt.question.shown)
-        made = scorable(encoder, [pair], model.window)
+    requests = []
+    for result in results:
+        question = result.prompt.question
+        pair = (result.prompt.contexts[0], task.delimiter + question.shown)
+        made = make_requests(encoder, [pair], model.window)
         if made is None:
-            raise DataError(f"{prompt.question.place}: the answer is longer than the window")
-        groups.append(made)
-    return [found.total for (found,) in model.score(groups, advance)]
+            raise DataError(f"{question.place}: the answer is longer than the window")
+        requests.append(made)
+    for result, (found,) in zip(results, model.score(requests), strict=True):
+        result.record["answer_nats"] = found.total
+        result.record["uniform_nats"] = -len(found.token_nats) * math.log(model.vocab_size)
 
 
-def text_digest(prompt: Prompt) -> str:
+def prompt_digest(prompt: Prompt) -> str:
     """SHA-256 of everything a model is shown for one item."""
     digest = hashlib.sha256()
     endings = prompt.question.continuations or ("",) * len(prompt.contexts)
@@ -206,11 +225,11 @@ def explain_choice(
     task: Task, name: str, shots: int, index: int, prompt: Prompt, model: Likelihoods, encoder: Any
 ) -> Explanation | None:
     """The exact texts and tokens of one item; None when it does not fit into the window."""
-    asked = requests(task, prompt, encoder, model.window)
+    asked = _requests(task, prompt, encoder, model.window)
     if asked is None:
         return None
     (likelihoods,) = _likelihoods([asked], model, lambda items: None)
-    outcome = _outcome(task, index, asked, likelihoods)
+    result = _result(task, index, asked, likelihoods)
     question = prompt.question
     scores = _scores(task, len(question.options), likelihoods)
     scored = []
@@ -238,9 +257,9 @@ def explain_choice(
         place=question.place,
         prompt_tokens=len(first.ids) - first.num_scored,
         shots_fitted=prompt.shots,
-        num_cut=outcome.num_cut,
+        num_cut=result.num_cut,
         scored=tuple(scored),
-        chosen=question.options[outcome.record["chosen"]],
+        chosen=" = ".join(question.options[option] for option in best_options(scores)),
         wanted=tuple(question.options[index] for index in question.accepted),
-        correct=outcome.correct,
+        correct=result.correct,
     )

@@ -1,7 +1,7 @@
 """Comparing one text with the accepted ones, as each dataset's official script does.
 
-`normalize` of a task names the family: which characters count, and what one answer is. Scores of
-whole tasks, their errors and baselines are in `totals.py`; DROP has a file of its own.
+`normalize` of a task names the family: which characters count, and what one answer is. Metrics of
+whole tasks are in `metrics.py`; DROP has a file of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MARKS_AS_BLANKS = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`",
 def normalized(text: str, how: str) -> str:
     """Text as it is compared.
 
-    `exact`: without outer blanks. `words`: lower-cased, without punctuation. `squad` (SQuAD v1.1,
-    also CoQA's, QuAC's and ReCoRD's script): lower-cased, without ASCII punctuation, then without
-    articles. `triviaqa`: the same, but punctuation and underscores become blanks. `drop`: see
-    `drop.py`.
+    `exact`: without outer blanks. `words`: lower-cased, without punctuation. `squad` (SQuAD v2's
+    and CoQA's script) and `squad_v1` (SQuAD v1.1's, ReCoRD's and QuAC's): lower-cased, without
+    ASCII punctuation, then without articles. `triviaqa`: the same, but punctuation and underscores
+    become blanks. `drop`: see `drop.py`.
     """
     if how == "exact":
         return text.strip()
@@ -50,20 +50,21 @@ def exact_match(prediction: str, answers: Sequence[str], how: str = "squad") -> 
 def token_f1(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
     """Best overlap, as F1 over bags of words, with one of the accepted answers (SQuAD).
 
-    When either side has no words left, it is 1 if neither has any, else 0 (SQuAD v2).
+    When neither side has words left, it is 1 (SQuAD v2), or for `squad_v1` 0: no word is common.
     """
-    return max(_f1(normalized(prediction, how), normalized(answer, how)) for answer in answers)
+    found = normalized(prediction, how)
+    return max(_f1(found, normalized(answer, how), how) for answer in answers)
 
 
-def _f1(prediction: str, answer: str) -> float:
+def _f1(prediction: str, answer: str, how: str) -> float:
     found, wanted = prediction.split(), answer.split()
     if not found or not wanted:
-        return float(found == wanted)
+        return float(found == wanted and how != "squad_v1")
     common = sum((Counter(found) & Counter(wanted)).values())
     return 2 * common / (len(found) + len(wanted))
 
 
-def leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[str]) -> float:
+def _leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[str]) -> float:
     """Mean score over all ways to leave out one of several references (CoQA, QuAC).
 
     People were scored against the references but their own, so a model has to be as well.
@@ -101,20 +102,25 @@ def text_metric(
 ) -> float:
     """One generated answer measured by em or f1.
 
-    `references`: the `best` of all, or `leave_one_out`. A prediction of `no_answer`, and an
-    accepted answer that says so, is no text at all: nothing can be partly right about it (SQuAD
-    v2).
+    `references`: the `best` of all, or `leave_one_out`. About `no_answer` nothing can be partly
+    right. For `squad_v1` it has to be said to the letter (QuAC). Else a prediction of it is no text
+    at all, as is the one accepted answer that says so, and accepted answers in which no word is
+    left count only if there are no others (SQuAD v2).
     """
     if how == "drop":
         return drop.best(name, prediction, answers)
     prediction, *texts = (
         " ".join(each) if isinstance(each, tuple) else each for each in (prediction, *answers)
     )
-    if no_answer is not None:
-        nothing = normalized(no_answer, how)
-        texts = ["" if normalized(each, how) == nothing else each for each in texts]
-        prediction = "" if normalized(prediction, how) == nothing else prediction
     measure = {"em": exact_match, "f1": token_f1}[name]
+    if no_answer is not None and how == "squad_v1":
+        if texts == [no_answer]:
+            return float(prediction == no_answer)
+    elif no_answer is not None:
+        texts = [] if texts == [no_answer] else texts
+        texts = [each for each in texts if normalized(each, how)] or [""]
+        if normalized(prediction, how) == normalized(no_answer, how):
+            prediction = ""
     if references == "leave_one_out":
-        return leave_one_out(lambda rest: measure(prediction, rest, how), texts)
+        return _leave_one_out(lambda rest: measure(prediction, rest, how), texts)
     return measure(prediction, texts, how)

@@ -159,7 +159,8 @@ class Task(Settings):
     """values of `label` in the order of the options, or the field that lists them; None reads
     `label` as an index from 0 (or as false, true)."""
     right: FieldPath | None = None
-    """instead of `label`: a field with the texts of the right options; each of them is right."""
+    """instead of `label`: a field with the texts of the right options; each option that equals one
+    of them by `normalize` is right."""
     answers: FieldPath | tuple[Template, ...] | None = None
     """generate: a field with the accepted answers (a text or a list), or templates; the filter
     `all` makes every entry of a list an answer."""
@@ -167,7 +168,8 @@ class Task(Settings):
     """generate: the answer in demonstrations; None: the first accepted one."""
     no_answer: str | None = None
     """generate: the answer that means that there is none; expected when `answers` is an empty
-    list. It can only be right or wrong as a whole, and then says the same as no text at all."""
+    list. It can only be right or wrong as a whole, and says the same as no text at all, but for
+    normalize `squad_v1`."""
     no_answer_vote: bool = False
     """generate: when at least half of the accepted answers say `no_answer`, it is the only one;
     else it is none of them (QuAC)."""
@@ -188,13 +190,17 @@ class Task(Settings):
     chosen option is right (generate: the text is the answer if and only if `label` is true);
     `em`, `f1`: of texts; `f1a`, `question_em`: over the answers of each `group`; `macro_f1`: mean
     over the options as classes; `perplexity`: of the answer that demonstrations would show."""
+    classes: tuple[str, ...] | None = None
+    """generate, `macro_f1`: the answers that are classes; None: those that items accept. With
+    options, these are the classes."""
     group: Template | None = None
     """items of one group are one question (`f1a`, `question_em`)."""
     by: tuple[FieldPath, ...] = ()
     """the score is also told for every value of these fields."""
-    normalize: Literal["exact", "words", "squad", "triviaqa", "drop"] = "squad"
+    normalize: Literal["exact", "words", "squad", "squad_v1", "triviaqa", "drop"] = "squad"
     """em and f1 compare texts: as they are (without outer blanks); lower-cased without
-    punctuation; without articles as well, as the scripts of SQuAD, TriviaQA and DROP do."""
+    punctuation; without articles as well, as the scripts of SQuAD v2, SQuAD v1.1, TriviaQA and
+    DROP do (`text_metrics.py`)."""
     span_separator: str | None = None
     """normalize `drop`: an answer of several spans is written, and a generated one read, with
     this between them; None: written with a comma, and a generated one is a single span."""
@@ -226,6 +232,8 @@ class Task(Settings):
             raise ValueError(f"{len(listed)} `labels` for {len(fixed)} options")
         if self.shots.source == "pool" and self.shots.data is None and self.data.kind != "heldout":
             raise ValueError("`shots.source` is `pool`, so `shots.data` must say where it is")
+        if self.classes is not None and self.scorer != "generate":
+            raise ValueError("`classes` is for scorer `generate`: the options are the classes")
         if self.no_answer is None and self.no_answer_vote:
             raise ValueError("`no_answer_vote` needs `no_answer`")
         return self
@@ -254,6 +262,13 @@ class Task(Settings):
     def measured(self) -> tuple[MetricName, ...]:
         """The metrics reported, the task's score first."""
         return self.metrics or (("em",) if self.scorer == "generate" else ("accuracy",))
+
+    @property
+    def fixed_classes(self) -> tuple[str, ...] | None:
+        """The classes of `macro_f1` where they are the same for all items."""
+        options = self.options if isinstance(self.options, tuple) else ()
+        same = options and not any(template.paths(each) for each in options)
+        return options if same else self.classes
 
 
 _ASKING = ("prompt", "contexts", "continuation", "options", "option_text", "label", "right",

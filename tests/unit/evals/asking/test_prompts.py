@@ -72,6 +72,21 @@ def test_a_label_that_names_no_option_is_refused_with_its_line(labels, value):
         ask(task, item)
 
 
+def test_right_options_may_be_spelt_otherwise_and_demonstrations_show_the_exact_one():
+    task = Task.model_validate(
+        {"data": {"path": "r.jsonl"}, "prompt": "{q}", "options": "names", "right": "right"}
+    )
+    names = ["TRUMP", "the Trump", "Trump", "Trump Tower"]
+    item = Item({"q": "Who?", "names": names, "right": ["Trump"]}, "r.jsonl:1")
+    assert ask(task, item).accepted == (2, 0, 1)
+
+
+def test_equal_options_are_noticed():
+    twice = Item({"q": "Q:", "options": ["a", "a"], "label": 0}, "a.jsonl:1")
+    assert ask(CHOICE, twice).has_equal_options
+    assert not QUESTIONS[0].has_equal_options
+
+
 def test_unanswerable_items_expect_the_stated_text():
     task = Task.model_validate(
         {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from glamcli.evals.results.journal import Journal, digest
+from glamcli.evals.results.journal import Journal, inputs_digest
 
 CONDITIONS = {"step": 3, "suite": "quick"}
 
@@ -45,5 +45,5 @@ def test_a_file_of_something_else_is_not_believed(tmp_path):
 
 def test_a_digest_tells_shapes_and_types_apart():
     zeros = np.zeros((2, 3), np.int32)
-    told = {digest([x]) for x in (zeros, zeros.T, zeros.astype(np.int8), zeros[:1], [0, 0])}
+    told = {inputs_digest([x]) for x in (zeros, zeros.T, zeros.astype(np.int8), zeros[:1], [0, 0])}
     assert len(told) == 5

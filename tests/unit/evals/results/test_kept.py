@@ -15,7 +15,7 @@ from glamcli.evals.results.tables import (
     score_columns,
     table_rows,
 )
-from glamcli.evals.scoring.averages import averages, rule
+from glamcli.evals.scoring.totals import averages, averaging_rule
 from glamcli.evals.tasks.suites import load_suite
 
 CONDITIONS = {"scorer": "sum", "dispatch": "dropless", "dtype": "float32", "seed": 0, "window": 64}
@@ -172,11 +172,11 @@ def test_averages_count_entries_alike_and_name_what_is_missing(tmp_path):
     rows = average_rows(found)
     assert rows[4] == ["overall", "0", "44.4", "3 of 3", "50.5"]
     assert rows[5] == ["overall", "1", "66.7", "1 of 3", "-"]
-    assert "overall: over the 3 entries of both and rest" in rule(suite)
+    assert "overall: over the 3 entries of both and rest" in averaging_rule(suite)
 
 
 def test_squad_counts_twice_and_the_rule_says_so():
-    words = rule(load_suite("glam29"))
+    words = averaging_rule(load_suite("glam29"))
     assert "squad_v2 counts 2 times, by em and f1" in words
     assert "overall: over the 30 entries of NLG and NLU" in words
 

@@ -6,30 +6,36 @@ from glamcli.evals.scoring.batches import (
     CACHE_BYTES,
     LOGITS_BYTES,
     Budget,
-    Kind,
-    plan,
+    Shape,
+    fitted,
+    plan_shapes,
     rounded,
-    shape_for,
 )
 
 sizes = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=60)
 
 
-ROWS = Kind()
-kinds = st.builds(Kind, st.sampled_from([0, 64]), st.integers(1, 5), st.booleans())
+kinds = st.builds(Shape, st.sampled_from([0, 64]), st.integers(1, 5), st.booleans())
 
 
-@given(sizes, st.sampled_from([256, 2048]), kinds)
-def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, kind):
+def plain(rows, length, targets):
+    return Shape(rows=rows, length=length, targets=targets)
+
+
+@given(sizes, st.sampled_from([256, 2048]), st.lists(kinds, min_size=60, max_size=60))
+def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, kinds):
     budget = Budget(batch_tokens, 1000)
-    shapes = [shape_for(length, count, kind, budget) for length, count in sizes]
-    buckets = plan(shapes, kind, 8 * batch_tokens)
-    assert sorted(i for bucket in buckets for i in bucket.members) == list(range(len(sizes)))
-    for bucket in buckets:
-        for index in bucket.members:
-            assert sizes[index][0] <= bucket.shape[1]
-            assert sizes[index][1] <= bucket.shape[2]
-    assert len({bucket.shape for bucket in buckets}) == len(buckets)
+    wanted = [
+        kind._replace(length=length, targets=count)
+        for kind, (length, count) in zip(kinds, sizes, strict=False)
+    ]
+    planned = plan_shapes([fitted(each, budget) for each in wanted], 8 * batch_tokens)
+    assert sorted(i for members in planned.values() for i in members) == list(range(len(sizes)))
+    for shape, members in planned.items():
+        for index in members:
+            assert wanted[index].kind == shape.kind
+            assert sizes[index][0] <= shape.length
+            assert sizes[index][1] <= shape.targets
 
 
 @given(
@@ -40,14 +46,14 @@ def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, k
     st.sampled_from([0, 10**4, 10**6]),
 )
 def test_a_batch_keeps_within_its_tokens_logits_and_caches(
-    length, targets, kind, vocab_size, place_bytes
+    length, targets, kind, vocab_size, position_bytes
 ):
-    shape = shape_for(length, targets, kind, Budget(4096, vocab_size, place_bytes))
-    rows, _, targets = shape
-    if rows > 1:
-        assert rows * kind.tokens(shape) <= 4096
-        assert 4 * rows * kind.options * targets * vocab_size <= LOGITS_BYTES
-        assert rows * kind.places(shape) * place_bytes <= CACHE_BYTES
+    budget = Budget(4096, vocab_size, position_bytes)
+    shape = fitted(kind._replace(length=length, targets=targets), budget)
+    if shape.rows > 1:
+        assert shape.rows * shape.row_tokens <= 4096
+        assert 4 * shape.rows * shape.options * shape.targets * vocab_size <= LOGITS_BYTES
+        assert shape.rows * shape.row_positions * position_bytes <= CACHE_BYTES
 
 
 @given(st.integers(1, 5000), st.sampled_from([8, 16]))
@@ -59,9 +65,8 @@ def test_sizes_are_few_and_pad_by_a_third_at_most(count, smallest):
 
 
 def test_few_requests_share_one_shape():
-    shapes = [shape_for(length, 4, ROWS, Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
-    (bucket,) = plan(shapes, ROWS, 8 * 2048)
-    assert bucket.shape == (8, 256, 8)
+    shapes = [fitted(plain(1, length, 4), Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
+    assert list(plan_shapes(shapes, 8 * 2048)) == [plain(8, 256, 8)]
 
 
 @pytest.mark.parametrize(
@@ -73,4 +78,5 @@ def test_few_requests_share_one_shape():
     ],
 )
 def test_a_compiled_shape_is_used_unless_padding_costs_more(count, compiled, shape):
-    assert plan([(64, 32, 8)] * count, ROWS, 8 * 2048, compiled)[0].shape == shape
+    planned = plan_shapes([plain(64, 32, 8)] * count, 8 * 2048, {plain(*each) for each in compiled})
+    assert list(planned) == [plain(*shape)]

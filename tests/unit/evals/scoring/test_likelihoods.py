@@ -1,61 +1,11 @@
-from zlib import crc32
-
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from glamcli.data.tokenizer import Bytes
 from glamcli.errors import CheckpointError
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.tokens import Scorable, scorable, split_tokens
-
-
-class Pairs:
-    """A tokenizer that joins letters two by two, so that pieces may span any border."""
-
-    bos_id = 2
-
-    def encode(self, text):
-        return [crc32(text[i : i + 2].encode()) % 1000 + 10 for i in range(0, len(text), 2)]
-
-
-def test_context_and_continuation_are_split_where_the_context_ends():
-    context, scored = split_tokens(Bytes(), "Q: a", " b")
-    assert (Bytes().decode(context), Bytes().decode(scored)) == ("Q: a", " b")
-
-
-def test_trailing_blanks_belong_to_what_is_scored():
-    context, scored = split_tokens(Bytes(), "Q: \n", "b")
-    assert (Bytes().decode(context), Bytes().decode(scored)) == ("Q:", " \nb")
-
-
-@given(st.text("abc", max_size=7), st.text("abc", min_size=1, max_size=7))
-def test_every_character_of_the_continuation_is_scored(context, continuation):
-    first, scored = split_tokens(Pairs(), context, continuation)
-    assert [*first, *scored] == Pairs().encode(context + continuation)
-    assert len(scored) >= 1
-    assert len(first) * 2 <= len(context)
-
-
-def test_an_empty_context_is_the_beginning_of_a_document():
-    (made,) = scorable(Bytes(), [("", "ab")], window=8) or []
-    assert made.ids == (2, *Bytes().encode("ab"))
-    assert made.num_scored == 2
-
-
-@pytest.mark.parametrize("window", [5, 6, 7, 20])
-def test_the_beginning_of_a_context_is_cut_alike_for_all_options(window):
-    made = scorable(Bytes(), [("context", "12"), ("context", "12345")], window) or []
-    contexts = [Bytes().decode(list(each.ids[1 : -each.num_scored])) for each in made]
-    assert contexts == ["context"[max(0, 7 - (window - 5)) :]] * 2
-    assert all(each.num_inputs <= window for each in made)
-    assert made[1].num_cut == max(0, 7 - (window - 5))
-
-
-def test_an_option_longer_than_the_window_is_refused():
-    assert scorable(Bytes(), [("context", "123456")], 5) is None
+from glamcli.evals.scoring.requests import Request, make_requests
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +18,7 @@ def groups():
     items.append(
         [("Ann met Mary in the old house; Ann", " left."), ("Ann met Mary in it", " left.")]
     )
-    return [scorable(Bytes(), pairs, 256) or [] for pairs in items]
+    return [make_requests(Bytes(), pairs, 256) or [] for pairs in items]
 
 
 def make(subject, **options):
@@ -120,7 +70,7 @@ def told():
     items += [[(shots + f"No. {i}: ", end) for end in ("one", "two", "six")] for i in range(3)]
     items += [[(f"{passage} Question {i}:", " yes")] for i in range(5)]
     items += [[("Alone: ", "yes"), ("Alone: ", "no")]]
-    return [scorable(Bytes(), pairs, 256) or [] for pairs in items]
+    return [make_requests(Bytes(), pairs, 256) or [] for pairs in items]
 
 
 @pytest.mark.slow
@@ -152,11 +102,11 @@ def test_each_shape_is_compiled_once(together, groups):
     assert together.num_shapes == shapes
 
 
-def test_greedy_is_told_from_anything_else(subject, together):
+def test_greedy_is_distinguished_from_anything_else(subject, together):
     ids = subject.generator.encode("The")
     (best,) = subject.generator.beams([ids], width=1, tokens=3, alpha=0.0)[0]
-    good = Scorable((*ids, *best.ids), 3)
-    bad = Scorable((*ids, *best.ids[:2], (best.ids[2] + 1) % 200 + 3), 3)
+    good = Request((*ids, *best.ids), 3)
+    bad = Request((*ids, *best.ids[:2], (best.ids[2] + 1) % 200 + 3), 3)
     ((first,), (second,)) = together.score([[good], [bad]])
     assert (first.greedy, second.greedy) == (True, False)
     np.testing.assert_allclose(first.token_nats, best.token_nats, rtol=1e-4, atol=1e-5)

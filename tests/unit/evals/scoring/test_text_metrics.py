@@ -5,7 +5,6 @@ import pytest
 from glamcli.evals.scoring.text_metrics import (
     agreement,
     exact_match,
-    leave_one_out,
     majority_answerable,
     normalized,
     text_metric,
@@ -85,7 +84,37 @@ def test_leaving_each_reference_out_by_hand():
 
 
 def test_one_reference_is_never_left_out():
-    assert leave_one_out(lambda rest: float(len(rest)), ["only"]) == 1
+    assert text_metric("f1", "only", ["only"], "squad", references="leave_one_out") == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "f1"),
+    [
+        ("CANNOTANSWER", ["CANNOTANSWER"], 1),
+        ("cannotanswer", ["CANNOTANSWER"], 0),
+        ("", ["CANNOTANSWER"], 0),
+        ("the", ["a"], 0),  # no word is common
+        ("in Rome", ["Rome"], 2 / 3),
+    ],
+)
+def test_quac_wants_its_no_answer_to_the_letter_and_words_in_common(prediction, answers, f1):
+    rules = {"references": "leave_one_out", "no_answer": "CANNOTANSWER"}
+    assert text_metric("f1", prediction, answers, "squad_v1", **rules) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "em"),
+    [
+        ("the", ["A", "Rome"], 0),  # "A" has no word and does not count beside "Rome"
+        ("Rome", ["A", "Rome"], 1),
+        ("unanswerable", ["the"], 1),  # there are no others
+        ("unanswerable", ["Unanswerable"], 0),  # a text of the passage
+    ],
+)
+def test_squad_v2_drops_answers_without_words(prediction, answers, em):
+    rules = {"no_answer": "unanswerable"}
+    for name in ("em", "f1"):
+        assert text_metric(name, prediction, answers, "squad", **rules) == em
 
 
 def test_people_agree_as_far_as_their_answers_overlap():

@@ -1,0 +1,179 @@
+"""Metrics over the records of a task's items, with standard errors and bootstrap intervals.
+
+Every metric is a function of sums over units (items, or the answers of one question), so its
+value, its standard error and its bootstrap interval come from one table. Where options tie
+exactly, each of the k best counts 1/k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
+"""Metrics whose items are no coin tosses, and those that are no mean of items."""
+
+_Record = Mapping[str, Any]
+_Values = Callable[[np.ndarray], np.ndarray]
+"""Metric values [...] of column sums [..., columns]."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """One metric over all items."""
+
+    value: float
+    stderr: float | None
+    """of a mean: from the sample standard deviation; of other metrics: that of the resamples."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap: percentiles of 1,000 seeded resamples of the units."""
+
+
+def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
+    """A metric over the records of a task's items.
+
+    A record holds the item's value of each metric that is a mean, by name. Besides, `f1a` and
+    `question_em` read `gold`, `chosen`, `tied` and `group`; `macro_f1` reads `wanted_class`,
+    `found_class`, `tied` and `classes`; `perplexity` reads `answer_nats`.
+    """
+    table, values = _TABLES.get(name, _mean)(name, items)
+    value = float(values(table.sum(axis=0)))
+    is_mean = name not in _TABLES or name == "question_em"
+    stderr = mean_and_error(values(table).tolist())[1] if is_mean else None
+    if name not in WITH_INTERVAL or len(table) < 2:
+        return Total(value, stderr)
+    resampled = _resampled(table, values, seed)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail]).tolist()
+    return Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
+
+
+def total_value(name: str, items: Sequence[_Record]) -> float:
+    """The value of `total` alone."""
+    table, values = _TABLES.get(name, _mean)(name, items)
+    return float(values(table.sum(axis=0)))
+
+
+def item_value(name: str, item: _Record) -> float:
+    """How well one item was done; for metrics of the whole, whether it was judged rightly."""
+    if name == "perplexity":
+        return float(item["answer_nats"])
+    if name in item:
+        return float(item[name])
+    if name in ("f1a", "question_em"):
+        return _shares(item).get(item["gold"], 0.0)
+    return _class_shares(item).get(item["wanted_class"], 0.0)
+
+
+def _shares(item: _Record) -> dict[int, float]:
+    """How much each option counts as the chosen one: all of it, or alike where several tie."""
+    best = item.get("tied") or ([] if item["chosen"] is None else [item["chosen"]])
+    return dict.fromkeys(best, 1 / max(len(best), 1))
+
+
+def _class_shares(item: _Record) -> dict[str, float]:
+    """The same by class: the text of an option, or of a free answer."""
+    if not item.get("tied"):
+        return {} if item["found_class"] is None else {item["found_class"]: 1.0}
+    shares: dict[str, float] = {}
+    for option, share in _shares(item).items():
+        text = item["options"][option]["text"]
+        shares[text] = shares.get(text, 0.0) + share
+    return shares
+
+
+def _resampled(table: np.ndarray, values: _Values, seed: int) -> np.ndarray:
+    """The metric of as many units drawn with replacement, again and again."""
+    rng = np.random.default_rng(seed)
+    count = len(table)
+    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(RESAMPLES)]
+    return values(np.array(sums))
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _mean(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    return np.array([(float(item[name]), 1.0) for item in items]), _ratio
+
+
+def _question_em(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    """Share of questions whose answers are all judged rightly (MultiRC's exact match)."""
+    rows = [
+        (math.prod(_shares(item).get(item["gold"], 0.0) for item in group), 1.0)
+        for group in _groups(items)
+    ]
+    return np.array(rows), _ratio
+
+
+def _f1a(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    """F1 of the answers judged true (option 1), over all answers of all questions (MultiRC)."""
+    rows = [
+        np.sum([_counts(_shares(item).get(1, 0.0), item["gold"] == 1) for item in group], axis=0)
+        for group in _groups(items)
+    ]
+    return np.array(rows), _f1
+
+
+def _groups(items: Sequence[_Record]) -> list[list[_Record]]:
+    found: dict[Any, list[_Record]] = {}
+    for item in items:
+        found.setdefault(item["group"], []).append(item)
+    return list(found.values())
+
+
+def _macro_f1(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    """Unweighted mean of the F1 of every class (CB): those that the task knows, which the records
+    hold as `classes`, else those that items want."""
+    classes = items[0].get("classes") or sorted({item["wanted_class"] for item in items})
+    rows = []
+    for item in items:
+        shares = _class_shares(item)
+        counts = [_counts(shares.get(each, 0.0), item["wanted_class"] == each) for each in classes]
+        rows.append(counts)
+
+    def values(sums: np.ndarray) -> np.ndarray:
+        return _f1(sums.reshape(*sums.shape[:-1], len(classes), 3)).mean(axis=-1)
+
+    return np.array(rows).reshape(len(items), -1), values
+
+
+def _perplexity(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    """exp of the mean negative log-likelihood of an answer (LAMBADA: of the last word)."""
+    table = np.array([(float(item["answer_nats"]), 1.0) for item in items])
+    return table, lambda sums: np.exp(-_ratio(sums))
+
+
+def _counts(found: float, wanted: bool) -> tuple[float, float, float]:
+    """Found rightly, found, wanted: what F1 sums."""
+    return found * wanted, found, float(wanted)
+
+
+def _f1(sums: np.ndarray) -> np.ndarray:
+    denominator = sums[..., 1] + sums[..., 2]
+    return 2 * sums[..., 0] / np.where(denominator > 0, denominator, 1.0)
+
+
+_TABLES: dict[str, Callable[[str, Sequence[_Record]], tuple[np.ndarray, _Values]]] = {
+    "f1a": _f1a,
+    "question_em": _question_em,
+    "macro_f1": _macro_f1,
+    "perplexity": _perplexity,
+}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, from the sample standard deviation; None for one value."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)
