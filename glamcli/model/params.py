@@ -19,8 +19,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from glamcli.model import draws
-
 Init = Callable[[Array, tuple[int, ...]], Array]
 Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
@@ -32,14 +30,14 @@ def uniform_fan_in(key: Array, shape: tuple[int, ...], contracted: int = -2) -> 
     `contracted` is the dimension summed over in the product with the input.
     """
     bound = math.sqrt(3.0 / shape[contracted])
-    return draws.uniform(key, shape, -bound, bound)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def gaussian(std: float) -> Init:
     """Gaussian values of mean zero and standard deviation `std`."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Array:
-        return draws.normal(key, shape, std)
+        return std * jax.random.normal(key, shape, jnp.float32)
 
     return init
 
