@@ -21,7 +21,13 @@ from glamcli.config.yaml import shown
 # SentencePiece with byte fallback: 4 special pieces, 256 bytes, and some characters.
 MIN_PIECES = 300
 
-_ADAFACTOR_ONLY = ("clip_update_rms", "decay_exponent", "scale_by_parameter", "factored_min_dim")
+_ADAFACTOR_ONLY = (
+    "clip_update_rms",
+    "decay_exponent",
+    "scale_by_parameter",
+    "factored_min_dim",
+    "factor_heads",
+)
 _ADAMW_ONLY = ("beta2", "weight_decay")
 
 

@@ -60,7 +60,11 @@ class Moe(Settings):
     """which second choices are kept: all; at random with probability
     min(1, weight / second_threshold); or `sampling`: the second expert itself is drawn (Gumbel)."""
     second_threshold: Positive = 0.5
-    """for `random`: second choices with at least this (normalised) weight are always kept."""
+    """for `random`: second choices whose gate is at least this are always kept."""
+    second_gate: Literal["normalized", "raw"] = "normalized"
+    """for `random`: the gate compared with the threshold, the second choice's share of both
+    choices' probability, or its `raw` probability, as the reference code does where gates are
+    normalised after drops."""
     normalize: Literal["before_capacity", "after_drop"] = "before_capacity"
     """when the two gate weights are scaled to sum to one: before slots are given out, never again
     (the reference default), or after, over the surviving choices."""
@@ -110,6 +114,9 @@ class Optimizer(Settings):
     """adafactor: multiply updates by the parameter's root mean square (floor 1e-3)."""
     factored_min_dim: Count = 128
     """adafactor: factor the second moment when the second largest dimension has this size."""
+    factor_heads: Literal["merged", "separate"] = "merged"
+    """adafactor, attention's q, k, v and out: `merged` factors over M and N x D, as the published
+    configurations store them; `separate` over the two largest of M, N and D."""
     beta1: Fraction = 0.0
     """momentum; 0 keeps none (GLaM). adamw users want 0.9."""
     beta2: Fraction = 0.99

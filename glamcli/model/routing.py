@@ -39,26 +39,26 @@ def decide(
     if moe.experts_per_token > moe.num_experts:
         raise ValueError(f"top-{moe.experts_per_token} of {moe.num_experts} experts")
     probs_GSE = jax.nn.softmax(logits_GSE, axis=-1)
-    expert_GSK, prob_GSK, wanted_GSK, weight_GSK = _choose(logits_GSE, probs_GSE, moe, key)
+    expert_GSK, wanted_GSK, weight_GSK = _choose(logits_GSE, probs_GSE, moe, key)
     wanted_GSK &= real_GS[:, :, None]
     slot_GSK = queue_positions(expert_GSK, wanted_GSK, moe.num_experts)
     kept_GSK = wanted_GSK if slots is None else wanted_GSK & (slot_GSK < slots)
     if moe.experts_per_token > 1 and moe.normalize == "after_drop":
-        weight_GSK = _share(jnp.where(kept_GSK, prob_GSK, 0.0))
+        weight_GSK = _share(logits_GSE, expert_GSK, kept_GSK)
     weight_GSK = jnp.where(kept_GSK, weight_GSK, 0.0)
     return Route(expert_GSK, weight_GSK, slot_GSK, wanted_GSK, kept_GSK), probs_GSE
 
 
 def _choose(
     logits_GSE: Array, probs_GSE: Array, moe: Moe, key: Array | None
-) -> tuple[Array, Array, Array, Array]:
-    """Experts, their probabilities, whether the policy wants them, and weights before capacity."""
+) -> tuple[Array, Array, Array]:
+    """Experts, whether the policy wants them, and weights before capacity."""
     first_GS = jnp.argmax(probs_GSE, axis=-1).astype(jnp.int32)
     first_prob_GS = _pick(probs_GSE, first_GS)
     if moe.experts_per_token == 1:
         # Switch (arXiv 2101.03961): the raw probability is the weight.
         prob_GSK = first_prob_GS[:, :, None]
-        return first_GS[:, :, None], prob_GSK, jnp.ones(prob_GSK.shape, bool), prob_GSK
+        return first_GS[:, :, None], jnp.ones(prob_GSK.shape, bool), prob_GSK
 
     expert_E = jnp.arange(moe.num_experts, dtype=jnp.int32)
     rest_GSE = probs_GSE
@@ -70,14 +70,16 @@ def _choose(
     second_GS = jnp.argmax(jnp.where(is_first_GSE, -jnp.inf, rest_GSE), axis=-1).astype(jnp.int32)
     expert_GSK = jnp.stack([first_GS, second_GS], axis=-1)
     prob_GSK = jnp.stack([first_prob_GS, _pick(probs_GSE, second_GS)], axis=-1)
-    weight_GSK = _share(prob_GSK)
-    wanted_GSK = jnp.ones(expert_GSK.shape, bool)
+    # 1e-9 is GShard's; a first choice has at least 1/E, so it changes nothing here.
+    weight_GSK = prob_GSK / (jnp.sum(prob_GSK, axis=-1, keepdims=True) + 1e-9)
+    # A router sure of its first choice (the others underflow to 0) wants no second.
+    wanted_GS = prob_GSK[:, :, 1] > 0
     if moe.second_policy == "random" and key is not None:
         draw_GS = jax.random.uniform(key, first_GS.shape, jnp.float32)
-        wanted_GSK = wanted_GSK.at[:, :, 1].set(
-            draw_GS * moe.second_threshold < weight_GSK[:, :, 1]
-        )
-    return expert_GSK, prob_GSK, wanted_GSK, weight_GSK
+        gate_GSK = weight_GSK if moe.second_gate == "normalized" else prob_GSK
+        wanted_GS &= draw_GS * moe.second_threshold < gate_GSK[:, :, 1]
+    wanted_GSK = jnp.stack([jnp.ones_like(wanted_GS), wanted_GS], axis=-1)
+    return expert_GSK, wanted_GSK, weight_GSK
 
 
 def _pick(values_GSE: Array, expert_GS: Array) -> Array:
@@ -87,9 +89,15 @@ def _pick(values_GSE: Array, expert_GS: Array) -> Array:
     return jnp.sum(jnp.where(chosen_GSE, values_GSE, 0.0), axis=-1)
 
 
-def _share(prob_GSK: Array) -> Array:
-    """Each choice's share of its token's total; 1e-9 keeps 0 / 0 at 0 (GShard)."""
-    return prob_GSK / (jnp.sum(prob_GSK, axis=-1, keepdims=True) + 1e-9)
+def _share(logits_GSE: Array, expert_GSK: Array, kept_GSK: Array) -> Array:
+    """Each kept choice's share of the probability of its token's kept choices.
+
+    A softmax of their logits, not a quotient: a lone survivor weighs 1, with gradient 0, however
+    small its probability is.
+    """
+    each = [_pick(logits_GSE, expert_GS) for expert_GS in jnp.moveaxis(expert_GSK, -1, 0)]
+    counted_GSK = kept_GSK | ~jnp.any(kept_GSK, axis=-1, keepdims=True)  # or 0 / 0
+    return jax.nn.softmax(jnp.where(counted_GSK, jnp.stack(each, axis=-1), -jnp.inf), axis=-1)
 
 
 def queue_positions(expert_GSK: Array, wanted_GSK: Array, num_experts: int) -> Array:

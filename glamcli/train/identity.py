@@ -27,12 +27,14 @@ from glamcli.errors import RecipeError
 from glamcli.hosts.join import Host
 
 # Keys that change neither the arithmetic of a step nor its rows. The mixture and the tokenizer
-# are compared by content, not by where their files lie.
+# are compared by content, not by where their files lie; how heads are factored by the shapes of
+# the optimizer's state.
 MAY_CHANGE = (
     "about",
     "notes",
     "train.steps",
     "train.max_bad_steps",
+    "optimizer.factor_heads",
     "every",
     "checkpoints",
     "heldout",

@@ -33,6 +33,7 @@ ADAM_EPSILON = 1e-8
 
 STACKED = "layers"
 NEVER_FACTORED = (STACKED, "expert")
+HEADS = ("heads", "head_dim")
 POSITION_AXIS = "buckets"
 
 
@@ -43,15 +44,22 @@ def own_dims(axes: Axes) -> tuple[int, ...]:
 
 def factored_dims(
     settings: Optimizer, axes: Axes, shape: tuple[int, ...]
-) -> tuple[int, int] | None:
-    """The two largest dimensions, in order, when the second largest has at least
-    `factored_min_dim` (lingvo's Adafactor); of equal ones the later are taken."""
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The dimensions of rows and those of columns: the two largest, in order, when the second
+    largest has at least `factored_min_dim` (lingvo's Adafactor); of equal ones the later are taken.
+
+    With `factor_heads` `merged` heads and their width are one dimension, as in the published
+    configurations of GLaM and DenseLm, which store these weights as [M, N x D].
+    """
     assert len(axes) == len(shape), f"axes {axes} do not describe shape {shape}"
     if settings.name != "adafactor":
         return None
-    candidates = [i for i, axis in enumerate(axes) if axis not in NEVER_FACTORED]
-    largest = sorted(candidates, key=lambda i: (shape[i], i))[-2:]
-    if len(largest) < 2 or shape[largest[0]] < settings.factored_min_dim:
+    candidates = [(i,) for i, axis in enumerate(axes) if axis not in NEVER_FACTORED]
+    if settings.factor_heads == "merged" and "head_dim" in axes:
+        heads = tuple(axes.index(axis) for axis in HEADS)
+        candidates = [heads, *(dims for dims in candidates if dims[0] not in heads)]
+    largest = sorted(candidates, key=lambda dims: (_size(shape, dims), dims))[-2:]
+    if len(largest) < 2 or _size(shape, largest[0]) < settings.factored_min_dim:
         return None
     row, col = sorted(largest)
     return row, col
@@ -165,8 +173,8 @@ def slot_dims(
     else:
         row, col = factored
         slots = {
-            "v_row": tuple(i for i in everything if i != col),
-            "v_col": tuple(i for i in everything if i != row),
+            "v_row": tuple(i for i in everything if i not in col),
+            "v_col": tuple(i for i in everything if i not in row),
         }
     if settings.name == "adamw" or settings.beta1:
         slots["m"] = everything
@@ -188,8 +196,8 @@ def _adafactor(
     else:
         row, col = factored
         for name, away in (("v_row", col), ("v_col", row)):
-            total = jnp.squeeze(_sum_of_squares(grad, (away,)), away)
-            mean = total / p.shape[away] + SQUARE_EPSILON
+            total = jnp.squeeze(_sum_of_squares(grad, away), away)
+            mean = total / _size(p.shape, away) + SQUARE_EPSILON
             new[name] = keep * slot[name] + (1.0 - keep) * mean
             grad = _reread(grad)
         rows = jnp.expand_dims(new["v_row"], col)
@@ -202,7 +210,7 @@ def _adafactor(
         scale = scale * jnp.maximum(_rms(p, own), PARAMETER_SCALE_FLOOR)
     squares = _sum_of_squares(_product(factors), own)
     if settings.clip_update_rms is not None:
-        rms = jnp.sqrt(squares / _size(p, own))
+        rms = jnp.sqrt(squares / _size(p.shape, own))
         scale = scale / jnp.maximum(1.0, rms / settings.clip_update_rms)
     step = scale * _product(_reread(factors))
     bound = jnp.sum(jnp.abs(scale) * jnp.sqrt(squares)) + sum(jnp.sum(x) for x in new.values())
@@ -260,12 +268,12 @@ def _norm(x: Array) -> Array:
 
 def _rms(x: Array, own: tuple[int, ...]) -> Array:
     """Root mean square over a layer's own dimensions, which are kept with size 1."""
-    return jnp.sqrt(_sum_of_squares(x, own) / _size(x, own))
+    return jnp.sqrt(_sum_of_squares(x, own) / _size(x.shape, own))
 
 
-def _size(x: Array, dims: tuple[int, ...]) -> float:
+def _size(shape: tuple[int, ...], dims: tuple[int, ...]) -> float:
     """Elements; as a float, for all experts of a layer together may be more than an int32 holds."""
-    return float(math.prod(x.shape[i] for i in dims))
+    return float(math.prod(shape[i] for i in dims))
 
 
 class _Updated(NamedTuple):

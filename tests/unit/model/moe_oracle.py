@@ -49,6 +49,7 @@ def choose(
     slots,
     normalize="before_capacity",
     threshold=None,
+    gate="normalized",
     draw_S=None,
     noise_SE=None,
 ):
@@ -62,8 +63,10 @@ def choose(
             others = [e for e in range(len(probs)) if e != first]
             second = max(others, key=lambda e: (score[e], -e))
             share = probs[second] / (probs[first] + probs[second] + 1e-9)
-            lucky = draw_S is None or draw_S[s] < min(1.0, share / threshold)
-            choices.append(Choice(second, probs[second], bool(real_S[s]) and lucky))
+            compared = share if gate == "normalized" else probs[second]
+            lucky = draw_S is None or draw_S[s] < min(1.0, compared / threshold)
+            wanted = bool(real_S[s]) and lucky and probs[second] > 0
+            choices.append(Choice(second, probs[second], wanted))
         tokens.append(choices)
 
     num_kept = [0] * probs_SE.shape[1]
@@ -85,8 +88,9 @@ def scale(choices, normalize):
     """What a token's probabilities are divided by."""
     if len(choices) == 1:
         return 1.0
-    counted = [c for c in choices if c.kept or normalize == "before_capacity"]
-    return sum(c.prob for c in counted) + 1e-9
+    if normalize == "before_capacity":
+        return sum(c.prob for c in choices) + 1e-9
+    return sum(c.prob for c in choices if c.kept)
 
 
 def balance(probs_SE, tokens, real_S, padding):

@@ -166,6 +166,37 @@ def test_second_differs_from_first_when_all_other_probabilities_underflow():
     assert route.weight_GSK.tolist() == [[[1, 0], [1, 0]]]
 
 
+@pytest.mark.parametrize("normalize", ["before_capacity", "after_drop"])
+def test_a_second_choice_of_probability_zero_takes_no_slot_and_is_not_served(normalize):
+    logits_GSE = jnp.tile(jnp.array([0.0, -200.0, -300.0]), (1, 4, 1)).at[0, 3].set(
+        jnp.array([-1.0, 0.0, -2.0])
+    )
+    moe, real_GS = Moe(num_experts=3, normalize=normalize), jnp.ones((1, 4), bool)
+    route, probs_GSE = routing.decide(logits_GSE, real_GS, moe, 4)
+    assert route.wanted_GSK[0].tolist() == [[True, False]] * 3 + [[True, True]]
+    assert int(route.slot_GSK[0, 3, 0]) == 0, "nobody else is in the queue of expert 1"
+    sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, "corrected")
+    assert sums["served_3"].tolist() == [0, 3, 1]
+    assert sums["wanted_K"].tolist() == [4, 1]
+    np.testing.assert_allclose(jnp.sum(route.weight_GSK, axis=-1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-24.6, -80.0])
+def test_a_lone_surviving_second_choice_weighs_one_after_drops(logit):
+    """Expert 0 has one slot, so the second token's first choice is dropped."""
+    logits_GSE = jnp.tile(jnp.array([0.0, logit, -100.0]), (1, 2, 1))
+    moe = Moe(num_experts=3, normalize="after_drop")
+
+    def weight(logits_GSE):
+        route, _ = routing.decide(logits_GSE, jnp.ones((1, 2), bool), moe, 1)
+        return route.weight_GSK[0, 1]
+
+    # The first token's second choice is ahead of it in the queue of expert 1.
+    logits_GSE = logits_GSE.at[0, 0].set(jnp.array([0.0, -300.0, -300.0]))
+    assert weight(logits_GSE).tolist() == [0, 1]
+    assert np.isfinite(jax.jacobian(weight)(logits_GSE)).all()
+
+
 def test_places_and_counts_are_whole_numbers_beyond_what_bfloat16_counts():
     num = 600
     logits_GSE = jnp.log(jnp.tile(jnp.array([0.8, 0.2]), (1, num, 1)))
@@ -198,24 +229,26 @@ def random_case(seed, G=3, S=50, E=5):
 
 
 @pytest.mark.parametrize(
-    ("policy", "normalize", "top", "slots"),
+    ("policy", "normalize", "top", "slots", "gate"),
     [
-        ("all", "before_capacity", 2, 16),
-        ("all", "after_drop", 2, 16),
-        ("all", "after_drop", 2, None),
-        ("all", "before_capacity", 1, 8),
-        ("random", "before_capacity", 2, 16),
-        ("random", "after_drop", 2, 16),
-        ("sampling", "before_capacity", 2, 16),
+        ("all", "before_capacity", 2, 16, "normalized"),
+        ("all", "after_drop", 2, 16, "normalized"),
+        ("all", "after_drop", 2, None, "normalized"),
+        ("all", "before_capacity", 1, 8, "normalized"),
+        ("random", "before_capacity", 2, 16, "normalized"),
+        ("random", "after_drop", 2, 16, "normalized"),
+        ("random", "after_drop", 2, 16, "raw"),
+        ("sampling", "before_capacity", 2, 16, "normalized"),
     ],
 )
-def test_agrees_with_a_loop_over_tokens(policy, normalize, top, slots):
+def test_agrees_with_a_loop_over_tokens(policy, normalize, top, slots, gate):
     logits_GSE, real_GS = random_case(top)
     moe = Moe(
         num_experts=5,
         experts_per_token=top,
         second_policy=policy,
         second_threshold=0.7,
+        second_gate=gate,
         normalize=normalize,
     )
     key = jax.random.key(3)
@@ -233,6 +266,7 @@ def test_agrees_with_a_loop_over_tokens(policy, normalize, top, slots):
             slots=slots,
             normalize=normalize,
             threshold=0.7,
+            gate=gate,
             draw_S=draw_GS[g] if policy == "random" else None,
             noise_SE=noise_GSE[g] if policy == "sampling" else None,
         )

@@ -77,7 +77,7 @@ SHAPES = {
     "bias": (("layers", "heads", "buckets"), (3, 4, 9)),
     "layerless": (("layers",), (3,)),
 }
-FACTORED = {"table": (0, 1), "dense": (0, 1), "expert": (1, 2), "heads": (0, 2)}
+FACTORED = {"table": (0, 1), "dense": (0, 1), "expert": (1, 2), "heads": (0, (1, 2))}
 AXES = {"block": {k: axes for k, (axes, _) in SHAPES.items()}}
 SMALL = Optimizer(factored_min_dim=8)
 
@@ -139,6 +139,36 @@ def test_adafactor_equals_the_reference_layer_by_layer(changes, reference):
             np.testing.assert_allclose(
                 got["block"][name][index], want.p, rtol=2e-5, atol=1e-6 * abs(want.p).max()
             )
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "matrix"),
+    [
+        (("layers", "embed", "heads", "head_dim"), (2, 16, 4, 6), (16, 24)),
+        (("layers", "heads", "head_dim", "embed"), (2, 4, 6, 16), (24, 16)),
+    ],
+)
+def test_heads_are_factored_as_one_dimension_for_fifty_steps(axes, shape, matrix):
+    """The published configurations of GLaM and DenseLm store these weights as [M, N x D]."""
+    rng = np.random.default_rng(4)
+    start = np.asarray(rng.normal(size=shape), np.float32)
+    grads = [np.asarray(rng.normal(size=shape), np.float32) for _ in range(50)]
+    optimizer = make_optimizer(SMALL, axes)
+    p, state = start, optimizer.init(start)
+    assert sorted(a.ndim for a in jax.tree.leaves(state["slots"])) == [2, 3]
+    update = jax.jit(optimizer.update)
+    for grad in grads:
+        delta, state = update(grad, state, p)
+        p = p + delta
+    for layer in range(2):
+        want = Reference(start[layer].reshape(matrix), (0, 1))
+        for grad in grads:
+            want.step(grad[layer].reshape(matrix))
+        moved = np.abs(want.p - start[layer].reshape(matrix)).max()
+        assert moved > 0.01
+        np.testing.assert_allclose(
+            p[layer].reshape(matrix), want.p, rtol=0, atol=3e-6 * abs(want.p).max()
+        )
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e5, 1e6])
@@ -234,15 +264,20 @@ def test_adamw_agrees_with_optax():
 
 def test_neither_layers_nor_experts_are_factored():
     axes = ("layers", "expert", "expert_embed", "mlp")
-    assert factored_dims(Optimizer(), axes, (512, 1024, 128, 256)) == (2, 3)
+    assert factored_dims(Optimizer(), axes, (512, 1024, 128, 256)) == ((2,), (3,))
     assert factored_dims(Optimizer(), axes, (512, 1024, 127, 256)) is None
     assert factored_dims(Optimizer(), ("layers", "embed"), (512, 1024)) is None
-    assert factored_dims(
-        Optimizer(), ("layers", "heads", "head_dim", "embed"), (2, 8, 128, 512)
-    ) == (
-        2,
-        3,
-    )
+
+
+def test_heads_are_factored_with_their_width_or_apart_from_it():
+    query, out = ("layers", "embed", "heads", "head_dim"), ("layers", "heads", "head_dim", "embed")
+    assert factored_dims(Optimizer(), query, (2, 512, 8, 64)) == ((1,), (2, 3))
+    assert factored_dims(Optimizer(), out, (2, 8, 64, 512)) == ((1, 2), (3,))
+    assert factored_dims(Optimizer(), query, (2, 512, 1, 64)) is None
+    assert factored_dims(Optimizer(), ("heads", "buckets"), (128, 128)) == ((0,), (1,))
+    separate = Optimizer(factor_heads="separate")
+    assert factored_dims(separate, query, (2, 512, 8, 64)) is None
+    assert factored_dims(separate, out, (2, 8, 128, 512)) == ((2,), (3,))
 
 
 def test_momentum_is_kept_only_when_asked_for():
