@@ -4,53 +4,51 @@ A step folder holds two items: `state`, the whole training state as plain nested
 path, so no Python class is part of the format; and `meta`, a JSON object saying which run wrote
 it (the caller's identity) together with the name, shape and dtype of every array.
 
-What the library leaves open is closed here. Steps are found by looking at the folders, newest
-complete one first, because orbax would also name an empty folder or a renamed copy as its latest
-step. Names, shapes and dtypes are compared before anything is read, because a restore casts
-silently. Deletion is a rename, because deleting file by file leaves torn steps behind when the
-process is killed. A failed background save is asked for as soon as it can be known.
+What the library leaves open is closed here. Steps are found by looking at the folders
+(`step_folders.py`), newest complete one first, because orbax would also name an empty folder or a
+renamed copy as its latest step. Names, shapes and dtypes are compared before anything is read,
+because a restore casts silently. Deletion is a rename, because deleting file by file leaves torn
+steps behind when the process is killed. Whether a background save failed is checked as soon as it
+can be known.
 
 Called by the training loop, evaluation and generation.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import gc
 import logging
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from glamcli import step_folders
 from glamcli.errors import CheckpointError
 from glamcli.hosts.join import ALONE, Host
-
-# Orbax tells the log about every phase of a save; failures reach us as exceptions.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-# A failed read leaves coroutines behind that it never started, and reads that want to report to an
-# event loop that is gone; Python would tell so, with tracebacks, at any later time.
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", "coroutine 'Store.* was never awaited", RuntimeWarning)
-_unraisable = sys.unraisablehook
-sys.unraisablehook = lambda what: (
-    None if str(what.exc_value) == "Event loop is closed" else _unraisable(what)
+from glamcli.named_leaves import (
+    described_leaves,
+    difference,
+    named_leaves,
+    nested,
+    unlike,
+    with_leaves,
 )
+from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, read_meta
 
-FORMAT = 2
-"""2 since the experts' second matrix lies as [E, M, H], as the first does."""
-
+# What Adafactor kept for attention's weights before format 3.
+FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
 TRASH = "trash"
 SET_ASIDE = "set-aside"
-SHOWN_DIFFERENCES = 6
-
-Meta = dict[str, Any]
 
 
 class Checkpoints:
@@ -67,40 +65,56 @@ class Checkpoints:
         self.host = host
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
+        self._silence = contextlib.ExitStack()
 
     def steps(self) -> list[int]:
         """The complete steps, newest first."""
-        return sorted((int(p.name) for p in self._folders() if fault(p) is None), reverse=True)
+        return step_folders.complete_steps(self.folder)
 
     def latest(self) -> int | None:
         return next(iter(self.steps()), None)
-
-    def damaged(self) -> dict[str, str]:
-        """Step folders that cannot be used, with the reason."""
-        return {p.name: reason for p in self._folders() if (reason := fault(p)) is not None}
 
     def meta(self, step: int) -> Meta:
         """What the run that saved this step said about itself.
 
         Raises: CheckpointError when the folder is missing, torn, or of another step.
         """
-        reason = fault(self.folder / str(step))
+        reason = step_folders.fault(self.folder / str(step))
         if reason is not None:
             raise CheckpointError(f"checkpoint {self.folder / str(step)}: {reason}")
-        return _read_meta(self.folder / str(step))
+        return read_meta(self.folder / str(step))
 
-    def restore(self, step: int, target: Any) -> Any:
+    def restore(self, step: int, target: Any, warn: Callable[[str], object] = warnings.warn) -> Any:
         """The state saved at `step`, placed as `target` says, on any number of devices.
 
         `target` is the abstract state: every leaf has shape, dtype and sharding, so nothing
-        depends on the devices of the process that saved.
+        depends on the devices of the process that saved. Of a checkpoint of format 2 the
+        statistics that have another shape today start at 0, and `warn` is called with that.
 
         Raises: CheckpointError naming the first differences of name, shape or dtype.
         """
-        meta = self.meta(step)
-        wanted = _named(target)
-        _compare(meta["tree"], _describe(wanted), f"checkpoint {self.folder / str(step)}")
-        return _unname(_read_arrays(self.folder / str(step), wanted), target)
+        folder = self.folder / str(step)
+        meta, wanted = self.meta(step), named_leaves(target)
+        saved, described = meta["tree"], described_leaves(wanted)
+        names = unlike(saved, described)
+        anew = {name for name in names if meta["format"] < 3 and FACTORS_BEFORE_3.fullmatch(name)}
+        if names := [name for name in names if name not in anew]:
+            raise CheckpointError(
+                f"checkpoint {folder}: {len(names)} arrays differ from this recipe's: "
+                + difference(saved, described, names),
+                hint="continue with the recipe that wrote it (`recipe` in its meta)",
+            )
+        arrays = _read_arrays(folder, {k: leaf for k, leaf in wanted.items() if k not in anew})
+        for name in anew & wanted.keys():
+            arrays[name] = jnp.zeros_like(wanted[name], device=wanted[name].sharding)
+        if anew:
+            num_weights = len({name.rpartition("/")[0] for name in anew})
+            warn(
+                f"{folder} is of format {meta['format']}: weights are carried over, Adafactor's"
+                f" statistics of {num_weights} weights of attention start anew"
+                " (`optimizer.factor_heads: separate` keeps them)"
+            )
+        return with_leaves(target, arrays)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing `state`; returns once it is copied off the devices.
@@ -111,10 +125,10 @@ class Checkpoints:
         Raises: CheckpointError when this or the save before it failed.
         """
         self.wait()
-        named = _named(state)
-        full = {**meta, "format": FORMAT, "step": step, "tree": _describe(named)}
+        named = named_leaves(state)
+        full = {**meta, "format": CHECKPOINT_FORMAT, "step": step, "tree": described_leaves(named)}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_nest(named)),
+            state=ocp.args.PyTreeSave(nested(named)),
             meta=ocp.args.JsonSave(full),
         )
         try:
@@ -151,7 +165,7 @@ class Checkpoints:
             self._open().wait_until_finished()
         except Exception as error:
             # What failed after the step was complete was the deletion of an old one.
-            if fault(self.folder / str(step)) is not None:
+            if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
         self._empty_trash()
         return step
@@ -164,22 +178,19 @@ class Checkpoints:
             if self._manager is not None:
                 self._manager.close()
                 self._manager = None
-
-    def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return [p for p in self.folder.iterdir() if p.name.isdecimal()]
+            self._silence.close()
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             try:
                 if self.host.is_first:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    for name in self.damaged():
+                    for name in step_folders.damaged_steps(self.folder):
                         # Left in place, a folder like `999` would make orbax skip every save below.
                         self._move_aside(name)
                     self._empty_trash()
                 self.host.wait("checkpoint folder")
+                self._silence.enter_context(_quiet("absl"))
                 self._manager = ocp.CheckpointManager(
                     self.folder,
                     options=ocp.CheckpointManagerOptions(
@@ -228,131 +239,56 @@ def restore_params(
     Raises: CheckpointError when there is no complete checkpoint.
     """
     folder = find_step(path, step)
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     names = {name: entry for name, entry in meta["tree"].items() if name.startswith("params/")}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = dict.fromkeys(names, here) if layout is None else _named({"params": layout(meta)})
+    shardings = named_leaves({"params": layout(meta)}) if layout else dict.fromkeys(names, here)
     wanted = {
-        name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=places[name])
+        name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=shardings[name])
         for name, (dtype, shape) in names.items()
     }
-    return _nest(_read_arrays(folder, wanted))["params"], meta
-
-
-def find_step(path: Path, step: int | None = None) -> Path:
-    """The folder of one complete step under a run, checkpoints or step folder.
-
-    Raises: CheckpointError when there is none, with the steps there are.
-    """
-    path = path.absolute()
-    if step is None and path.name.isdecimal() and fault(path) is None:
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpoints = Checkpoints(folder)
-    steps = checkpoints.steps()
-    if steps and step is None:
-        return folder / str(steps[0])
-    if step in steps:
-        return folder / str(step)
-    damaged = checkpoints.damaged()
-    if steps:
-        told, hint = damaged.get(str(step)), f"has {steps}"
-    elif (folder / "state").exists() or (folder / "meta").exists():  # a step's own folder
-        told, hint = fault(folder), None
-    else:
-        told, hint = "; ".join(f"{name}: {reason}" for name, reason in damaged.items()), None
-    what = f"complete checkpoint of step {step}" if steps else "complete checkpoint"
-    raise CheckpointError(f"{path}: no {what}" + (f" ({told})" if told else ""), hint=hint)
-
-
-def fault(folder: Path) -> str | None:
-    """Why a step folder is not a complete checkpoint of the step in its name; None when it is."""
-    if folder.is_symlink() or not folder.is_dir():
-        return "not a folder"
-    if not (folder / "state" / "_METADATA").is_file():
-        return "the state is missing or half written"
-    try:
-        meta = _read_meta(folder)
-        step, version, tree = meta["step"], meta["format"], meta["tree"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its description cannot be read"
-    if not isinstance(tree, dict) or not isinstance(version, int):
-        return "its description cannot be read"
-    if version != FORMAT:
-        age = "a newer" if version > FORMAT else "an older"
-        return f"written by {age} version (format {version}, this one reads {FORMAT})"
-    if str(step) != folder.name:
-        return f"it holds step {step}"
-    return None
-
-
-def _read_meta(folder: Path) -> Meta:
-    return json.loads((folder / "meta" / "metadata").read_text())
+    return nested(_read_arrays(folder, wanted))["params"], meta
 
 
 def _read_arrays(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    nested = _nest(wanted)
+    item = nested(wanted)
     args = ocp.args.PyTreeRestore(
-        item=nested,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return _named(reader.restore(folder / "state", args=args))
+        with _quiet("absl", "asyncio"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return named_leaves(reader.restore(folder / "state", args=args))
     except Exception as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {_one_line(error)}") from error
+        reason = _one_line(error)
+    _collect_unfinished_reads()
+    raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """A tree of any classes as a flat dict of its leaves, named `params/layers/...`."""
-
-    def part(key: Any) -> str:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(key, attribute):
-                return str(getattr(key, attribute))
-        raise ValueError(f"unnamed tree node {key!r}")
-
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(part(key) for key in path): leaf for path, leaf in leaves}
-
-
-def _unname(named: dict[str, Any], target: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(target), [named[name] for name in _named(target)])
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Silences logs that tell about every phase of a save; failures reach us as exceptions."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
-def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        at = nested
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = leaf
-    return nested
-
-
-def _describe(named: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in named.items()}
-
-
-def _compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
-    def text(entry: list[Any] | None) -> str:
-        return "absent" if entry is None else f"{entry[0]}{entry[1]}"
-
-    differences = [
-        f"`{name}` is {text(saved.get(name))}, not {text(wanted.get(name))}"
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
-    ]
-    if differences:
-        shown = differences[:SHOWN_DIFFERENCES]
-        more = len(differences) - len(shown)
-        raise CheckpointError(
-            f"{place}: {len(differences)} arrays differ from this recipe's: "
-            + "; ".join(shown + [f"and {more} more"] * bool(more)),
-            hint="continue with the recipe that wrote it (`recipe` in its meta)",
-        )
+def _collect_unfinished_reads() -> None:
+    """Frees what a failed read leaves behind: coroutines that were never started, and reads that
+    report to an event loop that is gone. Python would print both, with tracebacks, later on."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda what: None
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning), _quiet("asyncio"):
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _one_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from glamcli.errors import CheckpointError
 from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.progress import Progress
+from glamcli.step_folders import damaged_steps
 from glamcli.train import identity
 
 SHOWN_DIFFERENCES = 6
@@ -39,7 +40,7 @@ def newest(
 ) -> tuple[int, dict[str, Any] | None]:
     """The newest complete step, as the first process sees it, and what it says about its run;
     0 and None for a new run."""
-    damaged = checkpoints.damaged() if host.is_first else {}
+    damaged = damaged_steps(checkpoints.folder) if host.is_first else {}
     for name, reason in damaged.items():
         progress.warn(f"checkpoint {checkpoints.folder / name} is not used: {reason}")
     step = host.gather("newest step", checkpoints.latest() if host.is_first else None)[0]

@@ -201,7 +201,7 @@ class Run:
         with self.progress.phase("restoring"):
             stacked = replace(self.decoder, apart=False)
             target = abstract_state(stacked, self.recipe.optimizer, self.mesh)
-            state = self.checkpoints.restore(step, target)
+            state = self.checkpoints.restore(step, target, self.progress.warn)
             if self.decoder.apart:
                 state = jax.jit(apart, static_argnums=1)(state, self.decoder.num_blocks)
         self.progress.say(f"continuing from step {step}")

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glamcli.checkpoint import Checkpoints, find_step, restore_params
+from glamcli.checkpoint import Checkpoints, restore_params
+from glamcli.config.schema import Optimizer
 from glamcli.errors import CheckpointError
+from glamcli.step_folders import CHECKPOINT_FORMAT, damaged_steps, find_step
+from glamcli.train.optimizer import make_optimizer
 from unit.full_disk import save_without_room
 
 
@@ -159,7 +162,7 @@ def of_format(version: int) -> Callable[[Path], None]:
 def test_only_complete_steps_are_candidates(saved, damage, reason):
     damage(saved.folder)
     assert saved.latest() == 3
-    assert reason in saved.damaged()["9"]
+    assert reason in damaged_steps(saved.folder)["9"]
     with pytest.raises(CheckpointError, match=reason):
         saved.restore(9, abstract(state(3)))
     # And they do not stop later saves, as they would if orbax saw them.
@@ -191,6 +194,50 @@ def test_differences_are_named_before_anything_is_read(saved):
     assert "`params/bias` is bfloat16[3], not float32[3]" in caught.value.what
     assert "`params/layers/v` is absent, not float32[16, 8]" in caught.value.what
     assert "`step` is int32[], not int32[2]" in caught.value.what
+
+
+def training(dim, settings, seed=0):
+    """The state of an optimizer over one attention and one norm weight, after one update."""
+    axes = {"attention": {"query": ("layers", "embed", "heads", "head_dim")}, "scale": ("layers",)}
+    rng = np.random.default_rng(seed)
+    shapes = {"attention": {"query": (2, 16, 4, dim)}, "scale": (2,)}
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+    optimizer = make_optimizer(settings, axes)
+    opt_state = optimizer.update(params, optimizer.init(params), params)[1]
+    return put({"params": params, "opt_state": opt_state}, 1)
+
+
+@pytest.mark.parametrize(("dim", "num_anew"), [(6, 2), (8, 1)])
+def test_weights_of_format_2_are_carried_over_and_what_starts_anew_is_said(tmp_path, dim, num_anew):
+    """Then heads were factored apart from their width, or not at all where that is small."""
+    old = training(dim, Optimizer(factored_min_dim=8, factor_heads="separate"))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, old, {})
+    checkpoints.close()
+    meta = tmp_path / "1" / "meta" / "metadata"
+    assert f'"format": {CHECKPOINT_FORMAT}' in meta.read_text()
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 2}))
+    assert_same_bits(checkpoints.restore(1, abstract(old)), old)  # nothing to say
+
+    new = training(dim, Optimizer(factored_min_dim=8), seed=1)
+    said = []
+    restored = checkpoints.restore(1, abstract(new), said.append)
+    assert_same_bits(restored["params"], old["params"])
+    slots, before = restored["opt_state"]["slots"], old["opt_state"]["slots"]
+    assert_same_bits(slots["scale"], before["scale"])
+    query = slots["attention"]["query"]
+    assert jax.tree.map(jnp.shape, query) == {"v_row": (2, 16), "v_col": (2, 4, dim)}
+    assert sum(not np.asarray(x).any() for x in query.values()) == num_anew
+    assert len(said) == 1
+    assert "statistics of 1 weights of attention start anew" in said[0]
+
+    new["params"]["scale"] = put(jnp.zeros(3), 1)
+    with pytest.raises(CheckpointError, match="1 arrays differ"):
+        checkpoints.restore(1, abstract(new), said.append)
 
 
 def test_unreadable_arrays_are_an_error_of_one_line(saved):

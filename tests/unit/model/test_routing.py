@@ -168,8 +168,10 @@ def test_second_differs_from_first_when_all_other_probabilities_underflow():
 
 @pytest.mark.parametrize("normalize", ["before_capacity", "after_drop"])
 def test_a_second_choice_of_probability_zero_takes_no_slot_and_is_not_served(normalize):
-    logits_GSE = jnp.tile(jnp.array([0.0, -200.0, -300.0]), (1, 4, 1)).at[0, 3].set(
-        jnp.array([-1.0, 0.0, -2.0])
+    logits_GSE = (
+        jnp.tile(jnp.array([0.0, -200.0, -300.0]), (1, 4, 1))
+        .at[0, 3]
+        .set(jnp.array([-1.0, 0.0, -2.0]))
     )
     moe, real_GS = Moe(num_experts=3, normalize=normalize), jnp.ones((1, 4), bool)
     route, probs_GSE = routing.decide(logits_GSE, real_GS, moe, 4)

@@ -1,0 +1,85 @@
+"""Folders of saved steps: which are complete, why others are not, and where the newest one is.
+
+Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glamcli.errors import CheckpointError
+
+CHECKPOINT_FORMAT = 3
+"""3 since Adafactor takes attention's heads and their width as one dimension (format 2 is read, but
+for those statistics); 2 since experts' `w_out` is stored as [E, M, H], like `w_in`."""
+OLDEST_FORMAT = 2
+
+Meta = dict[str, Any]
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """The complete steps of a checkpoints folder, newest first."""
+    return sorted((int(p.name) for p in _folders(folder) if fault(p) is None), reverse=True)
+
+
+def damaged_steps(folder: Path) -> dict[str, str]:
+    """Step folders that cannot be used, with the reason."""
+    return {p.name: reason for p in _folders(folder) if (reason := fault(p)) is not None}
+
+
+def find_step(path: Path, step: int | None = None) -> Path:
+    """The folder of one complete step under a run, checkpoints or step folder; the newest if `step`
+    is None.
+
+    Raises: CheckpointError when there is none, with the steps there are.
+    """
+    path = path.absolute()
+    if step is None and path.name.isdecimal() and fault(path) is None:
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = complete_steps(folder)
+    if steps and step is None:
+        return folder / str(steps[0])
+    if step in steps:
+        return folder / str(step)
+    damaged, hint = damaged_steps(folder), None
+    if steps:
+        reason, hint = damaged.get(str(step)), f"has {steps}"
+    elif (folder / "state").exists() or (folder / "meta").exists():  # a step's own folder
+        reason = fault(folder)
+    else:
+        reason = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
+    what = f"complete checkpoint of step {step}" if steps else "complete checkpoint"
+    raise CheckpointError(f"{path}: no {what}" + (f" ({reason})" if reason else ""), hint=hint)
+
+
+def fault(folder: Path) -> str | None:
+    """Why a step folder is not a complete checkpoint of the step in its name; None when it is."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "not a folder"
+    if not (folder / "state" / "_METADATA").is_file():
+        return "the state is missing or half written"
+    try:
+        meta = read_meta(folder)
+        step, version, tree = meta["step"], meta["format"], meta["tree"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its description cannot be read"
+    if not isinstance(tree, dict) or not isinstance(version, int):
+        return "its description cannot be read"
+    if not OLDEST_FORMAT <= version <= CHECKPOINT_FORMAT:
+        age = "a newer" if version > CHECKPOINT_FORMAT else "an older"
+        return f"written by {age} version (format {version}, this one reads {CHECKPOINT_FORMAT})"
+    if str(step) != folder.name:
+        return f"it holds step {step}"
+    return None
+
+
+def read_meta(folder: Path) -> Meta:
+    """The JSON object that the run wrote beside the arrays of a step."""
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
