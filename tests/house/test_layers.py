@@ -26,6 +26,7 @@ ROWS = (
     ("glamcli.train.folder", 7),
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 5),
+    ("glamcli.step_folders", 2),
     ("glamcli.generate", 5),
     ("glamcli.trained", 6),
     ("glamcli.evals", 7),

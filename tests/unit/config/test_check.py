@@ -274,7 +274,7 @@ def test_the_row_that_does_not_follow_from_its_shape_says_so():
 def test_every_open_point_of_the_paper_is_a_setting_with_the_default_that_is_written():
     page = Path(__file__).parents[3] / "docs/decisions/0001-ambiguities-of-the-paper.md"
     rows = re.findall(r"^\|[^|]*\| `(\w+)\.(\w+)` \| ([^|]*) \|", page.read_text(), re.M)
-    assert len(rows) == 13
+    assert len(rows) == 15
     recipe = load_recipe("glam_64b_64e").recipe
     for section, name, default in rows:
         settings = getattr(recipe, section)
