@@ -86,10 +86,11 @@ def glam(num_experts: int, folder: Path) -> Callable[[str], dict[str, float]]:
     import jax
 
     from glamcli.config import schema
-    from glamcli.evals.run import Subject, evaluate
+    from glamcli.evals.run import evaluate
     from glamcli.evals.tasks.suites import load_suite
     from glamcli.model.decoder import Decoder
     from glamcli.progress import Silent
+    from glamcli.trained import Trained
 
     model = schema.Model(
         num_layers=4,
@@ -100,15 +101,19 @@ def glam(num_experts: int, folder: Path) -> Callable[[str], dict[str, float]]:
         vocab_size=VOCAB,
         activation_dtype="float32",
     )
-    decoder = Decoder(model, schema.Moe(num_experts=num_experts, group_tokens=2048))
+    moe = schema.Moe(num_experts=num_experts, group_tokens=2048)
+    batch, data = schema.Batch(rows=1, row_tokens=WINDOW), schema.Data(mixture="none")
+    train = schema.Train(steps=1)
+    recipe = schema.Recipe(model=model, moe=moe, batch=batch, train=train, data=data)
+    decoder = Decoder(model, moe)
     params = jax.jit(decoder.init)(jax.random.key(0))
     tokenizer: Any = Words()
-    subject = Subject(decoder, params, tokenizer, WINDOW)
+    trained = Trained(recipe, decoder, params, tokenizer)
 
     def run(name: str) -> dict[str, float]:
         suite = load_suite(str(folder / f"{name}.yaml"))
         start, cpu = time.perf_counter(), time.process_time()
-        results = evaluate(subject, suite, shots=[0], progress=Silent())
+        results = evaluate(trained, suite, shots=[0], progress=Silent())
         assert not results.failures, results.failures
         return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ from glamcli.parallel.mesh import on_one_device, with_mesh_of
 
 MIN_PROMPT = 32
 MIN_CACHE = 64
+COMPILE_TOKENS, CPU_COMPILE_TOKENS = 262_144, 16_384
+"""Tokens that are read in about the time that compiling another program takes."""
 
 
 @dataclass(frozen=True)
@@ -59,36 +61,23 @@ class Generator:
         decoder: Decoder,
         params: Any,
         tokenizer: Tokenizer,
-        *,
-        dispatch: Any = None,
-        compile_tokens: int = 16384,
     ):
         self.tokenizer = tokenizer
-        self._apart = on_one_device(params) and decoder.is_shallow and not decoder.apart
-        if self._apart:  # or every token would copy each block's weights out of their stack
-            self._take_apart = jax.jit(decoder.taken_apart)
+        if on_one_device(params) and decoder.is_shallow and not decoder.apart:
+            # Or every token would copy each block's weights out of their stack.
+            params = jax.jit(decoder.taken_apart)(params)
             decoder = decoder.for_one_device()
-        self.renew(params)
-        read = jax.jit(partial(_read, decoder, dispatch), static_argnames=("length",))
-        self._read = with_mesh_of(params, read)
-        # The cache is given away to every step: it is updated in place.
-        self._next = with_mesh_of(
-            params, jax.jit(partial(_next, decoder, dispatch), donate_argnums=1)
-        )
-        self._choose = jax.jit(_choose, static_argnames=("sampling",))
-        self._best = jax.jit(_best, static_argnames=("count",))
+        self._params = params
+        read, following = _programs(decoder)
+        self._read, self._next = with_mesh_of(params, read), with_mesh_of(params, following)
         allowed_V = np.zeros(decoder.model.vocab_size, bool)
         allowed_V[: tokenizer.vocab_size] = True
         allowed_V[[tokenizer.pad_id, tokenizer.bos_id]] = False
         self._allowed_V = jnp.asarray(allowed_V)
-        self.compile_tokens = compile_tokens
-        """tokens that are read in about the time that compiling another program takes"""
+        on_cpu = jax.default_backend() == "cpu"
+        self.compile_tokens = CPU_COMPILE_TOKENS if on_cpu else COMPILE_TOKENS
         self.shapes: set[tuple[int, int, int]] = set()
         """rows and `room` of batches so far, of callers that choose it"""
-
-    def renew(self, params: Any) -> None:
-        """Goes on with other weights of the same model; its programs are kept."""
-        self._params = self._take_apart(params) if self._apart else params
 
     def stream(
         self,
@@ -113,7 +102,7 @@ class Generator:
         streams = [TextStream(self.tokenizer, list(ids)) for _ in range(samples)]
         live = [True] * samples
         for step in range(tokens):
-            chosen_B = self._choose(logits_BV, self._allowed_V, keys_B, step, sampling=sampling)
+            chosen_B = _choose(logits_BV, self._allowed_V, keys_B, step, sampling=sampling)
             if step + 1 < tokens:  # the next step is under way while this one is shown
                 logits_BV, cache = self._next(self._params, cache, chosen_B[:, None])
             for row, token_id in enumerate(whole(chosen_B).tolist()):
@@ -159,7 +148,7 @@ class Generator:
             cache, logits_RV = select_rows(cache, jnp.asarray(rows_R)), logits_BV[rows_R]
         count = min(2 * width, int(self._allowed_V.sum()))
         for step in range(tokens):
-            nats_RK, ids_RK = self._best(logits_RV, self._allowed_V, count=count)
+            nats_RK, ids_RK = _best(logits_RV, self._allowed_V, count=count)
             nats_RK, ids_RK = whole(nats_RK), whole(ids_RK)
             parents, chosen = [], []
             for number, search in enumerate(searches):
@@ -197,9 +186,17 @@ class Generator:
         return self._read(self._params, tokens_BT, segments_BT, last_B, length=max(length, size))
 
 
+@lru_cache(maxsize=8)
+def _programs(decoder: Decoder) -> tuple[Any, Any]:
+    """`_read` and `_next`, compiled once per shape for all generators with the same decoder: the
+    weights of a later step need no compilation."""
+    read = jax.jit(partial(_read, decoder), static_argnames="length")
+    # The cache is given away to every step: it is updated in place.
+    return read, jax.jit(partial(_next, decoder), donate_argnums=1)
+
+
 def _read(
     decoder: Decoder,
-    dispatch: Any,
     params: Any,
     tokens_BT: Array,
     segments_BT: Array,
@@ -209,14 +206,13 @@ def _read(
 ) -> tuple[Cache, Array]:
     """A new cache of `length` places holding the prompts; logits [B, V] after their last tokens."""
     cache = decoder.init_cache(tokens_BT.shape[0], length)
-    x_BTM, cache = decoder.step(params, cache, tokens_BT, segments_BT, dispatch=dispatch)
+    x_BTM, cache = decoder.step(params, cache, tokens_BT, segments_BT)
     x_B1M = jnp.take_along_axis(x_BTM, last_B[:, None, None], axis=1)
     return cache, decoder.logits(params, x_B1M)[:, 0]
 
 
 def _next(
     decoder: Decoder,
-    dispatch: Any,
     params: Any,
     cache: Cache,
     tokens_B1: Array,
@@ -225,10 +221,11 @@ def _next(
     """Logits [B, V] after one more token per row (of its parent row), and the cache with it."""
     if parents_B is not None:
         cache = select_rows(cache, parents_B)
-    x_B1M, cache = decoder.step(params, cache, tokens_B1, dispatch=dispatch)
+    x_B1M, cache = decoder.step(params, cache, tokens_B1)
     return decoder.logits(params, x_B1M)[:, 0], cache
 
 
+@partial(jax.jit, static_argnames="sampling")
 def _choose(
     logits_BV: Array, allowed_V: Array, keys_B: Array, step: Array, *, sampling: Sampling
 ) -> Array:
@@ -251,6 +248,7 @@ def _choose(
     return jnp.take_along_axis(order_BV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
+@partial(jax.jit, static_argnames="count")
 def _best(logits_BV: Array, allowed_V: Array, *, count: int) -> tuple[Array, Array]:
     """Log-probabilities [B, count] and ids of the most likely next tokens.
 

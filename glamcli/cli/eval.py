@@ -21,15 +21,13 @@ from glamcli.cli.eval_overlap import overlap
 from glamcli.cli.eval_show import show
 from glamcli.cli.eval_tell import tell, tell_items
 from glamcli.cli.options import hosts_options, json_option
-from glamcli.cli.several import one_of_several
+from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.errors import RecipeError
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Progress, Silent
-from glamcli.trained import Trained, open_trained, prepare_process
 
 if TYPE_CHECKING:
     from glamcli.evals.results.journal import Journal
-    from glamcli.evals.run import Subject
     from glamcli.hosts.join import Host
 
 
@@ -142,29 +140,35 @@ def score(
         if harness is not None:
             _import_lm_eval()  # before the model is read: it may be missing
         _refuse_other_options(host, {"explain": explain, "harness": harness, "fresh": fresh}, asked)
+        from glamcli.evals.results.journal import Journal
+        from glamcli.evals.run import evaluate
+        from glamcli.trained import open_trained
+
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
         run_dir = trained.run_dir if host.is_first else None
-        subject = subject_of(trained, host)
+        journal = Journal()
         if trained.run_dir is not None and item is None:
-            conditions = {**subject.described(), **asked}
-            subject.journal = _journal(trained.run_dir, conditions, fresh, host, progress)
-        with _resumable(subject.journal, progress):
+            conditions = {**trained.described(), **asked}
+            journal = _journal(trained.run_dir, conditions, fresh, host, progress)
+        with _resumable(journal, progress):
             if harness is not None:
                 lm_eval_road = _import_lm_eval()
                 tasks = harness.split(",")
                 options = (include_path, counts, limit, seed)
-                return lm_eval_road.score(subject, tasks, *options, run_dir, progress, as_json)
-            from glamcli.evals.run import evaluate
-
+                return lm_eval_road.score(
+                    trained, journal, tasks, *options, run_dir, progress, as_json
+                )
             drawn = {"shots": counts, "limit": limit, "seed": seed}
             where = {"data_dir": data_dir, "explain": item}
-            results = evaluate(subject, chosen, progress=progress, **drawn, **where)
+            results = evaluate(
+                trained, chosen, progress=progress, journal=journal, **drawn, **where
+            )
         if item is not None:
             return tell_items(results, progress, as_json)
         code = tell(results, run_dir, progress, as_json)
         if not results.failures or not results.scores:
-            subject.journal.finish()
+            journal.finish()
         return code
 
 
@@ -198,22 +202,6 @@ def _refuse_other_options(host: Host, *asked: Mapping[str, Any]) -> None:
     options = {f"--{name}": value for some in asked for name, value in some.items()}
     del options["--data_dir"]
     identity.refuse_differences(host, identity.of_command(host, options))
-
-
-def subject_of(trained: Trained, host: Host | None = None) -> Subject:
-    """A trained run to be evaluated."""
-    from glamcli.evals.run import Subject
-    from glamcli.hosts.join import ALONE
-
-    return Subject(
-        decoder=trained.decoder,
-        params=trained.params,
-        tokenizer=trained.tokenizer,
-        window=trained.recipe.batch.row_tokens,
-        identity=trained.identity,
-        documents=trained.documents,
-        host=host or ALONE,
-    )
 
 
 def _journal(

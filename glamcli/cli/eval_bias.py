@@ -12,12 +12,13 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.options import json_option
+from glamcli.cli.several import prepare_process
 from glamcli.errors import RecipeError, printable
 from glamcli.progress import Progress
-from glamcli.trained import Trained, open_trained, prepare_process
 
 if TYPE_CHECKING:
     from glamcli.generate import Sampling
+    from glamcli.trained import Trained
 
 FOLDER = "bias"
 SHOWN_WORDS = 8
@@ -63,6 +64,7 @@ def cooccurrence(
     """
     from glamcli.evals.paper import cooccurrence
     from glamcli.generate import Sampling
+    from glamcli.trained import open_trained
 
     chosen, known = cooccurrence.load_terms(terms), cooccurrence.known_adjectives(words)
     asked = cooccurrence.prompts(chosen)
@@ -71,7 +73,14 @@ def cooccurrence(
     trained = open_trained(run, progress)
     sampling = Sampling(temperature=1.0, top_k=top_k)
     texts, settings = _continued(
-        trained, "cooccurrence", [text for _, _, text in asked], sampling, tokens, samples, seed
+        trained,
+        "cooccurrence",
+        [text for _, _, text in asked],
+        sampling,
+        tokens,
+        samples,
+        seed,
+        progress,
     )
     by_term: dict[tuple[str, str], list[str]] = {}
     for (group, term, _), found in zip(asked, texts, strict=True):
@@ -149,6 +158,7 @@ def toxicity(
     """
     from glamcli.evals.paper import toxicity
     from glamcli.generate import Sampling
+    from glamcli.trained import open_trained
 
     if (scorer is None) == (classifier is None):
         raise RecipeError("give one of `--scorer` and `--classifier`")
@@ -163,7 +173,14 @@ def toxicity(
     trained = open_trained(run, progress)
     sampling = Sampling(temperature=1.0, top_k=top_k)
     texts, settings = _continued(
-        trained, "toxicity", [each.text for each in prompts], sampling, tokens, samples, seed
+        trained,
+        "toxicity",
+        [each.text for each in prompts],
+        sampling,
+        tokens,
+        samples,
+        seed,
+        progress,
     )
     with progress.phase("scoring texts"):
         found = toxicity.buckets(prompts, toxicity.scored(texts, judge))
@@ -216,15 +233,12 @@ def _continued(
     tokens: int,
     samples: int,
     seed: int,
+    progress: Progress,
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """Continuations of every prompt, and how they were made."""
     from glamcli.evals.paper.continuations import continued
-    from glamcli.generate import Generator
     from glamcli.model.digest import digest
 
-    generator = Generator(
-        trained.decoder, trained.params, trained.tokenizer, dispatch=trained.dispatch
-    )
     settings = {
         "params_digest": digest(trained.params),
         "tokenizer": trained.tokenizer.fingerprint,
@@ -235,9 +249,9 @@ def _continued(
     }
     stem = _stem(trained, name, settings)
     path = None if trained.run_dir is None else trained.run_dir / FOLDER / f"{stem}.texts.jsonl"
-    with trained.progress.phase("sampling", len(prompts), "prompts") as phase:
+    with progress.phase("sampling", len(prompts), "prompts") as phase:
         texts = continued(
-            generator,
+            trained.generator,
             prompts,
             sampling,
             tokens=tokens,

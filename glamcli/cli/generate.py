@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glamcli.cli.options import hosts_options, json_option
-from glamcli.cli.several import one_of_several
+from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.errors import RecipeError, printable
 from glamcli.progress import Progress, Silent
-from glamcli.trained import open_trained, prepare_process
 
 if TYPE_CHECKING:
     from glamcli.generate import Generator, Sampling
@@ -94,7 +93,9 @@ def command(
         host,
         progress,
     ):
+        from glamcli.generate import Sampling
         from glamcli.train import identity
+        from glamcli.trained import open_trained
 
         options = {"PROMPT": prompt, "--tokens": tokens, "--temperature": temperature}
         options |= {"--top-k": top_k, "--top-p": top_p, "--beam": beam, "--alpha": alpha}
@@ -103,15 +104,10 @@ def command(
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
 
-        from glamcli.generate import Generator, Sampling
-
         sampling = Sampling(temperature, top_k, top_p)
-        generator = Generator(
-            trained.decoder, trained.params, trained.tokenizer, dispatch=trained.dispatch
-        )
-        asked = Asked(generator, sampling, tokens, beam, alpha, seed, samples)
+        asked = Asked(trained.generator, sampling, tokens, beam, alpha, seed, samples)
         for each in _prompts_of_all(prompt, host):
-            _answer(asked, each, trained.recipe.batch.row_tokens, progress, as_json)
+            _answer(asked, each, trained.window, progress, as_json)
 
 
 def _answer(asked: Asked, prompt: str, row_tokens: int, progress: Progress, as_json: bool) -> None:

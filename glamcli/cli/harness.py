@@ -15,14 +15,14 @@ from typing import Any
 import click
 
 from glamcli.cli import render
-from glamcli.cli.eval import subject_of
+from glamcli.cli.several import prepare_process
 from glamcli.errors import RecipeError
 from glamcli.evals.harness import Model, as_json, command_line, run
 from glamcli.evals.results import kept
+from glamcli.evals.results.journal import Journal
 from glamcli.evals.results.scores import file_name
-from glamcli.evals.run import Subject
 from glamcli.progress import Progress
-from glamcli.trained import open_trained, prepare_process
+from glamcli.trained import Trained, open_trained
 
 COLUMNS = ("task", ">shots", "metric", "filter", ">value", ">error", ">items")
 
@@ -35,11 +35,12 @@ class Glam(Model):
         # the like, which lm-eval passes unasked, have no meaning here.
         del ignored
         prepare_process(Path(path))
-        super().__init__(subject_of(open_trained(Path(path), render.make_progress())))
+        super().__init__(open_trained(Path(path), render.make_progress()))
 
 
 def score(
-    subject: Subject,
+    trained: Trained,
+    journal: Journal,
     tasks: Sequence[str],
     include_path: Path | None,
     shots: Sequence[int | str] | None,
@@ -52,19 +53,19 @@ def score(
     """Runs lm-eval's tasks, shows what it reports and keeps it in the run folder."""
     count = _one(shots)
     with progress.phase("evaluating", unit="requests") as phase:
-        model = Model(subject, phase.advance)
+        model = Model(trained, journal, phase.advance)
         results = run(model, tasks, include_path=include_path, shots=count, limit=limit, seed=seed)
     samples = results.pop("samples", {})
     if to_json:
         content = json.loads(as_json(results))
         click.echo(json.dumps({"event": "harness", **content}))
     else:
-        versions = f"lm-eval {results['lm_eval_version']}, step {subject.identity.get('step')}"
+        versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
         render.table(COLUMNS, _rows(results), title=versions)
     if run_dir is not None:
         folder = run_dir / kept.FOLDER / "harness"
-        keep(results, samples, folder, _name(tasks, subject, count, limit, seed), progress)
-    subject.journal.finish()
+        keep(results, samples, folder, _name(tasks, trained, count, limit, seed), progress)
+    journal.finish()
     return 0
 
 
@@ -100,13 +101,13 @@ def _number(value: Any) -> str:
 
 def _name(
     tasks: Sequence[str],
-    subject: Subject,
+    trained: Trained,
     shots: int | None,
     limit: int | None,
     seed: int,
 ) -> str:
     asked = "+".join(tasks).replace("/", "-")[:80]
-    model = {**subject.identity, "dispatch": subject.dispatch}
+    model = {**trained.identity, "dispatch": trained.dispatch}
     counts = None if shots is None else [str(shots)]
     return file_name(asked, model, shots=counts, limit=limit, seed=seed)
 

@@ -6,15 +6,33 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glamcli import hugepages
 from glamcli.cli import render
 from glamcli.cli.main import complain
+from glamcli.config.load import load_recipe
 from glamcli.config.schema import Runtime
+from glamcli.errors import GlamError
 from glamcli.progress import Aside, Progress
 
 if TYPE_CHECKING:
     from glamcli.hosts.join import Host
+
+
+def prepare_process(run: Path) -> Runtime:
+    """Applies a run's huge-page setting, which must precede jax; the run's settings of this kind.
+
+    They are read from the run's recipe file, which needs no jax; a bare checkpoint gets the
+    defaults.
+    """
+    try:
+        runtime = load_recipe(run / "recipe.yaml", check=False).recipe.runtime
+    except GlamError:
+        runtime = Runtime()
+    hugepages.apply(runtime.huge_pages == "auto")
+    return runtime
 
 
 @contextmanager

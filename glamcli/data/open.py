@@ -95,6 +95,10 @@ class Dataset:
             vocab_size=self.vocab_size,
         )
 
+    def heldout_documents(self) -> dict[str, list[str]]:
+        """The held-out documents by source."""
+        return {name: self.prepared.heldout_documents(name) for name in self.source_names}
+
     def summary(self, steps: int) -> list[SourceSummary]:
         """The mixture's table for a run of `steps`."""
         total = steps * self.batch_rows

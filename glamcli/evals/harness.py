@@ -23,10 +23,12 @@ from typing import Any
 
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.run import Subject
+from glamcli.evals.results.journal import Journal
+from glamcli.evals.run import make_likelihoods
 from glamcli.evals.scoring.answer import best_texts
 from glamcli.evals.scoring.requests import Request, make_requests
 from glamcli.generate import Sampling
+from glamcli.trained import Trained
 
 try:
     from lm_eval.api.model import LM
@@ -38,21 +40,28 @@ MAX_GEN_TOKENS = 256
 
 
 class Model(LM):
-    """A subject as lm-eval wants models: texts in, numbers and texts out."""
+    """A trained model as lm-eval wants models: texts in, numbers and texts out."""
 
-    def __init__(self, subject: Subject, advance: Callable[[int], None] = lambda count: None):
+    def __init__(
+        self,
+        trained: Trained,
+        journal: Journal | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+    ):
         super().__init__()
-        self.subject = subject
+        self.trained = trained
+        self.journal = journal or Journal()
+        self.likelihoods = make_likelihoods(trained, self.journal)
         self._advance = advance
 
     @property
     def tokenizer_name(self) -> str:
         """For the names of lm-eval's caches of requests."""
-        return self.subject.tokenizer.fingerprint
+        return self.trained.tokenizer.fingerprint
 
     def get_model_info(self) -> dict[str, Any]:
         """What the scores depend on, for lm-eval's results."""
-        return {"glam": self.subject.described()}
+        return {"glam": self.trained.described()}
 
     def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether greedy decoding says it.
@@ -60,7 +69,7 @@ class Model(LM):
         Raises:
             DataError: a continuation is longer than the window.
         """
-        encoder, window = self.subject.tokenizer, self.subject.window
+        encoder, window = self.trained.tokenizer, self.trained.window
         groups = []
         for (task, number), some in itertools.groupby(requests, _item):
             made = make_requests(encoder, [request.args for request in some], window)
@@ -70,16 +79,16 @@ class Model(LM):
                     f"{window} tokens"
                 )
             groups.append(made)
-        found = self.subject.likelihoods.score(groups, self._advance)
+        found = self.likelihoods.score(groups, self._advance)
         answers = [(each.total, each.greedy) for group in found for each in group]
         return self._cached("loglikelihood", requests, answers)
 
     def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
         """Log-likelihood in nats of each text behind BOS, window by window."""
-        encoder, window = self.subject.tokenizer, self.subject.window
+        encoder, window = self.trained.tokenizer, self.trained.window
         texts = [rolling(encoder, request.args[0], window) for request in requests]
         flat = [[each] for windows in texts for each in windows]
-        found = iter(self.subject.likelihoods.score(flat))
+        found = iter(self.likelihoods.score(flat))
         answers = []
         for windows in texts:
             answers.append(sum(next(found)[0].total for _ in windows))
@@ -88,20 +97,20 @@ class Model(LM):
 
     def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
         """What follows each context, up to a stop text; greedy unless the request samples."""
-        asked = [_Wanted.of(request.args, self.subject) for request in requests]
+        asked = [_Wanted.of(request.args, self.trained) for request in requests]
         texts: dict[int, str] = {}
         greedy: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for index, each in enumerate(asked):
             if each.sampling is None:
                 greedy.setdefault((each.num_tokens, each.stop), []).append(index)
             else:
-                texts[index] = each.sample(self.subject, index)
+                texts[index] = each.sample(self.trained, index)
                 self._advance(1)
-        generator, journal = self.subject.generator, self.subject.journal
+        generator = self.trained.generator
         for (num_tokens, stop), members in greedy.items():
             search = {"width": 1, "tokens": num_tokens, "alpha": 0.0, "stop": stop}
             prompts = [asked[index].ids for index in members]
-            best = best_texts(prompts, search, generator, self._advance, journal)
+            best = best_texts(prompts, search, generator, self._advance, self.journal)
             for index, found in zip(members, best, strict=True):
                 texts[index] = found.text.removeprefix(asked[index].blanks)
         answers = [texts[index] for index in range(len(requests))]
@@ -145,7 +154,7 @@ class _Wanted:
     sampling: Sampling | None
 
     @classmethod
-    def of(cls, args: Sequence[Any], subject: Subject) -> _Wanted:
+    def of(cls, args: Sequence[Any], trained: Trained) -> _Wanted:
         """A request in lm-eval's words. Contexts lose their beginning when they are too long; an
         answer may always take half of the window."""
         context, options = args
@@ -154,8 +163,8 @@ class _Wanted:
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         given = (options[name] for name in names if options.get(name) is not None)
         wanted = int(next(given, MAX_GEN_TOKENS))
-        bos, *ids = subject.generator.encode(context.rstrip(" "))
-        window = subject.window
+        bos, *ids = trained.generator.encode(context.rstrip(" "))
+        window = trained.window
         num_tokens = max(1, min(wanted, max(window - len(ids) - 1, window // 2)))
         kept = ids[max(0, len(ids) - (window - num_tokens - 1)) :]
         temperature = float(options.get("temperature") or 0.0)
@@ -166,11 +175,11 @@ class _Wanted:
         blanks = context[len(context.rstrip(" ")) :]
         return cls([bos, *kept], num_tokens, stop, blanks, sampling)
 
-    def sample(self, subject: Subject, seed: int) -> str:
+    def sample(self, trained: Trained, seed: int) -> str:
         """One drawn text."""
-        prompt = subject.tokenizer.decode(self.ids[1:])
+        prompt = trained.tokenizer.decode(self.ids[1:])
         options = {"tokens": self.num_tokens, "seed": seed}
-        (text,) = subject.generator.texts(prompt, self.sampling, **options)
+        (text,) = trained.generator.texts(prompt, self.sampling, **options)
         text = text.removeprefix(self.blanks)
         ends = [place for place in (text.find(each) for each in self.stop) if place >= 0]
         return text[: min(ends)] if ends else text

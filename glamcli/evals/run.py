@@ -6,120 +6,47 @@ go on.
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-import glamcli
-from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.ready import Ready, number_of_shots, read
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
 from glamcli.evals.scoring.answer import answer_freely, explain_answer
-from glamcli.evals.scoring.batches import COMPILE_BATCHES
 from glamcli.evals.scoring.choice import add_answer_nats, answer_choices, explain_choice
 from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
-from glamcli.evals.tasks.items import Documents, Library
+from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task, conventions
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
-from glamcli.generate import Generator
-from glamcli.hosts.join import Host
-from glamcli.model.decoder import Decoder
-from glamcli.model.digest import digest
 from glamcli.progress import Progress
+from glamcli.trained import Trained
 
-CPU_BATCH_TOKENS = 2048
-BATCH_TOKENS = 32768
+BATCH_TOKENS, CPU_BATCH_TOKENS = 32_768, 2_048
+"""Tokens that one program reads at once."""
 
 
-@dataclass
-class Subject:
-    """A model to be evaluated, with what must be recorded beside its scores."""
-
-    decoder: Decoder
-    params: Any
-    tokenizer: Tokenizer
-    window: int
-    """tokens of context at most: the row length it was trained with."""
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    """of the weights, for JSON: run, step, hashes of recipe and data."""
-    documents: Callable[[], Documents] | None = None
-    """held-out documents by source, for the quick suite."""
-    journal: Journal = field(default_factory=Journal)
-    """what an unfinished evaluation of it has found."""
-    host: Host = field(default_factory=Host)
-    """this process among those that hold the weights; all of them evaluate alike."""
-
-    @property
-    def dispatch(self) -> str | None:
-        """How tokens reach experts while scoring; None for a dense model."""
-        moe = self.decoder.moe
-        return None if moe is None else moe.eval_dispatch
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens that one program reads at once."""
-        return CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS
-
-    @cached_property
-    def likelihoods(self) -> Likelihoods:
-        return Likelihoods(
-            self.decoder,
-            self.params,
-            window=self.window,
-            vocab_size=self.decoder.model.vocab_size,
-            dispatch=self.dispatch,
-            batch_tokens=self.batch_tokens,
-            journal=self.journal,
-        )
-
-    @cached_property
-    def generator(self) -> Generator:
-        return Generator(
-            self.decoder,
-            self.params,
-            self.tokenizer,
-            dispatch=self.dispatch,
-            compile_tokens=COMPILE_BATCHES * self.batch_tokens,
-        )
-
-    def renew(self, params: Any, identity: Mapping[str, Any]) -> None:
-        """Goes on with other weights of the same model, as training makes them."""
-        self.params, self.identity = params, identity
-        for made in ("likelihoods", "generator"):
-            if made in self.__dict__:
-                self.__dict__[made].renew(params)
-
-    def described(self) -> dict[str, Any]:
-        """For the results: the identity, and what the scores depend on besides the weights."""
-        return {
-            **self.identity,
-            "params_digest": digest(self.params),
-            "tokenizer": self.tokenizer.fingerprint,
-            "window": self.window,
-            "dispatch": self.dispatch,
-            "dtype": self.decoder.model.activation_dtype,
-            "backend": jax.default_backend(),
-            "versions": {
-                "glam": glamcli.__version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        }
+def make_likelihoods(trained: Trained, journal: Journal | None = None) -> Likelihoods:
+    """Scoring of options by a model; batches that the journal knows are taken from it."""
+    return Likelihoods(
+        trained.decoder,
+        trained.params,
+        window=trained.window,
+        vocab_size=trained.decoder.model.vocab_size,
+        dispatch=trained.dispatch,
+        batch_tokens=CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS,
+        journal=journal,
+    )
 
 
 def evaluate(
-    subject: Subject,
+    trained: Trained,
     suite: SuiteFile,
     *,
     progress: Progress,
@@ -128,11 +55,13 @@ def evaluate(
     seed: int = 0,
     data_dir: Path | None = None,
     explain: tuple[str | None, int] | None = None,
+    journal: Journal | None = None,
 ) -> Results:
     """Scores of every task at every number of shots (`few`: the task's own).
 
-    `limit` takes the first items of each task. With `explain` (task, item number from 0) only
-    that item is scored, and everything about it is told.
+    `journal` holds what an unfinished evaluation has scored already. `limit` takes the first
+    items of each task. With `explain` (task, item number from 0) only that item is scored, and
+    everything about it is reported.
 
     Raises:
         RecipeError: `explain` names no task of the suite.
@@ -140,16 +69,17 @@ def evaluate(
     settings = tuple(dict.fromkeys(suite.shots if shots is None else shots))
     files = _explained_files(suite, explain)
     asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
-    subject.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
-    library = Library(data_dir, subject.documents)
+    trained.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
+    library = Library(data_dir, trained.documents)
     tasks: list[Ready] = []
     failures: list[Failure] = []
     for file in files:
         try:
             reading = partial(read, file, library, None if explain else limit)
-            tasks.append(subject.host.alike(f"items of task `{file.name}`", reading))
+            tasks.append(trained.host.alike(f"items of task `{file.name}`", reading))
         except GlamError as error:
             failures.append(Failure(file.name, None, error))
+    scoring = _Scoring(trained, suite, seed, limit, journal or Journal())
     scores: list[Score] = []
     explanations: list[Explanation] = []
     total = sum(1 if explain else len(each.at(0).questions) for each in tasks) * len(settings)
@@ -159,10 +89,9 @@ def evaluate(
                 phase.note(f"{each.file.name}, {count} shots")
                 try:
                     if explain:
-                        explanations.append(_explain(subject, each, count, seed, explain[1]))
+                        explanations.append(scoring.explain(each, count, explain[1]))
                     else:
-                        run = _Run(subject, suite, seed, limit)
-                        scores.append(run.score(each, setting, count, phase.advance))
+                        scores.append(scoring.score(each, setting, count, phase.advance))
                 except GlamError as error:
                     failures.append(Failure(each.file.name, setting, error))
     order = {file.name: number for number, file in enumerate(suite.tasks)}
@@ -172,7 +101,7 @@ def evaluate(
     explanations.sort(key=lambda each: (order[each.task], each.shots))
     return Results(
         suite=suite.name,
-        model=subject.described(),
+        model=trained.described(),
         scores=tuple(scores),
         failures=tuple(failures),
         explanations=tuple(explanations),
@@ -217,32 +146,36 @@ def _explained_files(
     return found
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Scoring:
     """What all scores of one evaluation have in common."""
 
-    subject: Subject
-    suite: SuiteFile
-    seed: int
-    limit: int | None
+    def __init__(
+        self, trained: Trained, suite: SuiteFile, seed: int, limit: int | None, journal: Journal
+    ):
+        self.trained = trained
+        self.suite = suite
+        self.seed = seed
+        self.limit = limit
+        self.journal = journal
+        self.likelihoods = make_likelihoods(trained, journal)
 
     def score(
         self, ready: Ready, setting: str, shots: int, advance: Callable[[int], None]
     ) -> Score:
-        subject = self.subject
-        prompts = _prompts(subject, ready, shots, self.seed)
+        """One task at one number of shots."""
+        trained, tokenizer = self.trained, self.trained.tokenizer
+        prompts = self._prompts(ready, shots)
         asked = ready.at(shots)
         task = asked.task
-        likelihoods, tokenizer = subject.likelihoods, subject.tokenizer
         skipped: list[str] = []
         if task.scorer == "generate":
             found = answer_freely(
-                task, prompts, subject.generator, subject.window, advance, subject.journal
+                task, prompts, trained.generator, trained.window, advance, self.journal
             )
             if "perplexity" in task.measured:
-                add_answer_nats(task, found, likelihoods, tokenizer)
+                add_answer_nats(task, found, self.likelihoods, tokenizer)
         else:
-            found, skipped = answer_choices(task, prompts, likelihoods, tokenizer, advance)
+            found, skipped = answer_choices(task, prompts, self.likelihoods, tokenizer, advance)
         if not found:
             raise DataError(f"task `{ready.file.name}`: no item could be scored: {skipped[0]}")
         return task_score(
@@ -256,13 +189,47 @@ class _Run:
             self.seed,
         )
 
+    def explain(self, ready: Ready, shots: int, index: int) -> Explanation:
+        """The exact texts and tokens of one item."""
+        (prompt,) = self._prompts(ready, shots, index)
+        name, task, trained = ready.file.name, ready.at(shots).task, self.trained
+        if task.scorer == "generate":
+            generator, window = trained.generator, trained.window
+            return explain_answer(task, name, shots, index, prompt, generator, window)
+        found = explain_choice(
+            task, name, shots, index, prompt, self.likelihoods, trained.tokenizer
+        )
+        if found is None:
+            raise DataError(f"{prompt.question.place}: an option is longer than the window")
+        return found
+
+    def _prompts(self, ready: Ready, shots: int, index: int | None = None) -> list[Prompt]:
+        """The prompts of all questions in their order, or of one: the same in all processes."""
+        name, trained = ready.file.name, self.trained
+
+        def make() -> list[Prompt]:
+            questions = ready.at(shots).questions
+            if index is not None and not 0 <= index < len(questions):
+                raise RecipeError(
+                    f"task `{name}` has items 0 to {len(questions) - 1}, no item {index}"
+                )
+            return [
+                ready.prompt(each, shots, self.seed, trained.tokenizer.encode, trained.window)
+                for each in (questions if index is None else [questions[index]])
+            ]
+
+        def summary(prompts: list[Prompt]) -> str:
+            return inputs_digest([each.contexts, each.question.continuations] for each in prompts)
+
+        return trained.host.alike(f"prompts of task `{name}` at {shots} shots", make, summary)
+
     def _conditions(self, ready: Ready, task: Task) -> dict[str, Any]:
         return {
             "preset": self.suite.preset,
             "bos": True,
-            "window": self.subject.window,
-            "dispatch": self.subject.dispatch,
-            "dtype": self.subject.decoder.model.activation_dtype,
+            "window": self.trained.window,
+            "dispatch": self.trained.dispatch,
+            "dtype": self.trained.decoder.model.activation_dtype,
             "seed": self.seed,
             "limit": self.limit,
             "items_from": ready.items[0].place,
@@ -272,37 +239,3 @@ class _Run:
             "suite_sha256": self.suite.sha256,
             "task_sha256": ready.file.sha256,
         }
-
-
-def _prompts(
-    subject: Subject, ready: Ready, shots: int, seed: int, index: int | None = None
-) -> list[Prompt]:
-    """What is asked in the order of the questions, or of one of them: the same in all processes."""
-    name = ready.file.name
-
-    def made() -> list[Prompt]:
-        questions = ready.at(shots).questions
-        if index is not None and not 0 <= index < len(questions):
-            raise RecipeError(f"task `{name}` has items 0 to {len(questions) - 1}, no item {index}")
-        return [
-            ready.prompt(each, shots, seed, subject.tokenizer.encode, subject.window)
-            for each in (questions if index is None else [questions[index]])
-        ]
-
-    def told(prompts: list[Prompt]) -> str:
-        return inputs_digest([each.contexts, each.question.continuations] for each in prompts)
-
-    return subject.host.alike(f"prompts of task `{name}` at {shots} shots", made, told)
-
-
-def _explain(subject: Subject, ready: Ready, shots: int, seed: int, index: int) -> Explanation:
-    (prompt,) = _prompts(subject, ready, shots, seed, index)
-    name, task = ready.file.name, ready.at(shots).task
-    if task.scorer == "generate":
-        generator, window = subject.generator, subject.window
-        return explain_answer(task, name, shots, index, prompt, generator, window)
-    likelihoods, tokenizer = subject.likelihoods, subject.tokenizer
-    found = explain_choice(task, name, shots, index, prompt, likelihoods, tokenizer)
-    if found is None:
-        raise DataError(f"{prompt.question.place}: an option is longer than the window")
-    return found

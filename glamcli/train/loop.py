@@ -41,18 +41,7 @@ from glamcli.train.heldout import Heldout, mean_nats, tell_unscored
 from glamcli.train.meter import FAILED_TASKS, Meter
 from glamcli.train.saver import Saver
 from glamcli.train.state import State, abstract_state, apart, init_state
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model in memory, with what is needed to ask it something."""
-
-    decoder: Decoder
-    params: dict[str, Any]
-    dataset: Dataset
-    row_tokens: int
-    identity: dict[str, Any]
-    """of the weights: step and hashes."""
+from glamcli.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Outcome:
     """How a run ended."""
 
     step: int
-    model: Model | None = None
+    model: Trained | None = None
     """None when the run was finished already and nothing was done."""
     heldout_nats: dict[str, float] = field(default_factory=dict)
     """loss per source on held-out rows, nats per token."""
@@ -70,7 +59,7 @@ class Outcome:
     """evaluations during training that failed, wholly or for some tasks."""
 
 
-Evaluate = Callable[[Model, Progress], Mapping[str, float]]
+Evaluate = Callable[[Trained, Progress], Mapping[str, float]]
 """Scores of a model by name, `eval/...`; what due evaluations are is not this program's business.
 `FAILED_TASKS` among them counts the tasks that could not be scored."""
 
@@ -130,7 +119,9 @@ def train(
         stack.enter_context(meter)
         stack.enter_context(host.failing_together())
         tell_unscored(dataset, recipe.train.steps, progress)
-        run = Run(recipe, dataset, mesh, decoder, checkpoints, meter, stop, who, progress, host)
+        run = Run(
+            recipe, run_dir, dataset, mesh, decoder, checkpoints, meter, stop, who, progress, host
+        )
         run.evaluate = evaluate
         with run.watchdog:
             state = run.restored(start) if saved is not None else run.new_state()
@@ -151,6 +142,7 @@ class Run:
     def __init__(
         self,
         recipe: Recipe,
+        run_dir: Path,
         dataset: Dataset,
         mesh: Mesh,
         decoder: Decoder,
@@ -162,6 +154,7 @@ class Run:
         host: Host,
     ):
         self.recipe = recipe
+        self.run_dir = run_dir
         self.dataset = dataset
         self.mesh = mesh
         self.decoder = decoder
@@ -263,10 +256,18 @@ class Run:
             self.failed_evals,
         )
 
-    def _model(self, step: int, state: State) -> Model:
-        who = {"step": step, "recipe_hash": self.who["recipe_hash"], "data": self.who["data"]}
-        decoder, params = replace(self.decoder, apart=False), self._stacked(state).params
-        return Model(decoder, params, self.dataset, self.recipe.batch.row_tokens, who)
+    def _model(self, step: int, state: State) -> Trained:
+        known = {name: self.who[name] for name in ("recipe_hash", "data")}
+        return Trained(
+            self.recipe,
+            replace(self.decoder, apart=False),
+            self._stacked(state).params,
+            self.dataset.tokenizer,
+            {"run": str(self.run_dir), "step": step, **known},
+            self.dataset.heldout_documents,
+            self.run_dir,
+            self.host,
+        )
 
     def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows of a training batch as part of one array over all devices."""

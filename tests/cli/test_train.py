@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from glamcli.cli import train
 from glamcli.cli.main import run
+from glamcli.evals import scheduled
 from glamcli.model.decoder import Decoder
 from glamcli.train import loop, programs
+from glamcli.trained import Trained
 from runs import STEPS
 
 
@@ -30,7 +31,7 @@ def trained(monkeypatch) -> list[Any]:
         calls.append((recipe, folder))
         folder.mkdir(parents=True, exist_ok=True)
         nothing: Any = None
-        model = loop.Model(nothing, {}, nothing, 64, {})
+        model = Trained(recipe, nothing, {}, nothing, run_dir=folder)
         return loop.Outcome(recipe.train.steps, model, {"web": 2.5}, {"web": 3.25})
 
     monkeypatch.setattr(loop, "train", train)
@@ -50,7 +51,7 @@ OFF = ("--set", "runtime.compile_cache=false")
 def test_nothing_is_said_of_held_out_text_that_there_is_not(elsewhere, capsys, monkeypatch, form):
     def train(recipe, folder, progress, host, score):
         nothing: Any = None
-        return loop.Outcome(recipe.train.steps, loop.Model(nothing, {}, nothing, 64, {}))
+        return loop.Outcome(recipe.train.steps, Trained(recipe, nothing, {}, nothing))
 
     monkeypatch.setattr(loop, "train", train)
     assert glam("train", "test-tiny", *OFF, *form) == 0
@@ -121,7 +122,7 @@ def test_interrupted_while_it_is_scored_it_says_that_the_model_is_saved(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Scoring, "finished", interrupted)
+    monkeypatch.setattr(scheduled, "score_at_end", interrupted)
     assert glam("train", "test-tiny", *OFF, "--set", "finish.suite=quick") == 130
     assert capsys.readouterr().err.endswith(
         "the model is trained and saved: `glam eval runs/test-tiny --suite quick` scores it\n"

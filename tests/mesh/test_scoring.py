@@ -37,7 +37,7 @@ def answers(params):
     model = Likelihoods(DECODER, params, window=256, vocab_size=260, batch_tokens=2048, min_saved=0)
     found = [each for group in model.score(REQUESTS) for each in group]
     assert any(shape.trunk for shape in model._compiled)
-    generator = Generator(DECODER, params, Bytes(), dispatch="dropless")
+    generator = Generator(DECODER, params, Bytes())
     prompts = [generator.encode(text) for text in ("The moon", "A", "Seven rivers")]
     return found, [best[0] for best in generator.beams(prompts, width=2, tokens=4)]
 

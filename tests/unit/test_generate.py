@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glamcli import generate
 from glamcli.beam_search import TextStream
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
@@ -190,7 +191,7 @@ def test_the_end_of_a_document_ends_the_text(generator, monkeypatch):
     def then_end(logits_BV, allowed_V, keys_B, step, *, sampling):
         return jnp.full(logits_BV.shape[0], TOKENIZER.eos_id if step == 2 else 3 + 65, jnp.int32)
 
-    monkeypatch.setattr(generator, "_choose", then_end)
+    monkeypatch.setattr(generate, "_choose", then_end)
     assert generator.texts("a", tokens=9, samples=2) == ["AA", "AA"]
 
 

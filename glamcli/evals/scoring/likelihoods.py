@@ -11,7 +11,7 @@ the recipe asks for it (`moe.eval_dispatch`): under dropping a likelihood is not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -69,15 +69,9 @@ class Likelihoods:
         self._compile_tokens = COMPILE_BATCHES * batch_tokens
         self._min_saved = self._compile_tokens if min_saved is None else min_saved
         self._journal = journal or Journal()
-        self._read: Any = jax.jit(partial(_read, decoder, dispatch), static_argnames="rows")
-        self._score: Any = jax.jit(partial(_score, decoder, dispatch))
+        self._read, self._score = _programs(decoder, dispatch)
         self._compiled: set[Shape] = set()
         self._cached: tuple[Trunk, Cache] | None = None
-
-    def renew(self, params: Any) -> None:
-        """Goes on with other weights of the same model; its programs are kept."""
-        self._params = params
-        self.remembered.clear()
 
     @property
     def num_shapes(self) -> int:
@@ -191,6 +185,13 @@ def _position_bytes(decoder: Any) -> int:
     model = decoder.model
     width = model.num_heads * model.head_dim
     return 2 * model.num_layers * width * decoder.dtype.itemsize
+
+
+@lru_cache(maxsize=8)
+def _programs(decoder: Any, dispatch: str | None) -> tuple[Any, Any]:
+    """`_read` and `_score`, compiled once per shape for all weights of the same decoder."""
+    read = jax.jit(partial(_read, decoder, dispatch), static_argnames="rows")
+    return read, jax.jit(partial(_score, decoder, dispatch))
 
 
 def _read(

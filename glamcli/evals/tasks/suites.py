@@ -19,6 +19,7 @@ from glamcli.config import yaml
 from glamcli.config.explain import validate
 from glamcli.config.files import display
 from glamcli.config.load import merge, read_settings
+from glamcli.config.schema import Recipe
 from glamcli.errors import GlamError, RecipeError
 from glamcli.evals.tasks.schema import Published, Suite, Task
 
@@ -183,3 +184,16 @@ def _taken(root: yaml.Mapping, key: str) -> tuple[yaml.Mapping, yaml.Mapping]:
 
 def _sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
+
+
+def check_suites(recipe: Recipe) -> None:
+    """Reads the recipe's suites, so that a mistake in one does not show after hours of training.
+
+    Raises:
+        RecipeError: a suite or one of its tasks cannot be read.
+    """
+    during = recipe.eval.suite if recipe.every.eval_steps is not None else None
+    for suite in (during, recipe.finish.suite):
+        for task in () if suite is None else load_suite(suite).tasks:
+            if task.error is not None:
+                raise task.error

@@ -5,8 +5,8 @@ import pytest
 
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
-from glamcli.evals.run import Subject
 from glamcli.model.decoder import Decoder
+from glamcli.trained import Trained
 
 MODEL = schema.Model(
     num_layers=2,
@@ -26,7 +26,13 @@ def text(seed: int) -> str:
 
 @pytest.fixture(scope="session")
 def subject():
-    decoder = Decoder(MODEL, schema.Moe(num_experts=4, group_tokens=32))
+    moe = schema.Moe(num_experts=4, group_tokens=32)
+    batch = schema.Batch(rows=1, row_tokens=256)
+    data = schema.Data(mixture="none")
+    recipe = schema.Recipe(
+        model=MODEL, moe=moe, batch=batch, train=schema.Train(steps=7), data=data
+    )
+    decoder = Decoder(MODEL, moe)
     params = jax.jit(decoder.init)(jax.random.key(0))
     documents = {"a": [text(i) for i in range(8)], "b": [text(20 + i) for i in range(8)]}
-    return Subject(decoder, params, Bytes(), 256, {"step": 7}, lambda: documents)
+    return Trained(recipe, decoder, params, Bytes(), {"step": 7}, lambda: documents)

@@ -12,7 +12,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE"
 
 from glamcli.errors import DataError, RecipeError
 from glamcli.evals.harness import Model, rolling, run
-from glamcli.evals.run import evaluate
+from glamcli.evals.run import evaluate, make_likelihoods
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
 
@@ -132,7 +132,7 @@ def test_a_long_text_is_scored_window_by_window_every_token_once(subject):
     assert windows[0].ids[0] == encoder.bos_id
     assert all(each.num_inputs == 256 for each in windows)
     (nats,) = Model(subject).loglikelihood_rolling([Request(text)])
-    found = subject.likelihoods.score([[each] for each in windows])
+    found = make_likelihoods(subject).score([[each] for each in windows])
     assert nats == pytest.approx(sum(each.total for (each,) in found), rel=1e-6)
 
 

@@ -128,23 +128,22 @@ class Stopped(Silent):
 
 
 def test_an_interrupted_evaluation_ends_with_identical_results(subject, suite, tmp_path):
-    results = evaluate(dataclasses.replace(subject), suite, progress=Silent())
+    results = evaluate(subject, suite, progress=Silent())
 
     def start():
-        return dataclasses.replace(subject, journal=Journal.open(tmp_path / "eval", {"step": 7}))
+        return Journal.open(tmp_path / "eval", {"step": 7})
 
-    before = start()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(before, suite, progress=Stopped(4))
+        evaluate(subject, suite, progress=Stopped(4), journal=start())
     again = start()
-    assert 0 < len(again.journal.known) < 20
-    found = evaluate(again, suite, progress=Silent())
+    assert 0 < len(again.known) < 20
+    found = evaluate(subject, suite, progress=Silent(), journal=again)
     assert found.as_dict() == results.as_dict()
     assert [score.items for score in found.scores] == [score.items for score in results.scores]
     # A third one finds everything, and computes nothing.
-    last = start()
-    last.params = jax.tree.map(lambda x: x * np.float32("nan"), subject.params)
-    assert evaluate(last, suite, progress=Silent()).scores == found.scores
+    bad = jax.tree.map(lambda x: x * np.float32("nan"), subject.params)
+    last = dataclasses.replace(subject, params=bad)
+    assert evaluate(last, suite, progress=Silent(), journal=start()).scores == found.scores
 
 
 def test_a_limit_takes_the_first_items_with_the_same_prompts(subject, suite, results):
@@ -165,12 +164,18 @@ def test_results_on_disk_hold_scores_and_items(results, tmp_path):
     assert len(table_rows(results.scores)) == 8  # the open task has two metrics
 
 
+def with_window(trained, tokens):
+    batch = trained.recipe.batch.model_copy(update={"row_tokens": tokens})
+    recipe = trained.recipe.model_copy(update={"batch": batch})
+    return dataclasses.replace(trained, recipe=recipe)
+
+
 def test_a_window_too_short_for_the_shots_drops_them_and_says_so(subject, tmp_path, suite):
     choice = load_suite(str(tmp_path / "choice.yaml"))
-    small = dataclasses.replace(subject, window=46)
+    small = with_window(subject, 46)
     (score,) = evaluate(small, choice, shots=[2], progress=Silent()).scores
     assert score.shots_fitted == 1
-    tiny = dataclasses.replace(subject, window=8)
+    tiny = with_window(subject, 8)
     (failure,) = evaluate(tiny, choice, shots=[0], progress=Silent()).failures
     assert "longer than the window" in failure.error.what
 
