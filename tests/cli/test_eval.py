@@ -196,7 +196,7 @@ def test_a_folder_of_runs_is_told_apart_and_one_of_them_suggested(glam, run):
     assert glam(run.parent) == (
         4,
         "",
-        f"error: {run.parent} holds runs and is none itself\nhint: for example {run}\n",
+        f"error: {run.parent} is a folder of runs, not a run\nhint: for example {run}\n",
     )
 
 
