@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -130,39 +130,31 @@ def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
         for line in summary:
             click.echo(json.dumps({"event": "source", **asdict(line)}))
         return
-    render.table(
-        [
-            "source",
-            ">weight",
-            ">realised",
-            ">documents",
-            ">rows",
-            ">tokens",
-            ">full",
-            ">held out",
-            ">run tokens",
-            ">epochs",
-        ],
-        [_cells(line) for line in summary],
-        title=f"mixture `{loaded.recipe.data.mixture}` for `{loaded.name}`",
-        note=f"run: {steps:,} steps of {data.batch_rows} rows of "
-        f"{loaded.recipe.batch.row_tokens} tokens; held out: documents / rows",
+    columns: dict[str, Callable[[SourceSummary], str]] = {
+        "source": lambda line: line.name,
+        ">weight": lambda line: f"{line.weight_asked:.4g}",
+        ">realised": lambda line: f"{line.weight_realised:.4g}",
+        ">documents": lambda line: f"{line.num_documents:,}",
+        ">rows": lambda line: f"{line.num_rows:,}",
+        ">tokens": lambda line: f"{line.num_tokens:,}",
+        ">full": lambda line: f"{100 * line.utilisation:.1f}%",
+        ">held out": lambda line: f"{line.heldout_documents:,} / {line.heldout_rows:,}",
+        ">run tokens": lambda line: f"{line.run_tokens:,.0f}",
+        ">epochs": lambda line: f"{line.epochs:.3g}",
+    }
+    note = (
+        f"run: {steps:,} steps of {data.batch_rows} rows of {loaded.recipe.batch.row_tokens} "
+        "tokens; held out: documents / rows"
     )
-
-
-def _cells(line: SourceSummary) -> list[str]:
-    return [
-        line.name,
-        f"{line.weight_asked:.4g}",
-        f"{line.weight_realised:.4g}",
-        f"{line.num_documents:,}",
-        f"{line.num_rows:,}",
-        f"{line.num_tokens:,}",
-        f"{100 * line.utilisation:.1f}%",
-        f"{line.heldout_documents:,} / {line.heldout_rows:,}",
-        f"{line.run_tokens:,.0f}",
-        f"{line.epochs:.3g}",
-    ]
+    if any(line.num_changed for line in summary):
+        columns[">changed"] = lambda line: f"{line.num_changed:,} / {line.num_unknown:,}"
+        note += "; changed by the tokenizer: documents / unknown tokens"
+    render.table(
+        list(columns),
+        [[cell(line) for cell in columns.values()] for line in summary],
+        title=f"mixture `{loaded.recipe.data.mixture}` for `{loaded.name}`",
+        note=note,
+    )
 
 
 def _rows_of(

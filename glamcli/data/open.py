@@ -46,6 +46,10 @@ class SourceSummary:
     utilisation: float
     heldout_documents: int
     heldout_rows: int
+    num_changed: int
+    """documents that the tokenizer does not give back as they were, held-out ones included."""
+    num_unknown: int
+    """tokens for text that the tokenizer has no pieces for, held-out ones included."""
     run_rows: int
     run_tokens: float
     epochs: float
@@ -118,6 +122,8 @@ class Dataset:
                     utilisation=train.meta.utilisation,
                     heldout_documents=heldout.meta.num_documents,
                     heldout_rows=len(heldout),
+                    num_changed=train.meta.num_changed + heldout.meta.num_changed,
+                    num_unknown=train.meta.num_unknown + heldout.meta.num_unknown,
                     run_rows=counts[name],
                     run_tokens=epochs[name] * train.meta.num_tokens,
                     epochs=epochs[name],

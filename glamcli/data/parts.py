@@ -68,10 +68,15 @@ def _make_split(texts: list[str], path: Path, part: Part, tokenizer: Tokenizer) 
     counts = Counts(num_documents=len(texts))
 
     def encoded(text: str) -> Iterator[np.ndarray]:
+        kept: list[int] = []
         for ids in tokenizer.encode_chunks(text):
             counts.num_tokens += len(ids)
             counts.max_id = max(counts.max_id, int(ids.max(initial=0)))
+            if not tokenizer.keeps_text:
+                counts.num_unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
+                kept += ids.tolist()
             yield ids
+        counts.num_changed += not tokenizer.keeps_text and tokenizer.decode(kept) != text
 
     rows = pack(
         map(encoded, texts), part.packing, part.row_tokens, tokenizer.bos_id, tokenizer.eos_id

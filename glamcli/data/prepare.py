@@ -39,6 +39,8 @@ from glamcli.progress import Progress
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
 ROWS_FORMAT = 3
+# Warned of when so much more of a source is held out than twice what the mixture asks for.
+MAX_HELDOUT_SHARE = 0.05
 # Text in one part: small enough to share out a small corpus, larger when that gives many parts.
 PART_CHARS = 1 << 19
 MAX_PART_CHARS = 1 << 26
@@ -128,6 +130,9 @@ def _plans(
         "row_tokens": recipe.batch.row_tokens,
         **sides.inputs(),
     }
+    if not tokenizer.keeps_text:
+        # Before, each slice of a long document was normalised for itself, and nothing was counted.
+        common["encoding"] = 2
     plans = []
     for name, source in mixture.sources.items():
         inputs = {**common, **source_inputs(source, name)}
@@ -303,4 +308,18 @@ def _summarise(plan: _Plan, reading: Reading, progress: Progress) -> None:
         progress.warn(
             f"source `{plan.name}`: {reading.num_replaced:,} documents have bytes that are not "
             "UTF-8 (replaced by U+FFFD)"
+        )
+    num_documents = train.num_documents + heldout.num_documents
+    if num_changed := train.num_changed + heldout.num_changed:
+        num_unknown = train.num_unknown + heldout.num_unknown
+        progress.warn(
+            f"source `{plan.name}`: the tokenizer changes the text of {num_changed:,} of "
+            f"{num_documents:,} documents; {num_unknown:,} of its tokens stand for unknown text"
+        )
+    share = heldout.num_tokens / (train.num_tokens + heldout.num_tokens)
+    if share > MAX_HELDOUT_SHARE + 2 * plan.inputs["heldout_frac"]:
+        progress.warn(
+            f"source `{plan.name}`: {share:.0%} of its tokens are held out, with `heldout_frac` "
+            f"{plan.inputs['heldout_frac']:g}: {heldout.num_documents:,} of {num_documents:,} "
+            "documents, which are held out whole; shorter documents come closer"
         )

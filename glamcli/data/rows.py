@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,37 @@ class Shard:
     """of the rows themselves, which does not depend on how array_record packs them"""
 
 
-@dataclass(frozen=True)
-class RowsMeta:
+@dataclass
+class Counts:
+    """Totals of the documents of one split; `as_dict` is what `rows.json` holds of them."""
+
+    num_rows: int = 0
+    num_documents: int = 0
+    num_tokens: int = 0
+    """inputs that count, BOS included (as many as targets, EOS included)"""
+    max_id: int = 0
+    num_changed: int = 0
+    """documents that the tokenizer does not give back as they were"""
+    num_unknown: int = 0
+    """tokens for text that the tokenizer has no pieces for"""
+
+    def add(self, other: Counts) -> None:
+        """Adds the totals of other documents."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            setattr(self, name, max(mine, value) if name == "max_id" else mine + value)
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON; what earlier versions did not count only where there is some."""
+        later = ("num_changed", "num_unknown")
+        return {name: value for name, value in vars(self).items() if value or name not in later}
+
+
+@dataclass
+class RowsMeta(Counts):
     """What one split of a prepared source holds."""
 
-    row_tokens: int
-    num_rows: int
-    num_documents: int
-    num_tokens: int
-    """inputs that count, BOS included (as many as targets, EOS included)"""
-    max_id: int
+    row_tokens: int = 1
 
     @property
     def utilisation(self) -> float:
@@ -301,22 +322,3 @@ def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
             "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         },
     }
-
-
-@dataclass
-class Counts:
-    """Running totals of one split; `as_dict` is what `RowsMeta` reads back."""
-
-    num_rows: int = 0
-    num_documents: int = 0
-    num_tokens: int = 0
-    max_id: int = 0
-
-    def add(self, other: Counts) -> None:
-        self.num_rows += other.num_rows
-        self.num_documents += other.num_documents
-        self.num_tokens += other.num_tokens
-        self.max_id = max(self.max_id, other.max_id)
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)

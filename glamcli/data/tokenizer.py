@@ -28,6 +28,11 @@ TOKENIZER_FILE = "tokenizer.model"
 SLICE_CHARS = 1 << 16
 # Stands for a space in SentencePiece's pieces.
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+# Appended to a model, this turns off three fields of its `normalizer_spec`: `precompiled_charsmap`,
+# `add_dummy_prefix` and `remove_extra_whitespaces` (sentencepiece_model.proto).
+_NOT_NORMALISING = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+# Case, white space and a ligature: a model that normalises changes some of it.
+_PROBE = "A  \N{LATIN SMALL LIGATURE FI}\N{NO-BREAK SPACE}\n b "
 
 
 class Tokenizer(Protocol):
@@ -39,6 +44,10 @@ class Tokenizer(Protocol):
     pad_id: int
     eos_id: int
     bos_id: int
+    unk_id: int | None
+    """stands for text that has no pieces."""
+    keeps_text: bool
+    """whether `decode(encode(text))` is the text, whatever it is."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
@@ -64,6 +73,8 @@ class Bytes:
     vocab_size = NUM_BYTE_IDS
     fingerprint = hashlib.sha256(b"glam bytes tokenizer 1").hexdigest()
     pad_id, eos_id, bos_id = PAD_ID, EOS_ID, BOS_ID
+    unk_id = None
+    keeps_text = True
 
     def encode(self, text: str) -> list[int]:
         return [NUM_SPECIAL + byte for byte in utf8(text)]
@@ -95,9 +106,8 @@ class SentencePiece:
         """Raises: DataError when `model` is not one, or its special ids are others."""
         self._model = model
         self.name = name
-        self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            self._processor = _processor(model)
         except RuntimeError as error:
             raise DataError(f"{name}: not a SentencePiece model") from error
         found = [getattr(self._processor, f"{special}_id")() for special in ("pad", "eos", "bos")]
@@ -110,14 +120,20 @@ class SentencePiece:
         self.fingerprint = hashlib.sha256(model).hexdigest()
         # The character that stands for a space inside pieces has to be spelled in bytes.
         self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in utf8(MARK)]
+        self.unk_id: int | None = self._processor.unk_id()
+        normalises = self._processor.normalize(_PROBE) != _PROBE.replace(" ", MARK)
+        self.keeps_text = not normalises and self.unk_id not in self._mark_ids
+        # For text that is normalised already, so that it can be encoded in slices.
+        self._inner: Any = _processor(model + _NOT_NORMALISING) if normalises else None
 
     def encode(self, text: str) -> list[int]:
         return [int(token_id) for chunk in self.encode_chunks(text) for token_id in chunk]
 
     def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
         clean = text if text.isascii() else utf8(text).decode()
-        for part in slices(clean):
-            yield np.array(self._encode_slice(part), np.int32)
+        encoded = self._normalised(clean) if self._inner else map(self._encode_slice, slices(clean))
+        for ids in encoded:
+            yield np.array(ids, np.int32)
 
     def _encode_slice(self, text: str) -> list[int]:
         if MARK not in text:
@@ -127,6 +143,17 @@ class SentencePiece:
         for part in others:
             ids += self._mark_ids + self._processor.encode(part)
         return ids
+
+    def _normalised(self, text: str) -> Iterator[list[int]]:
+        """Ids for a model that adds or drops spaces at the ends of a text: at those of the whole
+        document, not of its slices."""
+        added = MARK if self._processor.normalize("a").startswith(MARK) else ""
+        for number, part in enumerate(text.split(MARK)):
+            normal = self._processor.normalize(part)
+            if number:
+                yield self._mark_ids
+                normal = normal.removeprefix(added)
+            yield from map(self._inner.encode, _normal_slices(normal))
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode([i for i in ids if 0 <= i < self.vocab_size])
@@ -148,6 +175,12 @@ class SentencePiece:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], state["name"])
+
+
+def _processor(model: bytes) -> Any:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
+    return processor
 
 
 def load_sentencepiece(path: Path) -> SentencePiece:
@@ -214,6 +247,21 @@ def slices(text: str, num_chars: int = SLICE_CHARS) -> Iterator[str]:
         middle, limit = start + num_chars // 2, start + num_chars
         line_end = text.rfind("\n", middle, limit) + 1
         end = line_end or max(text.rfind(" ", middle, limit), 0) or limit
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _normal_slices(text: str) -> Iterator[str]:
+    """Normalised text in slices that begin with a word, as pieces do."""
+    start = 0
+    while len(text) - start > SLICE_CHARS:
+        limit = start + SLICE_CHARS
+        end = text.rfind(MARK, start + SLICE_CHARS // 2, limit)
+        while end > start and text[end - 1] == MARK:
+            end -= 1
+        end = end if end > start else limit
         yield text[start:end]
         start = end
     if start < len(text):

@@ -248,6 +248,47 @@ def test_one_document_is_trained_on_and_two_are_shared_out(tmp_path):
         prepared.verify(Silent())
 
 
+def test_text_that_the_tokenizer_changes_is_counted_per_source(corpus, tmp_path):
+    class Lossy(Bytes):
+        """Folds the letter x to a space and does not know `0`."""
+
+        fingerprint = "lossy"
+        keeps_text = False
+        unk_id = 258
+
+        def encode_chunks(self, text):
+            ids = np.array(self.encode(text.replace("x", " ")), np.int32)
+            yield np.where(ids == 3 + ord("0"), self.unk_id, ids)
+
+    texts = write_corpus(corpus)
+    heard = Heard()
+    prepared = prepare(recipe(), mixture(corpus), Lossy(), tmp_path / "cache", heard)
+    metas = [prepared.train["web"].meta, prepared.heldout["web"].meta]
+    num_changed = sum("x" in text or "0" in text for text in texts)
+    num_unknown = sum(text.count("0") for text in texts)
+    assert sum(meta.num_changed for meta in metas) == num_changed
+    assert sum(meta.num_unknown for meta in metas) == num_unknown
+    assert heard.warned == [
+        f"source `web`: the tokenizer changes the text of {num_changed} of 300 documents; "
+        f"{num_unknown} of its tokens stand for unknown text"
+    ]
+
+
+@pytest.mark.parametrize(("sizes", "warns"), [([99, 99, 99, 60, 60], True), ([3] * 200, False)])
+def test_a_large_share_of_a_source_held_out_is_warned_of(tmp_path, sizes, warns):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        (folder / f"{number:03}.txt").write_text(f"book {number} " * size)
+    books = Source(kind="text", path=str(folder), weight=1)
+    heard = Heard()
+    shelf = Mixture(sources={"books": books}, heldout_frac=0.01)
+    prepare(recipe(), shelf, Bytes(), tmp_path / "cache", heard)
+    assert (
+        any("1 of 5 documents, which are held out whole" in text for text in heard.warned) == warns
+    )
+
+
 def test_copies_of_a_file_are_warned_of(corpus, tmp_path):
     shutil.copy(corpus / "a.jsonl", corpus / "c.jsonl")
     heard = Heard()

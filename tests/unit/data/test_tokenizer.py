@@ -1,9 +1,11 @@
 """Tokenizers give back the text they were given, and models are the same every time."""
 
+import io
 import pickle
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,11 +116,61 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
         load_sentencepiece(tmp_path / "bad.model")
 
 
+def foreign_model(texts, **settings) -> SentencePiece:
+    """A model as another project would train it, with our special ids."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
+        num_threads=1,
+        **{"vocab_size": 400, "model_type": "bpe", **settings},
+    )
+    return SentencePiece(out.getvalue(), "foreign.model")
+
+
+FOREIGN = {
+    "llama": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "default": {"model_type": "unigram", "vocab_size": 120},
+    "no prefix": {"add_dummy_prefix": False},
+    "fallback": {"byte_fallback": True},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_slices_of_a_foreign_model_give_the_ids_of_the_whole_text(kind, monkeypatch):
+    texts = [
+        "The ﬁrst  line\nof two ½ words, and a\tlong-one-without-any-space " * 3,
+        " a",
+        "b ",
+        "",
+    ]
+    tokenizer = foreign_model(texts[:2], **FOREIGN[kind])
+    whole = [tokenizer._processor.encode(text) for text in texts]
+    assert not tokenizer.keeps_text
+    monkeypatch.setattr(tokenizers, "SLICE_CHARS", 40)
+    assert [tokenizer.encode(text) for text in texts] == whole
+    assert len(list(tokenizer.encode_chunks(texts[0]))) > 4
+    *before, last = tokenizer.encode("o\u2581o")
+    assert before == tokenizer.encode("o") + tokenizer._mark_ids
+    assert tokenizer.piece(last) == "o"
+
+
+def test_only_a_model_that_gives_every_text_back_keeps_text(model, texts):
+    assert Bytes().keeps_text
+    assert model.keeps_text
+    identity = {"normalization_rule_name": "identity", "add_dummy_prefix": False}
+    identity["remove_extra_whitespaces"] = False
+    assert foreign_model(texts[:20], **identity, byte_fallback=True).keeps_text
+    assert not foreign_model(texts[:20], **identity).keeps_text  # unknown characters are lost
+
+
 def test_models_with_other_special_ids_are_refused(texts):
-    import io
-
-    import sentencepiece
-
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts[:20]), model_writer=out, vocab_size=300, minloglevel=2
