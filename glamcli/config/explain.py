@@ -47,6 +47,14 @@ class Refused(RecipeError):
             super().__init__(f"{len(problems)} problems:{lines}")
 
 
+class WrongKey(ValueError):
+    """Raised by a validator between fields: what is wrong, and at which key of its section."""
+
+    def __init__(self, key: str, what: str):
+        super().__init__(what)
+        self.key = key
+
+
 def refuse(problems: Sequence[Problem]) -> None:
     """Raise `Refused` with all problems; nothing when there are none."""
     if problems:
@@ -103,6 +111,10 @@ def _wrong(
         if len(loc) == 1 and kind is Recipe:
             hint = "start from a shipped recipe with `extends: quickstart`"
         return Problem(str(place), what, hint)
+    if error := next((x["ctx"]["error"] for x in items if x["type"] == "value_error"), None):
+        if isinstance(error, WrongKey):
+            return Problem(place_of(root, *loc, error.key), str(error))
+        return Problem(str(place), f"{name}: {error}")
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     given = yaml.plain(node) if node is not None else items[0]["input"]
     if isinstance(given, dict | list):
@@ -143,7 +155,7 @@ def _expected(item: dict[str, Any]) -> str:
             return "a section of `key: value` lines"
         case "too_short":
             return "not empty"
-    return str(item["msg"]).lower()
+    return str(item["msg"]).removeprefix("Input should be ")
 
 
 def _number(value: float) -> str:

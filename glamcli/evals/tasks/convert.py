@@ -26,10 +26,10 @@ def records(shape: str, path: Path) -> list[Fields]:
     """The records of one file.
 
     Raises:
-        DataError: the file cannot be read, or is not of this shape.
+        DataError: the file cannot be read, is not of this shape, or holds no records.
     """
     try:
-        return list(_SHAPES[shape](path))
+        found = list(_SHAPES[shape](path))
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -42,6 +42,9 @@ def records(shape: str, path: Path) -> list[Fields]:
         raise DataError(f"{path}: not of the shape `{shape}`: no {error}") from None
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not of the shape `{shape}`: {error}") from None
+    if not found:
+        raise DataError(f"{path}: no records in this file")
+    return found
 
 
 def _jsonl(path: Path) -> Iterable[Fields]:

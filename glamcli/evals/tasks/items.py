@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,26 @@ class MissingData(DataError):
 
 @dataclass(frozen=True)
 class Item:
+    """One item of a task, in the names that its templates use."""
+
     fields: Mapping[str, Any]
     place: str
-    """file:line, or another name of the place it was read from."""
+    """file:line, or another name of where it was read."""
     earlier: tuple[Item, ...] = field(default=(), repr=False)
     """the items before it in the same record."""
+    asked: tuple[str, ...] | None = field(default=None, repr=False)
+    """paths of the fields that its question shows; None: all of them."""
 
     @cached_property
     def key(self) -> str:
-        """A digest of the content: equal items have equal keys, wherever they are read from."""
-        text = json.dumps(self.fields, sort_keys=True, ensure_ascii=False, default=str)
+        """A digest of what is asked: equal questions have equal keys, in whatever form the dataset
+        was read. Of one record, the number of earlier items counts too."""
+        content: Mapping[str, Any] = self.fields
+        if self.asked is not None:
+            content = {path: template.look_up(self.fields, path, None) for path in self.asked}
+        if self.earlier:
+            content = {**content, "": len(self.earlier)}
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
@@ -55,15 +65,15 @@ class Library:
 
     def items(self, task: Task, task_path: Path) -> list[Item]:
         """The questions of a task."""
-        return self._source(task.data, task_path, "items")
+        return self._source(task, task.data, task_path, "items")
 
     def pool(self, task: Task, task_path: Path, items: list[Item]) -> list[Item]:
-        """What its demonstrations are drawn from."""
-        if task.shots.source == "self":
-            return items
-        if task.shots.data is None:
-            return self._source(task.data, task_path, "pool")
-        return self._source(task.shots.data, task_path, "pool")
+        """What its demonstrations are drawn from, in an order that does not depend on the form in
+        which the dataset was read."""
+        source = task.shots.data or task.data
+        if task.shots.source == "pool":
+            items = self._source(task, source, task_path, "pool")
+        return items if source.kind == "heldout" else sorted(items, key=lambda item: item.key)
 
     def folder(self, task_path: Path) -> Path:
         """What the paths of a task are relative to."""
@@ -71,15 +81,15 @@ class Library:
             return self.data_dir
         return default_data_dir() if task_path.parent == TASKS else task_path.parent
 
-    def _source(self, source: ItemSource, task_path: Path, part: str) -> list[Item]:
+    def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
         records = there(source, self.folder(task_path), task_path)
         if records.kind == "heldout":
             return self._heldout(records, part)
-        found = [
-            item for path in paths(records, self.folder(task_path)) for item in read(records, path)
-        ]
+        asked = tuple(sorted(task_paths(task, *_ASKED)))
+        files = paths(records, self.folder(task_path))
+        found = [replace(item, asked=asked) for path in files for item in read(records, path)]
         if not found:
-            names = " and ".join(str(path) for path in paths(records, self.folder(task_path)))
+            names = " and ".join(map(str, files))
             raise DataError(f"{names}: no items" + (" that match `where`" if records.where else ""))
         return found
 
@@ -96,6 +106,25 @@ class Library:
         return [
             Item(fields, f"{source.build} {noun} {number}") for number, fields in enumerate(made)
         ]
+
+
+_ASKED = ("prompt", "contexts", "continuation", "options", "option_text")
+# Holes of templates that are no fields of an item, see `Task`.
+_OTHER_HOLES = {"history": "answer", "prompt": "history", "option_text": "option"}
+
+
+def task_paths(task: Task, *keys: str) -> set[str]:
+    """Paths of the fields that these keys of a task read, be they paths or templates."""
+    found: set[str] = set()
+    for key in keys:
+        value = getattr(task, key)
+        for text in (value,) if isinstance(value, str) else value or ():
+            is_path = isinstance(value, str) and key in ("options", "answers", "labels")
+            if is_path or key in ("label", "right", "by"):
+                found.add(text)
+            elif key != "labels":
+                found |= set(template.paths(text)) - {_OTHER_HOLES.get(key)}
+    return found
 
 
 def default_data_dir() -> Path:

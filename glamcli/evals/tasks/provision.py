@@ -22,7 +22,7 @@ from glamcli.evals.asking.prompts import Pool
 from glamcli.evals.asking.question import ask
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.convert import records
-from glamcli.evals.tasks.items import Library, paths
+from glamcli.evals.tasks.items import Library, paths, task_paths
 from glamcli.evals.tasks.schema import ItemSource, OriginalFile, Records, Task
 from glamcli.evals.tasks.suites import TaskFile
 
@@ -52,17 +52,21 @@ class Need:
 
     @property
     def missing(self) -> tuple[Path, ...]:
-        """Files of the first place that are not there; empty when any place is whole."""
+        """Files of the first place that are not there or empty; none when any place is whole."""
         for place in self.places:
-            if all(path.exists() for path in paths(place, self.folder)):
+            if all(map(_has_content, paths(place, self.folder))):
                 return ()
-        return tuple(path for path in self.wanted if not path.exists())
+        return tuple(path for path in self.wanted if not _has_content(path))
 
     @property
     def prepared(self) -> str | None:
         """The TFDS directory that would do as well, for example `piqa/1.0.0`."""
         names = [place.path for place in self.places if place.kind == "tfds"]
         return names[0] if names and isinstance(names[0], str) else None
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
 
 
 def needs(file: TaskFile, folder: Path) -> list[Need]:
@@ -87,31 +91,22 @@ def _need(file: TaskFile, task: Task, part: Part, source: ItemSource, folder: Pa
     wanted = {path.name for path in paths(source, folder)}
     origin = () if task.origin is None else task.origin.files
     files = tuple(each for each in origin if each.to in wanted)
-    return Need(file.name, part, places, folder, fields(task, source), files)
+    return Need(file.name, part, places, folder, record_fields(task, source), files)
 
 
-def fields(task: Task, source: Records) -> tuple[str, ...]:
+def record_fields(task: Task, source: Records) -> tuple[str, ...]:
     """The fields of a record that the task reads, by their names in the file."""
-    # What templates say that is no field of a record, see `Task`.
-    own = {id(task.history): "answer", id(task.prompt): "history", id(task.option_text): "option"}
-    texts = [task.history, task.prompt, task.continuation, task.option_text, task.shown_answer]
-    texts += [task.group, *(task.contexts or ())]
-    names: list[str | None] = [*task.by, task.label, task.right, source.where]
-    for each in (task.options, task.answers, task.labels):
-        if isinstance(each, str):
-            names.append(each)
-        elif each is not None and each is not task.labels:
-            texts += [text for text in each if isinstance(text, str)]
-    read = {name for name in names if name is not None}
-    for text in texts:
-        if text is not None:
-            read |= {name for name in template.paths(text) if name != own.get(id(text))}
+    names = task_paths(task, *_READING) | ({source.where} if source.where else set())
     found: set[str] = set()
-    for name in read:
+    for name in names:
         root, dot, rest = name.partition(".")
         at: str = source.fields.get(root, root)
         found |= set(template.paths(at)) if "{" in at else {at + dot + rest}
     return tuple(sorted(found))
+
+
+_READING = ("history", "prompt", "contexts", "continuation", "options", "option_text", "label",
+            "labels", "right", "answers", "shown_answer", "group", "by")  # fmt: skip
 
 
 def convert(need: Need, given: Path) -> list[tuple[Path, int]]:

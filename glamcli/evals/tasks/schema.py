@@ -11,11 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from glamcli.config.explain import WrongKey
 from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
 from glamcli.evals.tasks import template
 
 Template = Annotated[str, AfterValidator(template.check)]
 FieldPath = Annotated[str, AfterValidator(template.check_path)]
+FieldOrTemplate = Annotated[
+    str, AfterValidator(lambda text: (template.check if "{" in text else template.check_path)(text))
+]
 Scorer = Literal["sum", "per_token", "uncond", "generate"]
 MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
 Setting = CountOrZero | Literal["few"]
@@ -38,7 +42,7 @@ class Records(Settings):
     """heldout: number of questions."""
     where: FieldPath | None = None
     """keep only records in which this field is neither empty, false nor 0."""
-    fields: dict[str, str] = Field(default_factory=dict)
+    fields: dict[str, FieldOrTemplate] = Field(default_factory=dict)
     """names that templates use, each for a field path or, with a hole, a template."""
     drop: tuple[str, ...] = ()
     """fields that are not kept in memory."""
@@ -53,9 +57,9 @@ class Records(Settings):
             given = getattr(self, name) is not None
             if given != (name in needs):
                 verb = "needs" if name in needs else "has no use for"
-                raise ValueError(f"data of kind `{self.kind}` {verb} `{name}`")
-        for value in self.fields.values():
-            template.check(value) if "{" in value else template.check_path(value)
+                raise WrongKey(
+                    name if given else "kind", f"data of kind `{self.kind}` {verb} `{name}`"
+                )
         return self
 
 
@@ -220,22 +224,23 @@ class Task(Settings):
         for name in _ASKING:
             given = getattr(self, name) is not None
             if given and name not in wanted | possible:
-                raise ValueError(f"a task with {self._kind()} has no use for `{name}`")
+                raise WrongKey(name, f"a task with {self._kind()} has no use for `{name}`")
             if not given and name in wanted:
-                raise ValueError(f"a task with {self._kind()} needs `{name}`")
+                at = next(key for key in _DECIDING if key in self.model_fields_set)
+                raise WrongKey(at, f"a task with {self._kind()} needs `{name}`")
         for name in self.metrics:
             if name not in self._possible_metrics():
-                raise ValueError(f"metric `{name}` does not go with {self._kind()}")
+                raise WrongKey("metrics", f"metric `{name}` does not go with {self._kind()}")
         fixed = self.contexts or (self.options if isinstance(self.options, tuple) else None)
         listed = self.labels if isinstance(self.labels, tuple) else None
         if listed is not None and fixed is not None and len(listed) != len(fixed):
-            raise ValueError(f"{len(listed)} `labels` for {len(fixed)} options")
+            raise WrongKey("labels", f"{len(listed)} `labels` for {len(fixed)} options")
         if self.shots.source == "pool" and self.shots.data is None and self.data.kind != "heldout":
-            raise ValueError("`shots.source` is `pool`, so `shots.data` must say where it is")
+            raise WrongKey("shots", "`shots.source` is `pool`, so `shots.data` must name the pool")
         if self.classes is not None and self.scorer != "generate":
-            raise ValueError("`classes` is for scorer `generate`: the options are the classes")
+            raise WrongKey("classes", "`classes` needs scorer `generate`: options are classes")
         if self.no_answer is None and self.no_answer_vote:
-            raise ValueError("`no_answer_vote` needs `no_answer`")
+            raise WrongKey("no_answer_vote", "`no_answer_vote` needs `no_answer`")
         return self
 
     def _kind(self) -> str:
@@ -273,6 +278,8 @@ class Task(Settings):
 
 _ASKING = ("prompt", "contexts", "continuation", "options", "option_text", "label", "right",
            "answers", "shown_answer")  # fmt: skip
+# What decides which keys a task needs: the first that it has is named when one is missing.
+_DECIDING = ("contexts", "scorer", "options", "prompt", "data")
 
 
 class Suite(Settings):
@@ -297,10 +304,12 @@ class Suite(Settings):
         for average, entries in self.averages.items():
             for entry in entries:
                 if entry.partition("/")[0] not in names:
-                    raise ValueError(f"average `{average}` names `{entry}`, no task of this suite")
+                    raise WrongKey(
+                        "averages", f"average `{average}` names `{entry}`, no task of this suite"
+                    )
         for name in self.overall:
             if name not in self.averages:
-                raise ValueError(f"`overall` names `{name}`, no average of this suite")
+                raise WrongKey("overall", f"`overall` names `{name}`, no average of this suite")
         return self
 
 

@@ -18,9 +18,10 @@ from glamcli.errors import DataError
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.(\w+|\*))*\Z")
-ALL = "all"
-"""The filter of a template that is one hole: every entry of a list (or the value itself)."""
-_SPREAD = re.compile(r"\{([A-Za-z_]\w*(?:\.(?:\w+|\*))*)\|all\}\Z")
+ALL = ("all", "all_if_any")
+"""Filters of a template that is one hole: every entry of a list (or the value itself), and the
+same, or nothing, of a field that an item need not have."""
+_SPREAD = re.compile(r"\{([A-Za-z_]\w*(?:\.(?:\w+|\*))*)\|(all|all_if_any)\}\Z")
 
 
 def _before(text: str, mark: str) -> str:
@@ -89,8 +90,8 @@ _WITH_INDEX: dict[str, Callable[[str, int], str]] = {
 Part = str | tuple[str, tuple[tuple[str, str | None], ...]]
 
 
-def look_up(fields: Mapping[str, Any], path: str, place: str) -> Any:
-    """The value at a dotted path of an item.
+def look_up(fields: Mapping[str, Any], path: str, place: str | None) -> Any:
+    """The value at a dotted path of an item; an absent one is None without a `place`.
 
     Raises:
         DataError: the item has no such field; `place` (file:line) is named.
@@ -98,6 +99,8 @@ def look_up(fields: Mapping[str, Any], path: str, place: str) -> Any:
     try:
         return _walk(fields, path.split("."))
     except KeyError:
+        if place is None:
+            return None
         known = ", ".join(f"`{name}`" for name in fields)
         raise DataError(
             f"{place}: no field `{path}` in this item", hint=f"it has {known}"
@@ -153,8 +156,8 @@ def _hole(text: str) -> Part:
 def _filter(text: str) -> tuple[str, str | None]:
     name, colon, argument = text.partition(":")
     known = [*_PLAIN, *_WITH_ARGUMENT, *_WITH_INDEX]
-    if name == ALL:
-        raise ValueError("filter `all` stands alone, as in `{answers|all}`")
+    if name in ALL:
+        raise ValueError(f"filter `{name}` stands alone, as in `{{answers|{name}}}`")
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         raise ValueError(
@@ -172,9 +175,9 @@ def _filter(text: str) -> tuple[str, str | None]:
 
 
 def paths(template: str) -> list[str]:
-    """The field paths that a template reads."""
+    """The field paths that a template reads of every item."""
     if spread := _SPREAD.match(template):
-        return [spread.group(1)]
+        return [spread.group(1)] if spread.group(2) == "all" else []
     holes = [part for part in parse(template) if not isinstance(part, str)]
     indices = [
         argument for _, filters in holes for name, argument in filters if name in _WITH_INDEX
@@ -247,15 +250,16 @@ def as_text(value: Any, path: str, place: str) -> str:
 
 def values(fields: Mapping[str, Any], source: str | Sequence[str], place: str) -> list[Any]:
     """Values of one item: a field holding a list (or one value), or a list of templates, of which
-    `{field|all}` stands for every entry of a list."""
+    `{field|all}` and `{field|all_if_any}` stand for every entry of a list."""
     if isinstance(source, str):
         value = look_up(fields, source, place)
         return list(value) if _is_list(value) else [value]
     found: list[Any] = []
     for each in source:
-        spread = _SPREAD.match(each)
-        if spread:
-            found += values(fields, spread.group(1), place)
+        if spread := _SPREAD.match(each):
+            path, name = spread.groups()
+            if name == "all" or look_up(fields, path, None) is not None:
+                found += values(fields, path, place)
         else:
             found.append(render(each, fields, place))
     return found

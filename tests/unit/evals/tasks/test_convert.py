@@ -154,6 +154,9 @@ def test_stereotypes_follow_the_share_of_women(tmp_path):
         ("story_cloze", "a,b\n1,2\n", "no 'AnswerRightEnding'"),
         ("record", '{"passage": 1}\n', "not of the shape `record`"),
         ("jsonl", '{"a": 1}\n[]\n', "x.data:2: not a JSON object"),
+        ("jsonl", "", "x.data: no items"),
+        ("squad", '{"data": []}', "x.data: no records"),
+        ("lambada", "\n", "x.data: no records"),
     ],
 )
 def test_other_files_are_refused(tmp_path, shape, content, reason):
@@ -173,10 +176,36 @@ def test_two_files_that_could_be_the_one_are_refused(tmp_path):
         provision.convert(need, tmp_path)
 
 
+def test_an_empty_file_is_refused_and_blocks_no_later_conversion(tmp_path):
+    (file,) = load_suite("squad_v2").tasks
+    need, _ = provision.needs(file, tmp_path / "data")
+    write(tmp_path, {"given/dev-v2.0.json": {"data": []}})
+    with pytest.raises(DataError, match="no records"):
+        provision.convert(need, tmp_path / "given")
+    assert not (tmp_path / "data").exists()
+    write(tmp_path, {"given/dev-v2.0.json": SQUAD, "data/squad_v2.jsonl": ""})
+    assert len(need.missing) == 1
+    assert len(provision.convert(need, tmp_path / "given")) == 1
+    assert need.missing == ()
+
+
+def test_answers_of_people_count_where_triviaqa_has_them(tmp_path):
+    (file,) = load_suite("triviaqa").tasks
+    answer = {"Value": "Rome", "Aliases": ["Roma"]}
+    for given, expected in ((answer, ("Rome", "Roma")),
+                            ({**answer, "HumanAnswers": ["rome, italy"]},
+                             ("Rome", "Roma", "rome, italy"))):  # fmt: skip
+        line = {"QuestionId": "q", "Question": "Where?", "Answer": given}
+        write(tmp_path, {"triviaqa.jsonl": [line]})
+        (item,) = Library(tmp_path).items(file.task, file.path)
+        assert ask(file.task, item).answers == expected
+    assert "Answer.HumanAnswers" not in provision.record_fields(file.task, file.task.data)
+
+
 def test_the_fields_that_a_person_has_to_write_are_those_the_task_reads():
     found = {}
     for file in load_suite("glam29").tasks:
-        found[file.name] = provision.fields(file.task, file.task.data)
+        found[file.name] = provision.record_fields(file.task, file.task.data)
     assert found["piqa"] == ("goal", "label", "sol1", "sol2")
     assert found["nq_open"] == ("answer", "question")
     assert found["arc_easy"] == (

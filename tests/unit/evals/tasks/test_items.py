@@ -6,9 +6,11 @@ import tempfile
 import pytest
 
 from glamcli.errors import DataError
+from glamcli.evals.asking.prompts import draw
+from glamcli.evals.asking.question import ask
 from glamcli.evals.tasks.items import Item, Library, items_of, prepared, read_jsonl
-from glamcli.evals.tasks.schema import Records, Task
-from glamcli.evals.tasks.suites import TASKS
+from glamcli.evals.tasks.schema import ItemSource, Records, Shots, Task
+from glamcli.evals.tasks.suites import TASKS, load_suite
 
 CHOICE = Task.model_validate(
     {"data": {"path": "a.jsonl"}, "prompt": "{q}", "options": "options", "label": "label"}
@@ -62,6 +64,40 @@ def test_the_second_place_is_read_when_the_first_is_not_there(tmp_path):
     assert [item.fields["q"] for item in library.items(task, tmp_path / "task.yaml")] == [1]
     (tmp_path / "a.jsonl").write_text('{"q": 2}\n')
     assert [item.fields["q"] for item in library.items(task, tmp_path / "task.yaml")] == [2]
+
+
+def test_the_same_questions_have_the_same_keys_and_shots_in_every_form(tmp_path):
+    """As authors' JSONL and as TFDS prepares it: other names, further fields, another order."""
+    (boolq,) = load_suite("boolq").tasks
+    lines = [{"passage": f"P{i}", "question": f"q{i}", "label": i % 2 == 0} for i in range(9)]
+    forms = {
+        "authors": [{**line, "idx": i} for i, line in enumerate(lines)],
+        "tfds": [
+            {"passage": line["passage"], "question": line["question"],
+             "answer": line["label"], "title": "T"}
+            for line in lines[::-1]
+        ],
+    }  # fmt: skip
+    drawn = {}
+    for name, records in forms.items():
+        fields = {"label": "answer"} if name == "tfds" else {}
+        data = {"path": f"{name}.jsonl", "fields": fields}
+        task = boolq.task.model_copy(
+            update={
+                "data": ItemSource.model_validate(data),
+                "shots": Shots.model_validate({"source": "pool", "data": data}),
+            }
+        )
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+        library = Library(tmp_path)
+        items = library.items(task, tmp_path / "t.yaml")
+        pool = [ask(task, item, True) for item in library.pool(task, tmp_path / "t.yaml", items)]
+        drawn[name] = {
+            item.key: [each.contexts for each in draw(task, "boolq", ask(task, item), pool, 3, 0)]
+            for item in items
+        }
+    assert len(drawn["tfds"]) == 9
+    assert drawn["authors"] == drawn["tfds"]
 
 
 PLAIN = {"prompt": "{q}", "options": "options", "label": "label"}

@@ -66,6 +66,46 @@ def test_contradictions_are_named_with_the_file(tmp_path, text, reason):
     assert "task.yaml" in str(task.error)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "answers: Answers\n",
+         "5: a task with scorer `per_token` has no use for `answers`"),
+        (GOOD.replace("label: label", "scorer: sum"),
+         "4: a task with scorer `sum` needs `label`"),
+        (GOOD.replace("label: label\n", ""), "3: a task with scorer `per_token` needs `label`"),
+        (GOOD + "metrics: [accuracy, f1]\n",
+         "5: metric `f1` does not go with scorer `per_token`"),
+        (GOOD + "labels: [1, 2, 3]\n", "5: 3 `labels` for 2 options"),
+        (GOOD + "shots: {source: pool}\n",
+         "5: `shots.source` is `pool`, so `shots.data` must name the pool"),
+        (GOOD.replace("{q}", "{Q|LOWR}"), "2: `prompt`: unknown filter `LOWR`"),
+        (GOOD.replace("[yes, no]", "['{a', no]"),
+         "3: `options`: single `{` in template; write `{{` for the character"),
+        (GOOD.replace("label: label", "label: No Path"),
+         "4: `label`: `No Path` is not a field path such as `question` or `answers.text.0`"),
+        (GOOD.replace("{path: a.jsonl}", "\n  kind: tfds\n  path: A"),
+         "2: data of kind `tfds` needs `split`"),
+        (GOOD.replace("{path: a.jsonl}", "\n  path: A\n  split: B"),
+         "3: data of kind `jsonl` has no use for `split`"),
+        (GOOD.replace("{path: a.jsonl}", "\n  path: A\n  fields:\n    X: 1B"),
+         "4: `data.fields.X`: `1B` is not a field path such as `question` or `answers.text.0`"),
+        (GOOD + "shots: {data: {path: Pool, each: 7}}\n",
+         "5: `shots.data.each` must be a list such as `[1, 2]`, not `7`"),
+        (GOOD + "labels: 'A B'\n",
+         "5: `labels`: `A B` is not a field path such as `question` or `answers.text.0`"),
+        (GOOD + "classes: [yes, no]\n",
+         "5: `classes` needs scorer `generate`: options are classes"),
+    ],
+)  # fmt: skip
+def test_messages_say_what_is_wrong_at_the_line_of_the_key(tmp_path, text, message):
+    path = tmp_path / "task.yaml"
+    path.write_text(text)
+    (task,) = load_suite(str(path)).tasks
+    assert task.error is not None
+    assert task.error.what == f"{path}:{message}"
+
+
 def test_an_unknown_suite_suggests_the_nearest(tmp_path):
     with pytest.raises(RecipeError, match="qick") as caught:
         load_suite("qick")
