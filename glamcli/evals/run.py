@@ -56,12 +56,14 @@ def evaluate(
     data_dir: Path | None = None,
     explain: tuple[str | None, int] | None = None,
     journal: Journal | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Results:
     """Scores of every task at every number of shots (`few`: the task's own).
 
     `journal` holds what an unfinished evaluation has scored already. `limit` takes the first
     items of each task. With `explain` (task, item number from 0) only that item is scored, and
-    everything about it is reported.
+    everything about it is reported. `between_batches` may raise, other than a GlamError, to
+    abandon the evaluation.
 
     Raises:
         RecipeError: `explain` names no task of the suite.
@@ -84,6 +86,11 @@ def evaluate(
     explanations: list[Explanation] = []
     total = sum(1 if explain else len(each.at(0).questions) for each in tasks) * len(settings)
     with progress.phase("evaluating", total, "items") as phase:
+
+        def advance(count: int) -> None:
+            phase.advance(count)
+            between_batches()
+
         for each in tasks:
             for setting, count in _settings(each, settings, failures):
                 phase.note(f"{each.file.name}, {count} shots")
@@ -91,7 +98,7 @@ def evaluate(
                     if explain:
                         explanations.append(scoring.explain(each, count, explain[1]))
                     else:
-                        scores.append(scoring.score(each, setting, count, phase.advance))
+                        scores.append(scoring.score(each, setting, count, advance))
                 except GlamError as error:
                     failures.append(Failure(each.file.name, setting, error))
     order = {file.name: number for number, file in enumerate(suite.tasks)}

@@ -3,6 +3,8 @@
 Called by `glam train` and `glamcli.train`; training itself knows no tasks.
 """
 
+from collections.abc import Callable
+
 from glamcli.evals.results.scores import Results
 from glamcli.evals.run import evaluate
 from glamcli.evals.tasks.suites import load_suite
@@ -13,11 +15,20 @@ from glamcli.trained import Trained
 SAMPLING = Sampling(temperature=0.6, top_p=0.95)
 
 
-def score_during(trained: Trained, progress: Progress) -> dict[str, float]:
+def score_during(
+    trained: Trained, progress: Progress, between_batches: Callable[[], None]
+) -> dict[str, float]:
     """Scores of the recipe's `eval` section by name, for the metrics of the run."""
     asked = trained.recipe.eval
     suite = load_suite(asked.suite)
-    results = evaluate(trained, suite, progress=progress, shots=asked.shots, limit=asked.limit)
+    results = evaluate(
+        trained,
+        suite,
+        progress=progress,
+        shots=asked.shots,
+        limit=asked.limit,
+        between_batches=between_batches,
+    )
     for failure in results.failures:
         progress.warn(f"task `{failure.task}` was not scored: {failure.error.what}")
     return results.curves()

@@ -54,7 +54,9 @@ class Pace:
 
     def add(self, measured: np.ndarray) -> str | None:
         """Adds `mine()` of all processes [processes, 2] for one step; returns a warning when one of
-        them has been too slow for `SLOW_STEPS` steps."""
+        them has been too slow for `SLOW_STEPS` steps. One process alone is not measured."""
+        if len(measured) == 1:
+            return None
         seconds, waited = measured.T
         alone = seconds - waited + waited.min()
         self._recent.append(alone)

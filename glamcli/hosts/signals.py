@@ -16,9 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from glamcli.progress import Phase, Progress
+from glamcli.progress import Progress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # GNU `timeout` sends its signal to the process and to the process's group.
@@ -104,33 +103,3 @@ def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
                     f"{stop.signal.name} received: saving after this step "
                     "(a second one leaves at once)"
                 )
-
-
-class Left(Exception):
-    """What was going on was left, because the run was asked to stop."""
-
-
-class Leaving:
-    """The progress of something that ends, by `Left`, as soon as the run is asked to stop.
-
-    `is_leaving` is asked about it whenever something is done.
-    """
-
-    def __init__(self, progress: Progress, is_leaving: Callable[[], bool]):
-        self.step, self.say, self.warn = progress.step, progress.say, progress.warn
-        self._progress, self._is_leaving = progress, is_leaving
-
-    @contextmanager
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
-        with self._progress.phase(name, total, unit) as phase:
-            yield _LeavingPhase(phase, self._is_leaving)
-
-
-class _LeavingPhase:
-    def __init__(self, phase: Phase, is_leaving: Callable[[], bool]):
-        self.note, self._phase, self._is_leaving = phase.note, phase, is_leaving
-
-    def advance(self, units: int = 1) -> None:
-        self._phase.advance(units)
-        if self._is_leaving():
-            raise Left

@@ -12,15 +12,16 @@ from glamcli import atomic
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.dump import dump
 from glamcli.config.schema import Recipe
+from glamcli.data.open import Dataset
 from glamcli.data.tokenizer import TOKENIZER_FILE, SentencePiece, Tokenizer
 from glamcli.errors import CheckpointError
 from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
+from glamcli.named_leaves import SHOWN_DIFFERENCES
 from glamcli.progress import Progress
 from glamcli.step_folders import damaged_steps
 from glamcli.train import identity
-
-SHOWN_DIFFERENCES = 6
+from glamcli.train.heldout import warn_of_unscored
 
 
 def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
@@ -54,8 +55,38 @@ def newest(
     return 0, None
 
 
-def refuse(run_dir: Path, step: int, differences: list[str]) -> None:
-    """Raises: CheckpointError when the run in the folder differs from this one."""
+def refuse_other_recipe(
+    run_dir: Path, step: int, saved: Mapping[str, Any] | None, recipe: Recipe
+) -> None:
+    """Raises: CheckpointError when what is `saved` at `step` was trained with another recipe."""
+    if saved is not None:
+        _refuse_differences(run_dir, step, identity.recipe_differences(saved["recipe"], recipe))
+
+
+def check_resumption(
+    run_dir: Path,
+    step: int,
+    saved: Mapping[str, Any] | None,
+    run_identity: Mapping[str, Any],
+    dataset: Dataset,
+    progress: Progress,
+) -> None:
+    """Compares the run with what is `saved` at `step`, and warns of what will not be the same.
+
+    Raises: CheckpointError when the run in the folder is another one.
+    """
+    if saved is not None:
+        now = identity.at_step(run_identity, dataset, step)
+        _refuse_differences(run_dir, step, identity.differences(saved, now))
+        if reasons := identity.other_bits(saved, now):
+            progress.warn(
+                "the run continues, but not bit for bit as without the interruption: "
+                + "; ".join(reasons)
+            )
+    warn_of_unscored(dataset, run_identity["recipe"]["train"]["steps"], progress)
+
+
+def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> None:
     if differences:
         shown = differences[:SHOWN_DIFFERENCES]
         more = len(differences) - len(shown)
@@ -66,18 +97,8 @@ def refuse(run_dir: Path, step: int, differences: list[str]) -> None:
         )
 
 
-def tell_other_bits(saved: Mapping[str, Any], now: Mapping[str, Any], progress: Progress) -> None:
-    """Warns of what makes the run go on with other bits than without the interruption."""
-    reasons = identity.other_bits(saved, now)
-    if reasons:
-        progress.warn(
-            "the run goes on, but not bit for bit as without the interruption: "
-            + "; ".join(reasons)
-        )
-
-
 def write_run_files(
-    run_dir: Path, recipe: Recipe, who: Mapping[str, Any], tokenizer: Tokenizer
+    run_dir: Path, recipe: Recipe, run_identity: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Keeps the recipe, the run's identity and its tokenizer beside the checkpoints.
 
@@ -86,7 +107,7 @@ def write_run_files(
     if isinstance(tokenizer, SentencePiece):  # so that the run outlives its corpora
         tokenizer.write(run_dir / TOKENIZER_FILE)
     _replace(run_dir / "recipe.yaml", dump(recipe))
-    _replace(run_dir / "run.json", json.dumps(who, indent=1) + "\n")
+    _replace(run_dir / "run.json", json.dumps(run_identity, indent=1) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -18,8 +18,6 @@ from glamcli.data.open import Dataset
 from glamcli.data.rows import Rows
 from glamcli.progress import Progress
 
-Batch = dict[str, np.ndarray]
-
 ENTROPY_ROWS = 512  # training rows counted for the yardstick, per source
 
 
@@ -41,7 +39,7 @@ class Heldout:
     def num_batches(self) -> int:
         return -(-sum(map(len, self._rows.values())) // self.batch_rows)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The batches of one evaluation, always the same ones."""
         every = [(i, row) for i, name in enumerate(self.names) for row in self._rows[name]]
         for first in range(0, len(every), self.batch_rows):
@@ -69,7 +67,7 @@ def mean_nats(names: tuple[str, ...], sums: list[Mapping[str, Any]]) -> dict[str
     return {name: float(nats[i] / targets[i]) for i, name in enumerate(names) if targets[i] > 0}
 
 
-def tell_unscored(dataset: Dataset, steps: int, progress: Progress) -> None:
+def warn_of_unscored(dataset: Dataset, steps: int, progress: Progress) -> None:
     """Warns of sources that are trained on and have no held-out rows, unless none were wanted."""
     if dataset.mixture.heldout_frac == 0:
         return

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,8 +32,8 @@ WALL_CLOCK = ("seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEY
 class Meter(AbstractContextManager["Meter"]):
     """The numbers of a run, from `start` on: `metrics.jsonl`, `tensorboard/` and the progress.
 
-    Without a `run_dir` no file is written: of several processes only the first writes. With a
-    `pace`, the step times of the slowest and the fastest process are among the numbers.
+    Without a `run_dir` no file is written: of several processes only the first writes. Of several
+    processes, the step times of the slowest and the fastest are among the numbers (`pace`).
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class Meter(AbstractContextManager["Meter"]):
         run_dir: Path | None,
         start: int,
         progress: Progress,
-        pace: Pace | None = None,
+        pace: Pace,
+        last_good: Callable[[], int | None],
     ):
-        self.pace = pace
+        """`last_good` finds the newest complete checkpoint, for the message of a run that gives
+        up."""
+        self._pace = pace
+        self._last_good = last_good
         self.recipe = recipe
         self.source_names = source_names
         self.progress = progress
-        self.last_good: Callable[[], int | None] = lambda: start or None
-        """finds the newest complete checkpoint, for the message of a run that gives up."""
         self._first = start + 1
         self._pending: tuple[int, Any] | None = None
         self._latest: dict[str, Any] = {}
@@ -93,9 +95,8 @@ class Meter(AbstractContextManager["Meter"]):
 
     def restart_clock(self) -> None:
         """Leaves out the time since the last read: it was not spent on training."""
+        self._pace.restart()
         self._restart()
-        if self.pace is not None:
-            self.pace.restart()
 
     def _restart(self) -> None:
         self._clock = time.monotonic()
@@ -141,7 +142,7 @@ class Meter(AbstractContextManager["Meter"]):
         )
 
     def _read(self, step: int, sums: Any) -> None:
-        with nullcontext() if self.pace is None else self.pace.waiting():
+        with self._pace.waiting():
             values = jax.device_get(sums)
         self._latest = summarise(values, self.recipe, self.source_names)
         self._steps_timed += 1
@@ -156,14 +157,14 @@ class Meter(AbstractContextManager["Meter"]):
             # Told at once, for whoever waits; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
-        check_bad_steps(bad_steps, self.recipe.train.max_bad_steps, step, self.last_good)
+        check_bad_steps(bad_steps, self.recipe.train.max_bad_steps, step, self._last_good)
 
     def _timing(self, step: int) -> dict[str, Any]:
         """Mean speed since the last line."""
         seconds = (time.monotonic() - self._clock) / self._steps_timed
         self._restart()
         return {
-            **({} if self.pace is None else self.pace.summary()),
+            **self._pace.summary(),
             "seconds_per_step": round(seconds, 6),
             "tokens_per_second": round(self._latest["num_targets"] / max(seconds, 1e-9), 1),
             "seconds_left": round((self.recipe.train.steps - step) * seconds, 1),

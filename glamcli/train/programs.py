@@ -21,7 +21,7 @@ from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import local_rows
-from glamcli.train.state import abstract_state, state_shardings, together
+from glamcli.train.state import abstract_state, stack_blocks, state_shardings
 from glamcli.train.step import make_heldout_step, make_train_step
 
 WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
@@ -69,9 +69,9 @@ def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
     return {WINDOWED_FROM_MIB: UNCUT} if off else {}
 
 
-def lower_together(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:
+def lower_stacking(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:
     """The program state -> the form of checkpoints, for a decoder whose blocks are apart."""
-    return jax.jit(together).lower(abstract_state(decoder, recipe.optimizer, mesh))
+    return jax.jit(stack_blocks).lower(abstract_state(decoder, recipe.optimizer, mesh))
 
 
 def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:

@@ -23,11 +23,9 @@ class Saver:
         several hosts when one failed, because all of them would have to agree to try again.
     """
 
-    def __init__(self, checkpoints: Checkpoints, progress: Progress, saved: Callable[[int], None]):
+    def __init__(self, checkpoints: Checkpoints, progress: Progress):
         self.checkpoints = checkpoints
         self.progress = progress
-        self.saved = saved
-        """called with every step whose checkpoint is complete."""
         self.is_owed = False
         """whether a save failed and none was started since: to be made up for at this step."""
         self._failed = False
@@ -66,4 +64,4 @@ class Saver:
         else:
             if step is not None:
                 self._failed = False
-                self.saved(step)
+                self.progress.say(f"step {step}: saved")

@@ -68,14 +68,14 @@ def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
     return State._make(place(mesh, part) for part in state_axes(decoder, settings))
 
 
-def together(state: State) -> State:
+def stack_blocks(state: State) -> State:
     """A state whose blocks are apart (`Decoder.apart`) as one whose blocks are stacked: the form
     of checkpoints, which depends on neither depth nor devices."""
     return _with_blocks(state, stack)
 
 
-def apart(state: State, num_blocks: int) -> State:
-    """The inverse of `together`."""
+def unstack_blocks(state: State, num_blocks: int) -> State:
+    """The inverse of `stack_blocks`."""
     return _with_blocks(state, lambda blocks: unstack(blocks, num_blocks))
 
 

@@ -20,15 +20,15 @@ from runs import Run, assert_same_run, metrics, weights
 # Writes which rows a process got for which place of which batch.
 RECORD = """
 import hashlib, json, os
-from glamcli.train import loop, programs
-steps, put = iter(range(10**6)), loop.Run._put
-def record(run, batch):
-    numbers = [n for block in programs.rows_here(run.recipe, run.mesh) for n in block]
+from glamcli.train import loop
+steps, put = iter(range(10**6)), loop.global_batch
+def record(batch, here, layout):
+    numbers = [n for block in here for n in block]
     rows = [hashlib.sha256(row.tobytes()).hexdigest() for row in batch["tokens"]]
     with open(os.environ["ROWS"], "a") as file:
         file.write(json.dumps([next(steps), dict(zip(numbers, rows, strict=True))]) + "\\n")
-    return put(run, batch)
-loop.Run._put = record
+    return put(batch, here, layout)
+loop.global_batch = record
 """
 # What process 1 does instead of going on, at the tenth step that it was given.
 HANGS = {
@@ -38,26 +38,27 @@ HANGS = {
 }
 AT_THE_TENTH = """
 import ctypes, os, signal, sys, time
+import jax
 from glamcli.errors import DataError
 from glamcli.train import loop
-calls, put = iter(range(10**6)), loop.Run._put
-def hang(run, batch):
-    if run.host.index == 1 and next(calls) {when}:
+calls, put = iter(range(10**6)), loop.global_batch
+def hang(*batch):
+    if jax.process_index() == 1 and next(calls) {when}:
         {what}
-    return put(run, batch)
-loop.Run._put = hang
+    return put(*batch)
+loop.global_batch = hang
 """
 # Process `victim` never comes to start the checkpoint after step 7's, so that nobody completes one.
 SAVES_FOR_EVER = """
 import time
-from glamcli.train import loop
-save = loop.Run._save
-def stuck(run, step, state):
-    if run.host.index == {victim} and step > 7:
-        run.checkpoints.folder.parent.joinpath("stuck").touch()
+from glamcli.train.saver import Saver
+save = Saver.save
+def stuck(saver, step, state, meta):
+    if saver.checkpoints.host.index == {victim} and step > 7:
+        saver.checkpoints.folder.parent.joinpath("stuck").touch()
         time.sleep(500)
-    save(run, step, state)
-loop.Run._save = stuck
+    save(saver, step, state, meta)
+Saver.save = stuck
 """
 TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
 ITEM = '{"a": %d, "b": %d, "o": ["odd", "even"], "right": %d}\n'

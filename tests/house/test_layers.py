@@ -22,6 +22,7 @@ ROWS = (
     ("glamcli.model", 4),
     ("glamcli.beam_search", 4),
     ("glamcli.train.loop", 7),
+    ("glamcli.train.events", 7),
     ("glamcli.train.saver", 7),
     ("glamcli.train.folder", 7),
     ("glamcli.train", 5),

@@ -128,23 +128,22 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
             return np.asarray(self.value)
 
     def compile_and_listen(run):
-        compile_step(run)
-        step = run._step
+        step = compile_step(run)
 
         def dispatch(state, batch):
             state, sums = step(state, batch)
             events.append("dispatch")
             return state, {**sums, "loss": Loss(events.count("dispatch"), sums["loss"])}
 
-        run._step = dispatch
+        return dispatch
 
-    def put_and_listen(run, batch):
+    def put_and_listen(batch, *where):
         events.append("put")
-        return put(run, batch)
+        return put(batch, *where)
 
-    compile_step, put = loop.Run.compile, loop.Run._put
-    monkeypatch.setattr(loop.Run, "compile", compile_and_listen)
-    monkeypatch.setattr(loop.Run, "_put", put_and_listen)
+    compile_step, put = loop._compiled_step, loop.global_batch
+    monkeypatch.setattr(loop, "_compiled_step", compile_and_listen)
+    monkeypatch.setattr(loop, "global_batch", put_and_listen)
     train(recipe(folder), tmp_path / "run", Silent())
     # The batch of the step after is on its way by then as well.
     following = ["dispatch", "put", "read 1", "dispatch", "put", "read 2", "dispatch", "read 3"]
@@ -152,7 +151,7 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
 
 
 def test_a_batch_that_is_not_on_the_devices_is_no_silent_transfer(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Run, "_put", lambda run, batch: dict(batch))
+    monkeypatch.setattr(loop, "global_batch", lambda batch, *where: dict(batch))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(recipe(folder), tmp_path / "run", Silent())
 
@@ -305,13 +304,13 @@ def lines(run_dir):
     return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in kept]
 
 
-def scored(values, before=lambda step, progress: None):
+def scored(values, before=lambda step, between_batches: None):
     """An evaluation that gives the value of the step, or raises it; and the steps it was asked."""
     steps = []
 
-    def evaluate(model, progress):
+    def evaluate(model, progress, between_batches):
         steps.append(model.identity["step"])
-        before(steps[-1], progress)
+        before(steps[-1], between_batches)
         value = values[steps[-1]]
         if isinstance(value, Exception):
             raise value
@@ -348,13 +347,12 @@ def test_a_failed_evaluation_is_told_and_training_goes_on(folder, tmp_path):
 
 @pytest.mark.slow
 def test_stopped_while_scoring_it_leaves_at_that_step_and_scores_on_resumption(folder, tmp_path):
-    def interrupt(step, progress):
-        with progress.phase("evaluating") as phase:
-            phase.advance()
-            os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(1000):
-                phase.advance()
-                time.sleep(0.01)
+    def interrupt(step, between_batches):
+        between_batches()
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            between_batches()
+            time.sleep(0.01)
 
     settings = recipe(folder, "every.eval_steps=2")
     run = tmp_path / "run"

@@ -7,7 +7,8 @@ import pytest
 
 from glamcli.config.load import load_recipe
 from glamcli.errors import TrainError
-from glamcli.hosts.pace import PACE_KEYS
+from glamcli.hosts.join import ALONE
+from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Silent
 from glamcli.train.meter import WALL_CLOCK, Meter
 
@@ -46,8 +47,9 @@ def sums(step: int, bad_steps: int = 0):
     }
 
 
-def meter(tmp_path, start=0, progress=None):
-    return Meter(RECIPE, ("web", "books"), tmp_path, start, progress or Silent())
+def meter(tmp_path, start=0, progress=None, last_good=lambda: None):
+    pace = Pace(ALONE.name)
+    return Meter(RECIPE, ("web", "books"), tmp_path, start, progress or Silent(), pace, last_good)
 
 
 def lines(tmp_path):
@@ -102,8 +104,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
 
 def test_bad_steps_are_told_and_end_the_run_naming_the_last_checkpoint(tmp_path):
     heard = Heard()
-    with meter(tmp_path, progress=heard) as read:
-        read.last_good = lambda: 4
+    with meter(tmp_path, progress=heard, last_good=lambda: 4) as read:
         for bad in range(1, LIMIT):
             read.add(bad, sums(bad, bad_steps=bad) | {"grad_norm": np.float32("nan")})
         read.add(LIMIT, sums(LIMIT, bad_steps=LIMIT))

@@ -15,17 +15,20 @@ STATE = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=10_000
 
 class Heard(Silent):
     def __init__(self):
-        self.warned = []
+        self.warned, self.said = [], []
 
     def warn(self, text):
         self.warned.append(text)
 
+    def say(self, text):
+        self.said.append(text)
+
 
 @pytest.fixture
 def saver(tmp_path):
-    heard, saved = Heard(), []
-    saver = Saver(Checkpoints(tmp_path), heard, saved.append)
-    yield saver, heard.warned, saved
+    heard = Heard()
+    saver = Saver(Checkpoints(tmp_path), heard)
+    yield saver, heard.warned, heard.said
     saver.checkpoints.close()
 
 
@@ -34,7 +37,7 @@ def test_a_failed_save_is_told_and_owed_until_the_next_one(saver):
     saver.save(1, STATE, {})
     saver.finish(1, STATE, {})
     save_without_room(saver.checkpoints, 2, STATE)
-    assert (saver.is_owed, saved) == (False, [1])
+    assert (saver.is_owed, saved) == (False, ["step 1: saved"])
     saver.poll()
     assert saver.is_owed
     (told,) = warned
@@ -43,7 +46,7 @@ def test_a_failed_save_is_told_and_owed_until_the_next_one(saver):
     assert [path.name for path in saver.checkpoints.folder.iterdir()] == ["1"]
     saver.save(3, STATE, {})
     saver.finish(3, STATE, {})
-    assert (saver.is_owed, saved) == (False, [1, 3])
+    assert (saver.is_owed, saved) == (False, ["step 1: saved", "step 3: saved"])
     assert saver.checkpoints.steps() == [3, 1]
 
 
@@ -52,7 +55,7 @@ def test_the_last_step_is_saved_again_at_once(saver):
     save_without_room(saver.checkpoints, 9, STATE)
     saver.finish(9, STATE, {})
     assert len(warned) == 1
-    assert (saved, saver.checkpoints.steps()) == ([9], [9])
+    assert (saved, saver.checkpoints.steps()) == (["step 9: saved"], [9])
 
 
 def test_a_second_failure_in_a_row_ends_the_run_and_one_after_success_does_not(saver):
@@ -63,7 +66,7 @@ def test_a_second_failure_in_a_row_ends_the_run_and_one_after_success_does_not(s
     saver.finish(2, STATE, {})
     save_without_room(saver.checkpoints, 3, STATE)
     saver.poll()
-    assert (len(warned), saved) == (2, [2])
+    assert (len(warned), saved) == (2, ["step 2: saved"])
     save_without_room(saver.checkpoints, 4, STATE)
     with pytest.raises(CheckpointError, match="saving step 4 failed") as caught:
         saver.poll()

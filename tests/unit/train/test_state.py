@@ -9,7 +9,7 @@ import pytest
 from glamcli.config.schema import Mesh, Model, Moe, Optimizer
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.mesh import make_mesh
-from glamcli.train.state import abstract_state, apart, init_state, state_axes, together
+from glamcli.train.state import abstract_state, init_state, stack_blocks, state_axes, unstack_blocks
 
 MODEL = Model(num_layers=2, model_dim=16, ffn_dim=32, num_heads=2, head_dim=8, vocab_size=64)
 DECODER = Decoder(MODEL, Moe(num_experts=4))
@@ -38,8 +38,8 @@ def test_blocks_apart_start_with_the_same_numbers_and_can_be_stacked():
     each = init_state(dataclasses.replace(decoder, apart=True), SETTINGS, seed=5)
     assert each.params["blocks"][1]["expert_layer"]["ffn"]["w_in"].shape == (4, 16, 32)
     stacked = init_state(decoder, SETTINGS, seed=5)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(together)(each), stacked)
-    jax.tree.map(np.testing.assert_array_equal, apart(stacked, decoder.num_blocks), each)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(stack_blocks)(each), stacked)
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked, decoder.num_blocks), each)
 
 
 def test_every_leaf_has_axes():
