@@ -219,7 +219,10 @@ class Save:
             self._saver.finish(step, run.stacked(state), self._meta(step))
 
     def _meta(self, step: int) -> dict[str, Any]:
-        return identity.at_step(self._running.run_identity, self._running.dataset, step)
+        """Taken after `flush`: the numbers of `step` are in the loss sums."""
+        run = self._running
+        meta = identity.at_step(run.run_identity, run.dataset, step)
+        return {**meta, "loss_sums": run.meter.loss_sums}
 
 
 def _is_due(step: int, period: int | None) -> bool:

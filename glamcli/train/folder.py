@@ -36,11 +36,12 @@ def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
         )
 
 
-def newest(
-    checkpoints: Checkpoints, host: Host, progress: Progress
-) -> tuple[int, dict[str, Any] | None]:
-    """The newest complete step, as the first process sees it, and what it says about its run;
-    0 and None for a new run."""
+def newest(checkpoints: Checkpoints, host: Host, progress: Progress) -> tuple[int, dict[str, Any]]:
+    """The newest complete step, as the first process sees it, and its metadata; 0 and nothing for
+    a new run.
+
+    Raises: CheckpointError when there are checkpoints and none can be used.
+    """
     damaged = damaged_steps(checkpoints.folder) if host.is_first else {}
     for name, reason in damaged.items():
         progress.warn(f"checkpoint {checkpoints.folder / name} is not used: {reason}")
@@ -52,21 +53,19 @@ def newest(
             f"{checkpoints.folder} holds checkpoints, but none that can be used",
             hint="start again in another folder with `--run`, or with `--fresh`",
         )
-    return 0, None
+    return 0, {}
 
 
-def refuse_other_recipe(
-    run_dir: Path, step: int, saved: Mapping[str, Any] | None, recipe: Recipe
-) -> None:
+def refuse_other_recipe(run_dir: Path, step: int, saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises: CheckpointError when what is `saved` at `step` was trained with another recipe."""
-    if saved is not None:
+    if saved:
         _refuse_differences(run_dir, step, identity.recipe_differences(saved["recipe"], recipe))
 
 
 def check_resumption(
     run_dir: Path,
     step: int,
-    saved: Mapping[str, Any] | None,
+    saved: Mapping[str, Any],
     run_identity: Mapping[str, Any],
     dataset: Dataset,
     progress: Progress,
@@ -75,7 +74,7 @@ def check_resumption(
 
     Raises: CheckpointError when the run in the folder is another one.
     """
-    if saved is not None:
+    if saved:
         now = identity.at_step(run_identity, dataset, step)
         _refuse_differences(run_dir, step, identity.differences(saved, now))
         if reasons := identity.other_bits(saved, now):

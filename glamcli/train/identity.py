@@ -1,8 +1,9 @@
-"""What a run is: the JSON written beside its weights, and what may differ when it goes on.
+"""What a run is: the JSON written beside its weights, and what may differ when it is resumed.
 
-A checkpoint remembers the resolved recipe, the data it has seen, the software and the devices.
-Going on with another recipe or other data would silently be another run, so it is refused; going
-on with other software or devices is allowed, but the bits will differ from an uninterrupted run.
+A checkpoint records the resolved recipe, the data seen so far, the software and the devices.
+Resuming with another recipe or other data would silently be another run, so it is refused; other
+software, devices or layouts are allowed, but the bits will differ from an uninterrupted run, and
+the user is warned.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from jax.sharding import Mesh
 
 import glamcli
 from glamcli.config.schema import Recipe
+from glamcli.config.sharding import MESH_AXES
 from glamcli.data.open import Dataset
 from glamcli.errors import RecipeError
 from glamcli.hosts.join import Host
 
-# Keys that change neither the arithmetic of a step nor its rows. The mixture and the tokenizer
-# are compared by content, not by where their files lie; how heads are factored by the shapes of
-# the optimizer's state.
+# Keys that change neither a step's rows nor, up to the order of sums and the draws of second
+# experts, its arithmetic. The mixture and the tokenizer are compared by content, not by path; how
+# heads are factored by the shapes of the optimizer's state.
 MAY_CHANGE = (
     "about",
     "notes",
@@ -48,8 +50,10 @@ MAY_CHANGE = (
     "data.prepare_processes",
     "data.tokenizer.path",
 )
-# What processes of one run may have each to itself: the data is compared by content.
-MAY_DIFFER = (
+# Of those, the ones that do change the order of sums or the draws.
+LAYOUT = ("mesh", "pipeline")
+# Settings that may differ between the processes of a run: the data is compared by content.
+MAY_DIFFER_BETWEEN_PROCESSES = (
     "about",
     "notes",
     "data.mixture",
@@ -59,7 +63,7 @@ MAY_DIFFER = (
 )
 SHOWN_PROCESSES = 4
 SHOWN_SETTINGS = 4
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
 def identity(recipe: Recipe, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
@@ -81,17 +85,18 @@ def at_step(identity: Mapping[str, Any], dataset: Dataset, step: int) -> dict[st
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over every resolved value."""
-    return digest(recipe.model_dump(mode="json"))
+    return json_digest(recipe.model_dump(mode="json"))
 
 
-def digest(content: Mapping[str, Any]) -> str:
+def json_digest(content: Mapping[str, Any]) -> str:
     """SHA-256 over values for JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that compute, by name."""
     found = {"glamcli": glamcli.__version__, "python": platform.python_version()}
-    for library in LIBRARIES:
+    for library in _LIBRARIES:
         try:
             found[library] = version(library)
         except PackageNotFoundError:
@@ -121,63 +126,80 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_differences(saved: dict[str, Any], recipe: Recipe) -> list[str]:
-    """The same as far as it can be told before the data is opened."""
+    """The same as far as it is known before the data is opened."""
     return _settings(saved, recipe.model_dump(mode="json"))
 
 
 def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs so that a resumed run no longer equals an uninterrupted one bit for bit."""
-    return [
+    found = [
         f"{part} {key}: {_short(before)} then, {_short(after)} now"
         for part in ("versions", "topology")
         for key, before, after in _unequal(saved.get(part, {}), now.get(part, {}))
     ]
+    sizes = ("mesh.auto", *(f"mesh.{axis}" for axis in MESH_AXES))  # part of the topology
+    for key, before, after in _changed(saved["recipe"], now["recipe"]):
+        if _is_under(key, LAYOUT) and key not in sizes:
+            found.append(f"`{key}` was {_short(before)}, is {_short(after)}")
+    if _draws(saved) != _draws(now):
+        found.append("second experts are drawn differently")
+    return found
+
+
+def _draws(run: Mapping[str, Any]) -> Any:
+    """What the draws of second experts depend on besides the seed, step and layer: in a pipeline
+    they are made per microbatch and data shard."""
+    recipe, mesh = run["recipe"], run["topology"].get("mesh", {})
+    moe = recipe["moe"]
+    if moe is None or moe["second_policy"] == "all" or mesh.get("stage", 1) == 1:
+        return None
+    return recipe["pipeline"]["microbatches"], [mesh[axis] for axis in ("slice", "data", "expert")]
 
 
 def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:
-    """What must be the same in all processes of a run before they compute anything together."""
+    """What must be the same in all processes of a run, for JSON: recipe, versions, code."""
     if host.count == 1:
         return {}
     settings = {
         key: value
         for key, value in _flat(recipe.model_dump(mode="json")).items()
-        if not any(key == may or key.startswith(may + ".") for may in MAY_DIFFER)
+        if not _is_under(key, MAY_DIFFER_BETWEEN_PROCESSES)
     }
     return {"recipe": settings, "versions": versions(), "code of glamcli": _code()}
 
 
 def of_command(host: Host, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a command that asks a trained model; its options by name, for JSON."""
+    """The same for a command that uses a trained model; its options by name, for JSON."""
     if host.count == 1:
         return {}
     mine = {**options, "versions": versions(), "code of glamcli": _code()}
-    return json.loads(json.dumps(mine))  # as the others will see it: no tuples
+    return json.loads(json.dumps(mine))  # as the others receive it: no tuples
 
 
 def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
-    """Refuses to go on unless `mine` is the same in all processes.
+    """Compares `mine` with that of all other processes.
 
     Raises: RecipeError naming the processes that differ from the others, and in what.
     """
-    digests = host.gather("digests", digest(mine))
+    digests = host.gather("digests", json_digest(mine))
     # With as many on one side as on the other, process 0 is right.
     common = max(digests, key=digests.count)
-    odd = [index for index, each in enumerate(digests) if each != common]
+    odd = [index for index, digest in enumerate(digests) if digest != common]
     if not odd:
         return
-    # Only those whose words are needed send them.
-    speaks = host.index in (*odd[:SHOWN_PROCESSES], digests.index(common))
-    told = host.gather("differences", mine if speaks else None)
-    right = _flat(told[digests.index(common)])
+    # Only processes that will be compared send everything.
+    is_compared = host.index in (*odd[:SHOWN_PROCESSES], digests.index(common))
+    each = host.gather("differences", mine if is_compared else None)
+    right = _flat(each[digests.index(common)])
     found = []
     for index in odd[:SHOWN_PROCESSES]:
         differing = [
             f"{_setting(key)} is {_short(its)} there, {_short(others)} elsewhere"
-            for key, its, others in _unequal(_flat(told[index]), right)
+            for key, its, others in _unequal(_flat(each[index]), right)
         ]
         more = [f"and {len(differing) - SHOWN_SETTINGS} more"] * (len(differing) > SHOWN_SETTINGS)
         found.append(f"{host.name(index)}: {', '.join(differing[:SHOWN_SETTINGS] + more)}")
-    rest = [f"and {len(odd) - SHOWN_PROCESSES} processes more"] * (len(odd) > SHOWN_PROCESSES)
+    rest = [f"and {len(odd) - SHOWN_PROCESSES} more processes"] * (len(odd) > SHOWN_PROCESSES)
     raise RecipeError(
         "the processes of this run differ: " + "; ".join(found + rest),
         hint="start all of them with the same command, code and libraries, on the same data",
@@ -198,15 +220,23 @@ def _code() -> str:
 
 
 def _settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    # Settings that this version knows and that one did not get their defaults; a recipe of a
-    # version that had others is compared as it stands (pydantic raises a ValueError).
-    with contextlib.suppress(ValueError):
-        saved = Recipe.model_validate(saved).model_dump(mode="json")
     return [
         f"`{key}` was {_short(before)}, is {_short(after)}"
-        for key, before, after in _unequal(_flat(saved), _flat(now))
-        if not any(key == may or key.startswith(may + ".") for may in MAY_CHANGE)
+        for key, before, after in _changed(saved, now)
+        if not _is_under(key, MAY_CHANGE)
     ]
+
+
+def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    # Settings added since the checkpoint was written get their defaults; a recipe with settings
+    # that are gone is compared as it is (pydantic raises a ValueError).
+    with contextlib.suppress(ValueError):
+        saved = Recipe.model_validate(saved).model_dump(mode="json")
+    return _unequal(_flat(saved), _flat(now))
+
+
+def _is_under(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def _data(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

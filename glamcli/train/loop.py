@@ -103,13 +103,13 @@ def train(
         if host.is_first:
             write_run_files(run_dir, recipe, run_identity, dataset.tokenizer)
 
-        # Reading ahead starts here and overlaps with compilation.
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
         stack.enter_context(closing(checkpoints))
         saver, pace, pulse = Saver(checkpoints, progress), Pace(host.name), Pulse(3)
         folder = run_dir if host.is_first else None
-        meter = Meter(recipe, dataset.source_names, folder, start, progress, pace, saver.newest)
-        stack.enter_context(meter)
+        meter = stack.enter_context(
+            Meter(recipe, dataset.source_names, folder, start, progress, pace, saver.newest, saved)
+        )
         stack.enter_context(host.failing_together())
         watchdog = stack.enter_context(_watchdog(recipe, host))
         run = Running(
@@ -153,8 +153,8 @@ def _watchdog(recipe: Recipe, host: Host) -> Watchdog:
 def _device_batches(
     recipe: Recipe, dataset: Dataset, mesh: Mesh, start: int
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
-    """Training batches after step `start`: this process's rows of each, read ahead, as part of
-    one array over all devices."""
+    """Training batches after step `start`: this process's rows of each, as part of one array over
+    all devices. Reading ahead starts at once and overlaps with compilation."""
     rows = programs.rows_here(recipe, mesh)
     layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
@@ -171,7 +171,7 @@ def _first_state(run: Running, checkpoints: Checkpoints, step: int) -> State:
     run.watchdog.beat(f"restoring step {step}", LONG)
     with run.progress.phase("restoring"):
         target = abstract_state(replace(decoder, apart=False), optimizer, run.mesh)
-        state = checkpoints.restore(step, target)
+        state = checkpoints.restore(step, target, run.progress.warn)
         if decoder.apart:
             state = jax.jit(unstack_blocks, static_argnums=1)(state, decoder.num_blocks)
     run.progress.say(f"continuing from step {step}")

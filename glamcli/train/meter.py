@@ -1,7 +1,9 @@
-"""Reads the numbers of steps one step late, keeps time, and hands both to files and people.
+"""Reads the numbers of steps one step late, keeps time, and writes and shows both.
 
-Reading a number waits for the step that makes it. So the numbers of a step are read when the next
-one is already dispatched. Time spent on held-out loss and on saving does not count as training.
+Reading a number waits for the step that computes it. So the numbers of a step are read when the
+next one is already dispatched. Time spent on held-out loss and on saving does not count as
+training. Every line has `tokens_seen`, positions of rows up to its step, padding included, and
+`unix_seconds`, when it was written.
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ from typing import Any
 import jax
 
 from glamcli.config.schema import Recipe
+from glamcli.config.sizes import tokens_per_step
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
 from glamcli.train.guard import check_bad_steps
-from glamcli.train.metrics import MetricsFile, TensorBoard, alarms, summarise
+from glamcli.train.metrics import (
+    LossSums,
+    MetricsFile,
+    TensorBoard,
+    add_losses,
+    alarms,
+    summarise,
+)
 
 FAILED_TASKS = "eval/failed_tasks"
 """the number of tasks that could not be scored, beside the scores of the others"""
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
-WALL_CLOCK = ("seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
+WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
 
 
 class Meter(AbstractContextManager["Meter"]):
@@ -34,6 +44,9 @@ class Meter(AbstractContextManager["Meter"]):
 
     Without a `run_dir` no file is written: of several processes only the first writes. Of several
     processes, the step times of the slowest and the fastest are among the numbers (`pace`).
+
+    A logged loss is the mean since the line before. A checkpoint carries the sums of the steps
+    since then (`loss_sums`), so that a resumed run writes the lines of an uninterrupted one.
     """
 
     def __init__(
@@ -45,11 +58,13 @@ class Meter(AbstractContextManager["Meter"]):
         progress: Progress,
         pace: Pace,
         last_good: Callable[[], int | None],
+        saved: Mapping[str, Any],
     ):
         """`last_good` finds the newest complete checkpoint, for the message of a run that gives
-        up."""
+        up; `saved` is the metadata of the checkpoint of `start`, empty for a new run."""
         self._pace = pace
         self._last_good = last_good
+        self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
         self.progress = progress
@@ -121,12 +136,12 @@ class Meter(AbstractContextManager["Meter"]):
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Records scores of tasks by name, `eval/...`."""
         self._write({"step": step, **{name: _finite(value) for name, value in values.items()}})
-        told = [
+        shown = [
             f"{name.removeprefix('eval/')} {value:.3f}"
             for name, value in values.items()
             if name != FAILED_TASKS or value
         ]
-        self.progress.say(f"step {step}: {', '.join(told)}")
+        self.progress.say(f"step {step}: {', '.join(shown)}")
         self.restart_clock()
 
     def has(self, step: int, prefix: str) -> bool:
@@ -144,7 +159,8 @@ class Meter(AbstractContextManager["Meter"]):
     def _read(self, step: int, sums: Any) -> None:
         with self._pace.waiting():
             values = jax.device_get(sums)
-        self._latest = summarise(values, self.recipe, self.source_names)
+        self.loss_sums = add_losses(self.loss_sums, values, self.source_names)
+        self._latest = summarise(values, self.loss_sums, self.recipe)
         self._steps_timed += 1
         bad_steps = self._latest["bad_steps"]
         if bad_steps:
@@ -153,8 +169,9 @@ class Meter(AbstractContextManager["Meter"]):
         every, last = self.recipe.every.log_steps, self.recipe.train.steps
         if step % every == 0 or step in (1, last) or bad_steps:
             self._write({**self._latest, **self._timing(step)})
+            self.loss_sums = {}
         elif step == self._first:
-            # Told at once, for whoever waits; not written, so that a resumed run's file is the
+            # Shown at once, for those who wait; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
         check_bad_steps(bad_steps, self.recipe.train.max_bad_steps, step, self._last_good)
@@ -171,6 +188,8 @@ class Meter(AbstractContextManager["Meter"]):
         }
 
     def _write(self, values: Mapping[str, Any]) -> None:
+        seen = values["step"] * tokens_per_step(self.recipe)
+        values = {"step": 0, "tokens_seen": seen, "unix_seconds": round(time.time(), 3), **values}
         for file in self._files:
             file.write(values)
         if "loss" in values:

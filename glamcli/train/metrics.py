@@ -1,8 +1,8 @@
-"""From the sums of a step to numbers a person reads, and the files they are kept in.
+"""From the sums of a step to the numbers that are shown and written, and the files they go to.
 
 `summarise` takes the means, once, last. `MetricsFile` is `metrics.jsonl` and `TensorBoard` the
 event files; neither may stop a run: a full disk costs a warning and some lines. `alarms` reads a
-summary and says which expert layer is in trouble.
+summary and names expert layers in trouble.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from glamcli.config.schema import Moe, Recipe
 from glamcli.progress import Progress
 
 Summary = dict[str, Any]
+LossSums = tuple[float, int]
+"""Summed loss in nats, and the number of targets it is summed over."""
 
 COLLAPSE_FRAC = 0.5
 """First choices of one expert that mean its router has collapsed."""
@@ -41,25 +43,41 @@ ROUTING = {
 }
 
 
-def summarise(sums: Mapping[str, Any], recipe: Recipe, source_names: Sequence[str]) -> Summary:
-    """One training step's numbers, flat, in the order they are written.
+def add_losses(
+    totals: Mapping[str, LossSums], sums: Mapping[str, Any], source_names: Sequence[str]
+) -> dict[str, LossSums]:
+    """Totals (summed nats, number of targets) of all targets (`""`) and of every source, after
+    another step with these sums."""
+    step = {"": (sums["loss_nats"], sums["num_targets"])}
+    by_source = zip(sums["source_nats"], sums["source_targets"], strict=True)
+    step |= zip(source_names, by_source, strict=True)
+    before = {name: totals.get(name, (0.0, 0)) for name in step}
+    return {
+        name: (before[name][0] + float(nats), before[name][1] + int(count))
+        for name, (nats, count) in step.items()
+    }
 
-    `loss` is the mean over real targets, `total_loss` what was differentiated, and `balance` the
-    balance loss, 1 when ideal. `softmax_z` and `router_z` are means of logsumexp^2, without
-    coefficients. Router numbers are means over expert layers; `_by_layer` lists start at the
-    lowest. Numbers that are not finite, and the loss of a source that this batch has nothing
-    of, are None.
+
+def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: Recipe) -> Summary:
+    """A line of numbers after one training step, flat, in the order they are written.
+
+    `loss`, `perplexity` and `loss/<source>` are means over the real targets of all steps in
+    `losses` (`add_losses`), everything else is of this step. `total_loss` is what was
+    differentiated, and `balance` the balance loss, 1 when ideal. `softmax_z` and `router_z` are
+    means of logsumexp^2, without coefficients. Router numbers are means over expert layers;
+    `_by_layer` lists start at the lowest layer. Numbers that are not finite, and the loss of a
+    source without targets, are None.
 
     Units: losses and entropies in nats (a uniform router has ln E).
     """
     num_targets = int(sums["num_targets"])
-    loss = _mean(sums["loss_nats"], num_targets)
-    by_source = zip(source_names, sums["source_nats"], sums["source_targets"], strict=True)
+    means = {name: _mean(*total) for name, total in losses.items()}
+    loss = means.pop("")
     summary: Summary = {
         "step": int(sums["step"]),
         "loss": loss,
         "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
-        **{f"loss/{name}": _mean(nats, count) for name, nats, count in by_source},
+        **{f"loss/{name}": mean for name, mean in means.items()},
         "total_loss": _finite(sums["loss"]),
         "softmax_z": _mean(sums["z_sum"], num_targets),
         "learning_rate": _finite(sums["learning_rate"]),
@@ -148,8 +166,8 @@ class _Tolerance:
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, each with its `step`, in order of steps.
 
-    A line is written by one call and taken back if it did not fit, so that a reader, or a run
-    that was killed, never meets half of one. Opened at the step that a run resumes from, it drops
+    A line is written by one call and removed if it did not fit, so that neither a reader nor a
+    killed run ever leaves or sees half of one. Opened at the step that a run resumes from, it drops
     the lines of later steps: they will be written again, and no step is there twice.
     """
 
@@ -164,8 +182,8 @@ class MetricsFile:
             self._file = os.open(path, flags, 0o666)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one line, numbers that are not finite as null; a line that cannot be written
-        is left out."""
+        """Appends one line, numbers that are not finite as null; a line that cannot be written is
+        omitted."""
         known = {name: _known(value) for name, value in values.items()}
         line = (json.dumps(known, allow_nan=False) + "\n").encode()
         if self._file is None:
@@ -220,7 +238,7 @@ class TensorBoard:
 
     Events are written by the caller's thread: the writer of tensorboardX hands them to a thread
     through a queue of ten, and a full disk ends that thread, after which the run would wait for
-    the queue for ever. Here the first failure ends the event files and nothing else.
+    the queue forever. Here the first failure ends the event files and nothing else.
     """
 
     def __init__(self, folder: Path, step: int, progress: Progress):
@@ -281,7 +299,7 @@ class TensorBoard:
 
 def _curves(name: str, value: Any) -> list[tuple[str, float]]:
     """The curves a value belongs to: itself, or one per layer; none for text, None and experts."""
-    if name == "step":
+    if name in ("step", "unix_seconds"):  # every event has both
         return []
     layers = (
         [(f"{name}/{i + 1}", part) for i, part in enumerate(value)]

@@ -118,6 +118,45 @@ def test_other_software_and_devices_are_told_apart_from_another_run():
     ]
 
 
+def layout(policy="random", mesh=None, **pipeline):
+    """An identity on two stages, whatever the rest of the recipe thinks of them."""
+    run = known()
+    run["recipe"]["moe"]["second_policy"] = policy
+    run["recipe"]["pipeline"] = {"microbatches": 4, "repeats": 1} | pipeline
+    run["recipe"]["mesh"] |= mesh or {}
+    run["topology"]["mesh"] = {"slice": 1, "stage": 2, "data": 2, "expert": 1, "model": 1}
+    return run
+
+
+def test_other_microbatches_draw_other_second_experts_and_that_is_said():
+    changed = "`pipeline.microbatches` was 4, is 8"
+    assert differences(layout(), layout(microbatches=8)) == []
+    assert other_bits(layout(), layout(microbatches=8)) == [
+        changed,
+        "second experts are drawn differently",
+    ]
+    assert other_bits(layout("all"), layout("all", microbatches=8)) == [changed]
+    more = layout()
+    more["topology"]["mesh"]["data"] = 4
+    assert other_bits(layout(), more)[1:] == ["second experts are drawn differently"]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({"repeats": 2}, ["`pipeline.repeats` was 1, is 2"]),
+        ({"mesh": {"residual": "whole"}}, ['`mesh.residual` was "embed", is "whole"']),
+        (
+            {"mesh": {"collective_matmul": "auto"}},
+            ['`mesh.collective_matmul` was "off", is "auto"'],
+        ),
+        ({"mesh": {"data": 2}}, []),  # the devices are the same
+    ],
+)
+def test_every_setting_that_changes_bits_alone_is_said(now, expected):
+    assert other_bits(layout(), layout(**now)) == expected
+
+
 def test_the_hash_depends_on_every_value():
     assert recipe_hash(RECIPE) == recipe_hash(load_recipe("test-tiny").recipe)
     assert recipe_hash(RECIPE) != recipe_hash(load_recipe("test-tiny", ["about=x"]).recipe)

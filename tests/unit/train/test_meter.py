@@ -1,6 +1,7 @@
 """Numbers are read one step late, written before a checkpoint, and repeatable but for the clock."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -47,9 +48,9 @@ def sums(step: int, bad_steps: int = 0):
     }
 
 
-def meter(tmp_path, start=0, progress=None, last_good=lambda: None):
-    pace = Pace(ALONE.name)
-    return Meter(RECIPE, ("web", "books"), tmp_path, start, progress or Silent(), pace, last_good)
+def meter(tmp_path, start=0, progress=None, last_good=lambda: None, saved=None):
+    names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
+    return Meter(RECIPE, names, tmp_path, start, progress, pace, last_good, saved or {})
 
 
 def lines(tmp_path):
@@ -82,16 +83,28 @@ def test_first_due_and_last_steps_are_written(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 3, 6, 8]
 
 
+def test_a_logged_loss_is_the_mean_since_the_line_before(tmp_path):
+    with meter(tmp_path) as read:
+        for step in range(1, 9):
+            read.add(step, sums(step))
+        read.flush()
+    # The sums of step n are 3n over 3 targets of `web` and 5n over 1 of `books`.
+    losses = {line["step"]: (line["loss/web"], line["loss/books"]) for line in lines(tmp_path)}
+    assert losses == {1: (1.0, 5.0), 3: (2.5, 12.5), 6: (5.0, 25.0), 8: (7.5, 37.5)}
+    assert [line["loss"] for line in lines(tmp_path)] == [2.0, 5.0, 10.0, 15.0]
+
+
 def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
     def run(folder, *stops):
-        start = 0
+        start, saved = 0, {}
         for stop in (*stops, 8):
             heard = Heard()
-            with meter(folder, start, heard) as read:
+            with meter(folder, start, heard, saved=json.loads(json.dumps(saved))) as read:
                 for step in range(start + 1, stop + 1):
                     read.add(step, sums(step))
                 if stop == 5:
                     read.flush()
+                    saved = {"loss_sums": read.loss_sums}  # of steps 4 and 5
                     read.add(6, sums(60))  # a step whose checkpoint never came
                 read.flush()
             assert heard.steps[0] == start + 1, "whoever waits hears of the first step"
@@ -121,8 +134,10 @@ def test_held_out_losses_have_lines_of_their_own(tmp_path):
     with meter(tmp_path) as read:
         read.heldout(5, {"web": 2.5, "books": float("nan")}, {"web": 3.0, "books": 3.0})
     (line,) = lines(tmp_path)
+    assert line.pop("unix_seconds") == pytest.approx(time.time(), abs=600)
     assert line == {
         "step": 5,
+        "tokens_seen": 5 * RECIPE.batch.rows * RECIPE.batch.row_tokens,
         "heldout/web": 2.5,
         "heldout/books": None,
         "unigram/web": 3.0,

@@ -11,7 +11,7 @@ import pytest
 from board import events_in
 from glamcli.config.schema import Batch, Data, Model, Moe, Recipe, Train
 from glamcli.progress import Silent
-from glamcli.train.metrics import MetricsFile, TensorBoard, alarms, summarise
+from glamcli.train.metrics import MetricsFile, TensorBoard, add_losses, alarms, summarise
 
 MOE = Moe(num_experts=4)
 RECIPE = Recipe(
@@ -58,12 +58,16 @@ class Warned(Silent):
         self.texts.append(text)
 
 
+def summary(sums, names="abc", before=None):
+    return summarise(sums, add_losses(before or {}, sums, names), RECIPE)
+
+
 def routing(**changes):
-    return summarise({**SUMS, "routing": {**SUMS["routing"], **changes}}, RECIPE, "abc")
+    return summary({**SUMS, "routing": {**SUMS["routing"], **changes}})
 
 
 def test_means_are_over_real_targets_of_all_and_of_each_source():
-    got = summarise(SUMS, RECIPE, ["web", "books", "news"])
+    got = summary(SUMS, ["web", "books", "news"])
     assert (got["step"], got["loss"], got["perplexity"]) == (7, 2.0, math.exp(2.0))
     assert (got["loss/web"], got["loss/books"], got["loss/news"]) == (2.0, 2.0, None)
     assert got["softmax_z"] == 10.0 / 32
@@ -72,8 +76,17 @@ def test_means_are_over_real_targets_of_all_and_of_each_source():
     assert (got["bad_steps"], got["bad_steps_total"]) == (1, 2)
 
 
+def test_losses_are_means_over_the_targets_of_several_steps():
+    before = {"": (36.0, 8), "web": (36.0, 8), "gone": (1.0, 1)}
+    got = summary(SUMS, ["web", "books", "news"], before)
+    assert got["loss"] == 100.0 / 40
+    assert got["perplexity"] == math.exp(2.5)
+    assert (got["loss/web"], got["loss/books"], got["loss/news"]) == (96.0 / 38, 2.0, None)
+    assert "loss/gone" not in got
+
+
 def test_router_numbers_are_told_by_layer_and_as_means():
-    got = summarise(SUMS, RECIPE, "abc")
+    got = summary(SUMS)
     assert (got["balance"], got["balance_by_layer"]) == (1.25, [1.0, 1.5])
     assert got["dropped_frac"] == pytest.approx(0.225)
     assert (got["dead_experts"], got["dead_experts_by_layer"]) == (2, [0, 2])
@@ -88,12 +101,12 @@ def test_router_numbers_are_told_by_layer_and_as_means():
 
 
 def test_a_dense_model_has_no_router_numbers():
-    got = summarise({**SUMS, "routing": {}}, RECIPE, "abc")
+    got = summary({**SUMS, "routing": {}})
     assert not any("balance" in name or "dropped" in name for name in got)
 
 
 def test_alarms_name_the_layer_and_the_knob():
-    collapse, dropped = alarms(summarise(SUMS, RECIPE, "abc"), MOE)
+    collapse, dropped = alarms(summary(SUMS), MOE)
     assert collapse == (
         "expert layer 2: 90% of tokens choose the same expert of 4 first; "
         "raise `moe.balance_coef` (now 0.01)"
@@ -122,11 +135,11 @@ def steps_in(path):
 def test_every_line_is_one_object_and_not_finite_is_null(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     file = MetricsFile(path, 0, Silent())
-    file.write(summarise(SUMS, RECIPE, "abc"))
+    file.write(summary(SUMS))
     file.write({"step": 8, "loss": float("nan"), "loss_by_layer": [1.0, float("inf")]})
     file.close()
     first, second = map(json.loads, path.read_text().splitlines())
-    assert first == summarise(SUMS, RECIPE, "abc")
+    assert first == summary(SUMS)
     assert second == {"step": 8, "loss": None, "loss_by_layer": [1.0, None]}
 
 
