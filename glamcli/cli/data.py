@@ -14,12 +14,12 @@ from glamcli.cli.options import json_option, set_option
 from glamcli.config.files import shipped
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.errors import DataError, RecipeError
-from glamcli.progress import Progress, Silent
+from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.data.mixture import Schedule
     from glamcli.data.open import Dataset, SourceSummary
-    from glamcli.data.rows import Row, Rows
+    from glamcli.data.rows import Row
     from glamcli.data.tokenizer import Tokenizer
 
 NUMBER = click.IntRange(min=0)
@@ -217,31 +217,18 @@ def escaped(text: str) -> str:
 def _verify_rows(data: Dataset, progress: Progress) -> list[DataError]:
     """What is wrong with the prepared rows: the first damaged file of every split of a source."""
     damaged = []
-    silent = Silent()  # one bar for all, instead of one per split
     with progress.phase("verifying prepared rows", len(data.source_names), "sources") as phase:
         for name in data.source_names:
-            train, heldout = data.prepared.train[name], data.prepared.heldout[name]
-            for check in (
-                lambda train=train: train.verify(silent),
-                lambda heldout=heldout: heldout.verify(silent),
-                lambda name=name: data.prepared.heldout_documents(name),
-                lambda train=train, heldout=heldout: _check_ids(data, train, heldout),
-            ):
-                try:
-                    check()
-                except DataError as error:
-                    damaged.append(error)
+            damaged += data.prepared.damage(name)
+            for rows in (data.prepared.train[name], data.prepared.heldout[name]):
+                if rows.meta.max_id >= data.tokenizer.vocab_size:
+                    what = (
+                        f"{rows.folder}: token id {rows.meta.max_id} is outside the vocabulary "
+                        f"of {data.tokenizer.vocab_size}"
+                    )
+                    damaged.append(DataError(what))
             phase.advance()
     return damaged
-
-
-def _check_ids(data: Dataset, *splits: Rows) -> None:
-    for rows in splits:
-        if rows.meta.max_id >= data.tokenizer.vocab_size:
-            raise DataError(
-                f"{rows.folder}: token id {rows.meta.max_id} is outside the vocabulary "
-                f"of {data.tokenizer.vocab_size}"
-            )
 
 
 def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:

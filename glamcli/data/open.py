@@ -1,26 +1,23 @@
-"""The one door to a recipe's data: tokenizer, prepared rows and their schedule, ready to read.
+"""A recipe's data for every program: tokenizer, prepared rows and their schedule.
 
-Nothing here decides anything: what is missing is made by `vocabulary.py` and `prepare.py`, in the
-order of `mixture.py`. jax stays out, also by way of grain, until batches are asked for.
+Nothing is decided here: what is missing is made by `vocabulary.py` and `prepare.py`, in the order
+of `mixture.py`. jax is imported (by grain) only when batches are read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glamcli import atomic
 from glamcli.config.mixtures import Mixture, load_mixture, source_weights
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import cache_dir, cache_path, json_digest, writing_cache
+from glamcli.data.cache import cache_dir, writing_cache
 from glamcli.data.mixture import Schedule
-from glamcli.data.prepare import Prepared, prepare
+from glamcli.data.prepare import Prepared, last_rows, prepare
 from glamcli.data.rows import Rows, read_meta
-from glamcli.data.sources import READ_SETTINGS, files
+from glamcli.data.sources import documents, files
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.vocabulary import open_tokenizer
 from glamcli.errors import DataError
@@ -135,30 +132,65 @@ class Dataset:
 def open_data(recipe: Recipe, progress: Progress) -> Dataset:
     """The data of a recipe, prepared if it is not yet.
 
-    Raises: DataError for sources that cannot be read, damaged rows, an empty source with weight,
-        a cache folder that cannot be written, and a tokenizer with more ids than the model;
-        RecipeError for a mixture that makes no sense.
+    Raises: DataError for sources that cannot be read (all of them at once, as far as their first
+        documents show it), damaged rows, an empty source with weight, a cache folder that cannot
+        be written, and a tokenizer with more ids than the model; RecipeError for a mixture that
+        contradicts itself.
     """
     mixture = load_mixture(recipe.data.mixture)
-    check_sources(mixture)
     cache = cache_dir(recipe)
-    tokenizer = open_tokenizer(recipe, mixture, cache, progress)
-    if tokenizer.vocab_size > recipe.model.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, more than `model.vocab_size` "
-            f"{recipe.model.vocab_size}",
-            hint=f"use `model.vocab_size` {tokenizer.vocab_size} or more",
-        )
-    with writing_cache(cache):
-        prepared = prepare(recipe, mixture, tokenizer, cache, progress)
-    _note_rows(_record(recipe, mixture, cache), prepared)
+    try:
+        tokenizer = open_tokenizer(recipe, mixture, cache, progress)
+        if tokenizer.vocab_size > recipe.model.vocab_size:
+            raise DataError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, more than `model.vocab_size` "
+                f"{recipe.model.vocab_size}",
+                hint=f"use `model.vocab_size` {tokenizer.vocab_size} or more",
+            )
+        with writing_cache(cache):
+            prepared = prepare(recipe, mixture, tokenizer, cache, progress)
+    except DataError as error:
+        raise _with_other_problems(error, mixture) from error
+    # A stage starts with the first row of its step.
+    stages = [(0, {name: source.weight for name, source in mixture.sources.items()})]
+    stages += [(stage.from_step * recipe.batch.rows, stage.weights) for stage in mixture.stages]
+    num_rows = {name: len(prepared.train[name]) for name in mixture.sources}
     return Dataset(
         tokenizer=tokenizer,
         mixture=mixture,
         prepared=prepared,
-        schedule=make_schedule(recipe, mixture, prepared),
+        schedule=Schedule(recipe.seed, stages, num_rows),
         batch_rows=recipe.batch.rows,
         vocab_size=recipe.model.vocab_size,
+    )
+
+
+def _with_other_problems(error: DataError, mixture: Mixture) -> DataError:
+    """The error with those of every source whose first document cannot be read."""
+    problems: dict[str, DataError] = {}
+    for name, source in mixture.sources.items():
+        try:
+            unfiltered = source.model_copy(update={"where": {}, "min_chars": 0})
+            next(documents(unfiltered, name), None)
+        except DataError as other:
+            problems[other.what] = other
+    hint: str | None = (
+        "the comments of the mixture file say what belongs there; a copy of it "
+        "(`data.mixture=./mine.yaml`) may name other paths"
+    )
+    title = f"{len(problems)} of {len(mixture.sources)} sources cannot be read"
+    if error.what not in problems:
+        problems = {error.what: error, **problems}
+        title, hint = f"{len(problems)} problems with the data", None
+    if len(problems) == 1:
+        return error
+    return DataError(
+        f"{title}:\n"
+        + "\n".join(
+            f"  {each.what}" + (f" ({each.hint})" if each.hint else "")
+            for each in problems.values()
+        ),
+        hint,
     )
 
 
@@ -185,80 +217,16 @@ def open_data_together(recipe: Recipe, progress: Progress, host: Host) -> Datase
 
 def known_tokens(recipe: Recipe) -> dict[str, int]:
     """Training tokens of every source as its rows were when such data was last opened; reads no
-    document, asks no network and makes nothing. A local source whose files have other names or
+    document, uses no network and makes nothing. A local source whose files have other names or
     sizes by now is left out, and so is one whose rows are gone."""
     mixture, cache = load_mixture(recipe.data.mixture), cache_dir(recipe)
-    found: dict[str, int] = {}
-    for name, folder in _read_record(_record(recipe, mixture, cache)).items():
+    known: dict[str, int] = {}
+    for name, folder in last_rows(recipe, mixture, cache)[1].items():
         with contextlib.suppress(DataError):
-            rows, source = cache_path(cache, "rows", folder), mixture.sources[name]
-            made_of = [entry[:2] for entry in read_meta(rows)["inputs"]["files"]]
+            source = mixture.sources[name]
+            made_of = [entry[:2] for entry in read_meta(folder)["inputs"]["files"]]
             if "://" in (source.path or "") or made_of == [
                 [file.name, file.num_bytes] for file in files(source, name)
             ]:
-                found[name] = Rows(rows, "train").meta.num_tokens
-    return found
-
-
-def _record(recipe: Recipe, mixture: Mixture, cache: Path) -> Path:
-    """Where it is noted which rows these settings were given; what is in the files is not asked."""
-    settings = {
-        "tokenizer": recipe.data.tokenizer.model_dump(mode="json"),
-        "vocab_size": recipe.model.vocab_size,
-        "packing": recipe.data.packing,
-        "row_tokens": recipe.batch.row_tokens,
-        "heldout_frac": mixture.heldout_frac,
-        "sources": {
-            name: source.model_dump(mode="json", include={"path", *READ_SETTINGS})
-            for name, source in mixture.sources.items()
-        },
-    }
-    return cache_path(cache, "mixtures", json_digest(settings)[:16])
-
-
-def _read_record(record: Path) -> dict[str, str]:
-    try:
-        return json.loads(record.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _note_rows(record: Path, prepared: Prepared) -> None:
-    """Notes the folders of the rows for `known_tokens`, which can do without."""
-    folders = {name: rows.folder.name for name, rows in prepared.train.items()}
-    if _read_record(record) == folders:
-        return
-    with contextlib.suppress(OSError):
-        atomic.write(record, json.dumps(folders) + "\n")
-
-
-def make_schedule(recipe: Recipe, mixture: Mixture, prepared: Prepared) -> Schedule:
-    """The order of rows of a run; a stage starts with the first row of its step."""
-    stages = [(0, {name: source.weight for name, source in mixture.sources.items()})]
-    stages += [(stage.from_step * recipe.batch.rows, stage.weights) for stage in mixture.stages]
-    num_rows = {name: len(prepared.train[name]) for name in mixture.sources}
-    return Schedule(recipe.seed, stages, num_rows)
-
-
-def check_sources(mixture: Mixture) -> None:
-    """Looks for the files of every source, so that all missing ones are told at once.
-
-    Raises: DataError naming each source without files and the pattern that found none.
-    """
-    missing = []
-    for name, source in mixture.sources.items():
-        try:
-            files(source, name)
-        except DataError as error:
-            missing.append(error)
-    if len(missing) == 1:
-        raise missing[0]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(mixture.sources)} sources cannot be read:\n"
-            + "\n".join(
-                f"  {error.what}" + (f" ({error.hint})" if error.hint else "") for error in missing
-            ),
-            hint="the comments of the mixture file say what belongs there; a copy of it "
-            "(`data.mixture=./mine.yaml`) may name other paths",
-        )
+                known[name] = Rows(folder, "train").meta.num_tokens
+    return known

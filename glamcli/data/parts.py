@@ -6,10 +6,11 @@ disk do not depend on how many processes there are, and a finished part survives
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from glamcli.data.pack import pack
-from glamcli.data.rows import Counts, RowCodec, Shard, file_sha256, num_records, write_shard
+from glamcli.data.rows import (
+    Counts,
+    RowCodec,
+    Shard,
+    file_sha256,
+    num_records,
+    shard_name,
+    write_meta,
+    write_shard,
+)
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError
 
@@ -27,6 +37,12 @@ DOCUMENTS_FILE = "heldout.jsonl"
 # Held-out documents whose text is kept for evaluation, per source and in all.
 KEPT_DOCUMENTS = 512
 KEPT_CHARS = 1 << 20
+
+
+# Text in one part: small enough to share out a small corpus, larger when that gives many parts.
+PART_CHARS = 1 << 19
+MAX_PART_CHARS = 1 << 26
+PARTS_WANTED = 256
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,61 @@ def _keep_documents(texts: list[str], path: Path) -> None:
             num_chars += len(text)
             if num_chars >= KEPT_CHARS:
                 break
+
+
+def cut(documents: Iterable[tuple[str, bool]], num_bytes: int) -> Iterator[list[tuple[str, bool]]]:
+    """The documents of a source of `num_bytes` in parts of about equal text."""
+    limit = min(max(PART_CHARS, num_bytes // PARTS_WANTED), MAX_PART_CHARS)
+    part: list[tuple[str, bool]] = []
+    num_chars = 0
+    for document in documents:
+        part.append(document)
+        num_chars += len(document[0])
+        if num_chars >= limit:
+            yield part
+            part, num_chars = [], 0
+    if part:
+        yield part
+
+
+def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> None:
+    """Makes the folder of a source's rows from its parts; `content` goes into `rows.json`.
+
+    Raises: DataError when a part is gone.
+    """
+    parts = [finished_part(folder) for folder in folders]
+    if None in parts:
+        raise DataError(f"{folders[parts.index(None)]}: disappeared while it was being written")
+    joined = folders[0].with_name("joined")
+    shutil.rmtree(joined, ignore_errors=True)
+    joined.mkdir()
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        counts = Counts()
+        shards = []
+        made = [
+            (f, p[split]) for f, p in zip(folders, parts, strict=True) if p and p[split]["shard"]
+        ]
+        for number, (folder, part) in enumerate(made):
+            name = shard_name(split, number, len(made))
+            try:
+                (joined / name).hardlink_to(folder / split)
+            except OSError:  # the file system has no links
+                shutil.copyfile(folder / split, joined / name)
+            shards.append({**part["shard"], "file": name})
+            counts.add(Counts(**part["counts"]))
+        splits[split] = {"shards": shards, "counts": counts.as_dict()}
+    lines: list[bytes] = []
+    for folder in folders:
+        lines += (folder / DOCUMENTS_FILE).read_bytes().splitlines(keepends=True)
+        if len(lines) >= KEPT_DOCUMENTS or sum(map(len, lines)) >= KEPT_CHARS:
+            break
+    kept = b"".join(lines[:KEPT_DOCUMENTS])
+    (joined / DOCUMENTS_FILE).write_bytes(kept)
+    documents_sha256 = hashlib.sha256(kept).hexdigest()
+    write_meta(joined, {**content, "splits": splits, "documents_sha256": documents_sha256})
+    shutil.rmtree(target, ignore_errors=True)
+    joined.rename(target)
 
 
 def finished_part(folder: Path) -> dict[str, Any] | None:

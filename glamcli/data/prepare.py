@@ -8,6 +8,7 @@ finished parts are found again after an interruption. How rows look on disk is `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -17,19 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_path, json_digest
-from glamcli.data.parts import (
-    DOCUMENTS_FILE,
-    KEPT_CHARS,
-    KEPT_DOCUMENTS,
-    SPLITS,
-    Part,
-    finished_part,
-)
-from glamcli.data.rows import META_FILE, Counts, Rows, read_meta, shard_name, write_meta
-from glamcli.data.sources import Reading, documents, source_inputs
+from glamcli.data.parts import DOCUMENTS_FILE, SPLITS, Part, cut, finished_part, join_parts
+from glamcli.data.rows import META_FILE, Rows, read_meta
+from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import Workers
@@ -41,10 +36,6 @@ from glamcli.progress import Progress
 ROWS_FORMAT = 3
 # Warned of when so much more of a source is held out than twice what the mixture asks for.
 MAX_HELDOUT_SHARE = 0.05
-# Text in one part: small enough to share out a small corpus, larger when that gives many parts.
-PART_CHARS = 1 << 19
-MAX_PART_CHARS = 1 << 26
-PARTS_WANTED = 256
 # Less than this is prepared before other processes would have started.
 WORTH_PROCESSES_BYTES = 4 << 20
 
@@ -72,12 +63,14 @@ class Prepared:
             raise DataError(f"{folder / DOCUMENTS_FILE}: changed since it was written")
         return [json.loads(line)["text"] for line in data.splitlines()]
 
-    def verify(self, progress: Progress) -> None:
-        """Reads every file again. Raises: DataError naming the first damaged one."""
-        for name in self.train:
-            self.train[name].verify(progress)
-            self.heldout[name].verify(progress)
-            self.heldout_documents(name)
+    def damage(self, name: str) -> Iterator[DataError]:
+        """Reads every file of a source again: what is wrong with each split and its documents."""
+        checks = [self.train[name].verify, self.heldout[name].verify]
+        for check in (*checks, lambda: self.heldout_documents(name)):
+            try:
+                check()
+            except DataError as error:
+                yield error
 
 
 @dataclass(frozen=True)
@@ -90,10 +83,6 @@ class _Plan:
     folder: Path
     num_bytes: int
 
-    @property
-    def fingerprint(self) -> str:
-        return json_digest(self.inputs)
-
 
 def prepare(
     recipe: Recipe, mixture: Mixture, tokenizer: Tokenizer, cache: Path, progress: Progress
@@ -105,18 +94,49 @@ def prepare(
     sides = divide_mixture(mixture, cache, progress)
     plans = _plans(recipe, mixture, tokenizer, sides, cache)
     _warn_of_copies(plans, progress)
+    note, last = last_rows(recipe, mixture, cache)
     missing = [plan for plan in plans if not (plan.folder / META_FILE).exists()]
     small = sum(plan.num_bytes for plan in missing) < WORTH_PROCESSES_BYTES
     with Workers(tokenizer, 1 if small else recipe.data.prepare_processes) as workers:
         for plan in missing:
-            _tell_what_changed(plan, progress)
+            if plan.name in last:
+                _tell_what_changed(plan, last[plan.name], progress)
             with _held(plan.folder, progress):
                 if not (plan.folder / META_FILE).exists():
                     _prepare_source(plan, sides, workers, progress)
+    folders = {plan.name: plan.folder for plan in plans}
+    if folders != last:
+        names = {name: folder.name for name, folder in folders.items()}
+        with contextlib.suppress(OSError):  # nothing depends on the note
+            atomic.write(note, json.dumps(names) + "\n")
     return Prepared(
-        train={plan.name: Rows(plan.folder, "train") for plan in plans},
-        heldout={plan.name: Rows(plan.folder, "heldout") for plan in plans},
+        train={name: Rows(folder, "train") for name, folder in folders.items()},
+        heldout={name: Rows(folder, "heldout") for name, folder in folders.items()},
     )
+
+
+def last_rows(recipe: Recipe, mixture: Mixture, cache: Path) -> tuple[Path, dict[str, Path]]:
+    """The note of the rows that these settings were last given, and their folders by source.
+
+    What is in the files of the sources does not count.
+    """
+    settings = {
+        "tokenizer": recipe.data.tokenizer.model_dump(mode="json"),
+        "vocab_size": recipe.model.vocab_size,
+        "packing": recipe.data.packing,
+        "row_tokens": recipe.batch.row_tokens,
+        "heldout_frac": mixture.heldout_frac,
+        "sources": {
+            name: source.model_dump(mode="json", include={"path", *READ_SETTINGS})
+            for name, source in mixture.sources.items()
+        },
+    }
+    note = cache_path(cache, "mixtures", json_digest(settings)[:16])
+    try:
+        names = json.loads(note.read_text())
+    except (OSError, ValueError):
+        names = {}
+    return note, {name: cache_path(cache, "rows", folder) for name, folder in names.items()}
 
 
 def _plans(
@@ -165,21 +185,15 @@ def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
             progress.warn(f"sources `{other}` and `{plan.name}` have the same content (`{file}`)")
 
 
-def _tell_what_changed(plan: _Plan, progress: Progress) -> None:
-    """Says which files differ from the last time this source was prepared the same way."""
-    for folder in plan.folder.parent.glob(f"{_safe(plan.name)}-*"):
-        try:
-            old = read_meta(folder)["inputs"]
-        except DataError:
-            continue
-        if {**old, "files": None} != {**plan.inputs, "files": None}:
-            continue
-        before, now = ({name: rest for name, *rest in x["files"]} for x in (old, plan.inputs))
-        changed = [name for name in now if before.get(name) != now[name]]
-        gone = [name for name in before if name not in now]
-        which = ", ".join(f"`{name}`" for name in (changed + gone)[:3])
-        progress.say(f"source `{plan.name}` changed since it was prepared ({which}): again")
-        return
+def _tell_what_changed(plan: _Plan, last: Path, progress: Progress) -> None:
+    """Says which files differ from those that the source's last rows were made of."""
+    with contextlib.suppress(DataError):
+        inputs = (read_meta(last)["inputs"], plan.inputs)
+        before, now = ({name: rest for name, *rest in each["files"]} for each in inputs)
+        changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+        if changed:
+            which = ", ".join(f"`{name}`" for name in changed[:3])
+            progress.say(f"source `{plan.name}` has changed ({which}) and is prepared again")
 
 
 def _held(folder: Path, progress: Progress) -> IO[str]:
@@ -195,105 +209,35 @@ def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progr
     building = plan.folder.with_name(f".{plan.folder.name}.parts")
     building.mkdir(exist_ok=True)
     reading = Reading()
-    num_parts = 0
-    total_kb = max(plan.num_bytes >> 10, 1)
+    folders: list[Path] = []
+    total_kb, shown_kb = max(plan.num_bytes >> 10, 1), 0
     with progress.phase(f"preparing {plan.name}", total_kb, "KB") as phase:
-        shown_kb = 0
-
-        def show(done_kb: int) -> None:
-            nonlocal shown_kb
+        divided = sides.divide(documents(plan.source, plan.name, reading))
+        for texts in cut(divided, plan.num_bytes):
+            folders.append(building / f"{len(folders):05d}")
+            if finished_part(folders[-1]) is None:
+                packing, row_tokens = plan.inputs["packing"], plan.inputs["row_tokens"]
+                workers.submit(Part(folders[-1], texts, packing, row_tokens))
+            done_kb = min(reading.done_bytes >> 10, total_kb)
             phase.advance(done_kb - shown_kb)
             shown_kb = done_kb
-
-        texts = documents(plan.source, plan.name, reading)
-        for texts_of_part in _cut(sides.divide(texts), plan.num_bytes):
-            folder = building / f"{num_parts:05d}"
-            num_parts += 1
-            if finished_part(folder) is None:
-                part = Part(
-                    folder, texts_of_part, plan.inputs["packing"], plan.inputs["row_tokens"]
-                )
-                workers.submit(part)
-            show(min(reading.done_bytes >> 10, total_kb))
         workers.wait()
-        show(total_kb)
-    if num_parts == 0:
+        phase.advance(total_kb - shown_kb)
+    if not folders:
         raise DataError(
             f"source `{plan.name}`: no documents ({reading.num_read} read, {reading.num_empty} "
             f"empty, {reading.num_short} shorter than `min_chars`, {reading.num_unmatched} not "
             "matching `where`)"
         )
-    _finish(plan, building, num_parts, reading)
-    _summarise(plan, reading, progress)
-
-
-def _cut(divided: Iterator[tuple[str, bool]], num_bytes: int) -> Iterator[list[tuple[str, bool]]]:
-    """Documents in parts of about equal text."""
-    limit = min(max(PART_CHARS, num_bytes // PARTS_WANTED), MAX_PART_CHARS)
-    part: list[tuple[str, bool]] = []
-    num_chars = 0
-    for document in divided:
-        part.append(document)
-        num_chars += len(document[0])
-        if num_chars >= limit:
-            yield part
-            part, num_chars = [], 0
-    if part:
-        yield part
-
-
-def _finish(plan: _Plan, building: Path, num_parts: int, reading: Reading) -> None:
-    """Joins the parts in a folder, which then gets its name."""
-    folders = [building / f"{number:05d}" for number in range(num_parts)]
-    parts = [finished_part(folder) for folder in folders]
-    if None in parts:
-        raise DataError(f"{folders[parts.index(None)]}: disappeared while it was being written")
-    joined = building / "joined"
-    shutil.rmtree(joined, ignore_errors=True)
-    joined.mkdir()
-    content: dict[str, Any] = {
-        "fingerprint": plan.fingerprint,
+    content = {
+        "fingerprint": json_digest(plan.inputs),
         "inputs": plan.inputs,
         "row_tokens": plan.inputs["row_tokens"],
         "reading": reading.counts(),
-        "splits": {},
     }
-    for split in SPLITS:
-        counts = Counts()
-        shards = []
-        made = [
-            (f, p[split]) for f, p in zip(folders, parts, strict=True) if p and p[split]["shard"]
-        ]
-        for number, (folder, part) in enumerate(made):
-            name = shard_name(split, number, len(made))
-            _link(folder / split, joined / name)
-            shards.append({**part["shard"], "file": name})
-            counts.add(Counts(**part["counts"]))
-        content["splits"][split] = {"shards": shards, "counts": counts.as_dict()}
-    kept = _kept_documents(folders)
-    (joined / DOCUMENTS_FILE).write_bytes(kept)
-    content["documents_sha256"] = hashlib.sha256(kept).hexdigest()
-    write_meta(joined, content)
-    shutil.rmtree(plan.folder, ignore_errors=True)
-    joined.rename(plan.folder)
+    join_parts(folders, content, plan.folder)
     shutil.rmtree(building)
-
-
-def _link(made: Path, path: Path) -> None:
-    """A second name for a finished shard, or a copy where the file system has no links."""
-    try:
-        path.hardlink_to(made)
-    except OSError:
-        shutil.copyfile(made, path)
-
-
-def _kept_documents(folders: list[Path]) -> bytes:
-    lines: list[bytes] = []
-    for folder in folders:
-        lines += (folder / DOCUMENTS_FILE).read_bytes().splitlines(keepends=True)
-        if len(lines) >= KEPT_DOCUMENTS or sum(map(len, lines)) >= KEPT_CHARS:
-            break
-    return b"".join(lines[:KEPT_DOCUMENTS])
+    _summarise(plan, reading, progress)
 
 
 def _summarise(plan: _Plan, reading: Reading, progress: Progress) -> None:

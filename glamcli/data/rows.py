@@ -20,7 +20,6 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from glamcli.errors import DataError
-from glamcli.progress import Progress
 
 Row = dict[str, np.ndarray]
 TOKEN_FIELDS = ("tokens", "targets", "segments")
@@ -210,21 +209,19 @@ class Rows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
 
-    def verify(self, progress: Progress) -> None:
+    def verify(self) -> None:
         """Reads every shard again and compares its SHA-256.
 
         Raises: DataError naming the first damaged file.
         """
-        with progress.phase(f"verifying {self.folder.name}", len(self.shards), "files") as phase:
-            for shard in self.shards:
-                self._check_size(shard)
-                if file_sha256(self.folder / shard.file) != shard.sha256:
-                    raise DataError(
-                        f"{self.folder / shard.file}: checksum differs from the one recorded "
-                        "when it was prepared",
-                        hint=_prepare_again(self.folder),
-                    )
-                phase.advance()
+        for shard in self.shards:
+            self._check_size(shard)
+            if file_sha256(self.folder / shard.file) != shard.sha256:
+                raise DataError(
+                    f"{self.folder / shard.file}: checksum differs from the one recorded "
+                    "when it was prepared",
+                    hint=_prepare_again(self.folder),
+                )
 
     def _reader(self, number: int) -> Any:
         reader = self._readers.get(number)

@@ -121,6 +121,15 @@ def test_all_missing_sources_are_told_at_once(recipe, tmp_path):
         assert word in caught.value.what
 
 
+def test_all_broken_sources_are_reported_at_once(recipe, tmp_path):
+    (tmp_path / "web.jsonl").write_text('{"text": "one"}\nnot JSON\n')
+    (tmp_path / "books.jsonl").write_text('{"body": "two"}\n')
+    with pytest.raises(DataError) as caught:
+        open_data(recipe, Silent())
+    for what in ("2 problems", "web.jsonl:2: not JSON", "books.jsonl:1: no field `text`"):
+        assert what in caught.value.what
+
+
 @pytest.mark.parametrize("place", ["cache", "cache/rows"])
 def test_a_cache_that_cannot_be_written_is_told_with_a_way_out(recipe, tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)

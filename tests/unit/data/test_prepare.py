@@ -12,8 +12,8 @@ import pytest
 
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Batch, Data, Model, Recipe, Train
+from glamcli.data import parts, source_files, workers
 from glamcli.data import prepare as preparing
-from glamcli.data import source_files, workers
 from glamcli.data.pack import pack
 from glamcli.data.prepare import Prepared, prepare
 from glamcli.data.rows import Rows
@@ -70,8 +70,8 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(preparing, "PART_CHARS", 2000)
-    monkeypatch.setattr(preparing, "PARTS_WANTED", 10**9)
+    monkeypatch.setattr(parts, "PART_CHARS", 2000)
+    monkeypatch.setattr(parts, "PARTS_WANTED", 10**9)
     monkeypatch.setattr(preparing, "WORTH_PROCESSES_BYTES", 0)
 
 
@@ -151,7 +151,16 @@ def test_a_changed_source_is_prepared_anew_and_says_why(corpus, tmp_path, change
     heard = Heard()
     after = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", heard)
     assert after.fingerprints != before.fingerprints
-    assert heard.said[0] == f"source `web` changed since it was prepared (`{path.name}`): again"
+    assert heard.said[0] == f"source `web` has changed (`{path.name}`) and is prepared again"
+
+
+def test_another_source_of_the_same_name_has_not_changed(corpus, tmp_path):
+    prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
+    other = shutil.copytree(corpus, tmp_path / "other project")
+    (other / "a.jsonl").write_text('{"text": "another corpus"}\n')
+    heard = Heard()
+    prepare(recipe(), mixture(other), Bytes(), tmp_path / "cache", heard)
+    assert not any("changed" in text for text in heard.said)
 
 
 def test_settings_that_change_rows_change_the_fingerprint(corpus, tmp_path):
@@ -213,7 +222,7 @@ def test_preparing_twice_at_once_gives_the_same_whole_folder(corpus, tmp_path, s
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(run, range(4)))
     for prepared in made:
-        prepared.verify(Silent())
+        assert not list(prepared.damage("web"))
     assert len([path for path in (tmp_path / "cache" / "rows").iterdir() if path.is_dir()]) == 1
 
 
@@ -245,7 +254,7 @@ def test_one_document_is_trained_on_and_two_are_shared_out(tmp_path):
         prepared = prepare(recipe(), mixture(folder), Bytes(), tmp_path / "cache", Silent())
         rows = (prepared.train["web"], prepared.heldout["web"])
         assert tuple(part.meta.num_documents for part in rows) == expected
-        prepared.verify(Silent())
+        assert not list(prepared.damage("web"))
 
 
 def test_text_that_the_tokenizer_changes_is_counted_per_source(corpus, tmp_path):

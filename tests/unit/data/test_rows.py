@@ -18,7 +18,6 @@ from glamcli.data.rows import (
     write_shard,
 )
 from glamcli.errors import DataError
-from glamcli.progress import Silent
 
 NUM_ROWS, ROW_TOKENS = 50, 32
 
@@ -88,7 +87,7 @@ def test_every_flipped_byte_is_found_by_verify_and_none_is_read_silently(folder,
         path.write_bytes(damaged)
         rows = Rows(folder, "train")
         with pytest.raises(DataError, match="checksum differs"):
-            rows.verify(Silent())
+            rows.verify()
         for index in range(25):
             try:
                 row = rows[index]
@@ -100,7 +99,7 @@ def test_every_flipped_byte_is_found_by_verify_and_none_is_read_silently(folder,
 
 
 def test_a_changed_description_is_refused(folder):
-    Rows(folder, "train").verify(Silent())
+    Rows(folder, "train").verify()
     path = folder / META_FILE
     signed = json.loads(path.read_text())
     signed["content"]["row_tokens"] = 16
