@@ -1,15 +1,15 @@
-"""A YAML file as a tree of nodes that know their place; nothing about recipes is known here.
+"""A YAML file as a tree of nodes that know their place; nothing here knows about recipes.
 
-Read from parser events, so nothing is built before it was looked at: tags, anchors, aliases,
-directives and second documents are refused, as are duplicate keys, more than 32 levels and files
-above 1 MB. Scalars follow a subset of the YAML 1.2 core schema (`resolve`) that has one reading
-only. `load.py` merges trees and turns them into settings.
+Read from parser events, so that tags, anchors, aliases, directives and second documents are refused
+instead of acted on, as are duplicate keys, more than 32 levels and files above 1 MB. Scalars follow
+a subset of the YAML 1.2 core schema (`resolve`) in which each has one reading only. `load.py` merges
+trees and turns them into settings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
     DocumentStartEvent,
-    MappingEndEvent,
-    MappingStartEvent,
+    NodeEvent,
     ScalarEvent,
-    SequenceEndEvent,
     SequenceStartEvent,
 )
 
@@ -124,18 +123,23 @@ def parse(text: str, shown_as: str, line: int | None = None) -> Node:
 
     Raises: RecipeError naming the line for everything that is not plain data.
     """
+
+    def at(event: Any) -> Place:
+        return _place(shown_as, event.start_mark, line)
+
     try:
-        return _Builder(shown_as, line).build(YAML(typ="safe", pure=True).parse(text))
+        events = _plain_events(YAML(typ="safe", pure=True).parse(text), at)
+        roots = [_node(event, events, at) for event in events]
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "not readable as YAML"
-        place = _place(shown_as, mark, line)
+        place = _place(shown_as, getattr(error, "problem_mark", None), line)
         # The usual slip: `about: GLaM: a model`.
         hint = 'text that has ": " in it needs quotes' if "mapping values" in problem else None
         raise RecipeError(f"{place}: {printable(str(problem))}", hint) from error
     except (ValueError, OverflowError, IndexError) as error:
         # ruamel.yaml lets `chr()` of an impossible "\U" escape through as it comes.
         raise RecipeError(f"{printable(shown_as)}: not readable as YAML") from error
+    return roots[0] if roots else Scalar(None, Place(shown_as, line))
 
 
 def _place(shown_as: str, mark: Any, line: int | None) -> Place:
@@ -144,96 +148,52 @@ def _place(shown_as: str, mark: Any, line: int | None) -> Place:
     return Place(shown_as, mark.line + 1)
 
 
-class _Builder:
-    """Builds the tree from events with an explicit stack: depth costs no recursion."""
-
-    def __init__(self, shown_as: str, line: int | None):
-        self.shown_as = shown_as
-        self.line = line
-        self.stack: list[_Open] = []
-        self.root: Node | None = None
-
-    def build(self, events: Iterable[Any]) -> Node:
-        num_documents = 0
-        for event in events:
-            place = _place(self.shown_as, event.start_mark, self.line)
-            self._refuse_machinery(event, place)
-            if isinstance(event, DocumentStartEvent):
-                num_documents += 1
-                if num_documents > 1:
-                    raise RecipeError(f"{place}: a second document starts here; one is allowed")
-            elif isinstance(event, MappingStartEvent | SequenceStartEvent):
-                if len(self.stack) >= MAX_DEPTH:
-                    raise RecipeError(f"{place}: nested more than {MAX_DEPTH} levels deep")
-                self._not_a_key(place)
-                self.stack.append(_Open(isinstance(event, MappingStartEvent), place))
-            elif isinstance(event, MappingEndEvent | SequenceEndEvent):
-                self._add(self.stack.pop().close())
-            elif isinstance(event, ScalarEvent):
-                self._scalar(event, place)
-        return self.root or Scalar(None, Place(self.shown_as, self.line))
-
-    def _refuse_machinery(self, event: Any, place: Place) -> None:
+def _plain_events(events: Iterator[Any], at: Callable[[Any], Place]) -> Iterator[Any]:
+    """The events of nodes; everything that is more than plain data is refused."""
+    num_documents = 0
+    for event in events:
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
             raise RecipeError(
-                f"{place}: anchors and aliases are not allowed", hint="write the value out"
+                f"{at(event)}: anchors and aliases are not allowed", hint="write the value out"
             )
         if getattr(event, "ctag", None) is not None:
-            raise RecipeError(f"{place}: tags are not allowed: `{shown(str(event.tag))}`")
-        if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
-            raise RecipeError(f"{place}: directives are not allowed")
-
-    def _not_a_key(self, place: Place) -> None:
-        if self.stack and self.stack[-1].is_mapping and self.stack[-1].key is None:
-            raise RecipeError(f"{place}: a key must be text")
-
-    def _scalar(self, event: ScalarEvent, place: Place) -> None:
-        text = event.value
-        hostile = _HOSTILE.search(text)
-        if hostile:  # written as an escape such as "\e"
-            raise RecipeError(f"{place}: character U+{ord(hostile[0]):04X} is not allowed")
-        top = self.stack[-1] if self.stack else None
-        if top and top.is_mapping and top.key is None:
-            if text in top.keys:
-                raise RecipeError(
-                    f"{place}: `{shown(text)}` is given twice, first at {top.keys[text]}"
-                )
-            top.key = text
-            top.keys[text] = place
-        else:
-            plain = event.style is None or event.style == ""
-            self._add(Scalar(resolve(text) if plain else text, place))
-
-    def _add(self, node: Node) -> None:
-        if self.stack:
-            self.stack[-1].add(node)
-        else:
-            self.root = node
+            raise RecipeError(f"{at(event)}: tags are not allowed: `{shown(str(event.tag))}`")
+        if isinstance(event, DocumentStartEvent):
+            num_documents += 1
+            if event.version or event.tags:
+                raise RecipeError(f"{at(event)}: directives are not allowed")
+            if num_documents > 1:
+                raise RecipeError(f"{at(event)}: a second document starts here; one is allowed")
+        if isinstance(event, ScalarEvent) and (hostile := _HOSTILE.search(event.value)):
+            # Written as an escape such as "\e".
+            raise RecipeError(f"{at(event)}: character U+{ord(hostile[0]):04X} is not allowed")
+        if isinstance(event, NodeEvent | CollectionEndEvent):
+            yield event
 
 
-class _Open:
-    """A mapping or sequence whose end was not seen yet."""
-
-    def __init__(self, is_mapping: bool, place: Place):
-        self.is_mapping = is_mapping
-        self.place = place
-        self.key: str | None = None
-        self.keys: dict[str, Place] = {}
-        self.entries: dict[str, Node] = {}
-        self.items: list[Node] = []
-
-    def add(self, node: Node) -> None:
-        if self.is_mapping:
-            assert self.key is not None
-            self.entries[self.key] = node
-            self.key = None
-        else:
-            self.items.append(node)
-
-    def close(self) -> Node:
-        if self.is_mapping:
-            return Mapping(self.entries, self.keys, self.place)
-        return Sequence(tuple(self.items), self.place)
+def _node(first: Any, events: Iterator[Any], at: Callable[[Any], Place], depth: int = 0) -> Node:
+    """The node that starts with the event `first`; takes its further events."""
+    place = at(first)
+    if isinstance(first, ScalarEvent):
+        return Scalar(first.value if first.style else resolve(first.value), place)
+    if depth >= MAX_DEPTH:
+        raise RecipeError(f"{place}: nested more than {MAX_DEPTH} levels deep")
+    if isinstance(first, SequenceStartEvent):
+        items = []
+        while not isinstance(event := next(events), CollectionEndEvent):
+            items.append(_node(event, events, at, depth + 1))
+        return Sequence(tuple(items), place)
+    entries: dict[str, Node] = {}
+    keys: dict[str, Place] = {}
+    while not isinstance(event := next(events), CollectionEndEvent):
+        if not isinstance(event, ScalarEvent):
+            raise RecipeError(f"{at(event)}: a key must be text")
+        key = event.value
+        if key in keys:
+            raise RecipeError(f"{at(event)}: `{shown(key)}` is given twice, first at {keys[key]}")
+        keys[key] = at(event)
+        entries[key] = _node(next(events), events, at, depth + 1)
+    return Mapping(entries, keys, place)
 
 
 def resolve(text: str) -> str | int | float | bool | None:
@@ -277,7 +237,5 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = value if isinstance(value, str) else str(value)
-    text = redacted(text)[:400]
-    text = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    text = printable(redacted(str(value))[:400].replace("\n", "\\n").replace("\t", "\\t"))
     return text if len(text) <= 80 else text[:77] + "..."
