@@ -107,7 +107,8 @@ def diff(a: str, b: str, as_json: bool) -> None:
     elif not rows:
         click.echo("no differences")
     else:
-        cells = [(row[0], row[1], row[3], f"{row[2]} | {row[4]}") for row in rows]
+        short = _shortened([place for row in rows for place in (row[2], row[4])])
+        cells = [(row[0], row[1], row[3], f"{short[row[2]]} | {short[row[4]]}") for row in rows]
         for line in aligned([("setting", a, b, "decided at"), *cells]):
             click.echo(line)
 
@@ -292,6 +293,18 @@ def differences(one: Loaded, other: Loaded) -> Iterator[tuple[str, str, str]]:
 
 def origin(loaded: Loaded, key: str) -> str:
     return str(loaded.origins[key]) if key in loaded.origins else "-"
+
+
+def _shortened(places: Sequence[str]) -> dict[str, str]:
+    """Every `file:line` with no more of the path's end than tells its file from the others."""
+    parts = {place: Path(place.rpartition(":")[0] or place).parts for place in places}
+    files = set(parts.values())
+    short = {}
+    for place, file in parts.items():
+        lengths = range(1, len(file) + 1)
+        length = next(n for n in lengths if sum(each[-n:] == file[-n:] for each in files) == 1)
+        short[place] = "/".join(Path(place).parts[-length:])
+    return short
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:

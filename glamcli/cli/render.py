@@ -19,13 +19,14 @@ from typing import Any, TextIO
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from glamcli.errors import printable
 from glamcli.progress import Progress
 
 PLAIN_WIDTH = 160
+NARROW_WIDTH = 70
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_WORTH_A_LINE = 2.0  # of a phase inside another one
 
@@ -117,13 +118,15 @@ class Live:
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
         started = time.monotonic()
         if self._bars is None:
+            # In a narrow terminal names wrap, and what a bar says without them is left out.
+            wide = self._console.width >= NARROW_WIDTH
+            bar = BarColumn(20 if wide else 8, table_column=Column(no_wrap=True))
+            done = TextColumn("{task.fields[done]}")
             self._bars = _Bars(
-                SpinnerColumn(finished_text=" "),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[done]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                *([SpinnerColumn(finished_text=" ")] if wide else []),
+                TextColumn("{task.description}", table_column=Column(no_wrap=False)),
+                *(bar, done),
+                *([TimeElapsedColumn(), TextColumn("{task.fields[note]}")] if wide else []),
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,

@@ -15,7 +15,7 @@ from glamcli.config.schema import Recipe
 # Text that needs no quotes: starts with a letter, has no mark that YAML knows.
 _SAFE = re.compile(r"[A-Za-z][A-Za-z0-9_./+-]*( [A-Za-z0-9_./+(-][A-Za-z0-9_./+,;()-]*)*")
 
-# JSON Schema of what `tree.resolve` reads as a number and editors read as text.
+# What `yaml.resolve` reads as a number and editors read as text.
 _UNDERSCORES = r"^[-+]?[0-9]+(_[0-9]+)+(\.[0-9]*)?$"
 
 
@@ -63,16 +63,20 @@ def _escape(char: str) -> str:
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
-def _is_noise(key: str, value: Any) -> bool:
-    """What pydantic says and a partial file does not need; keys of recipes hold dicts."""
-    return (key == "required" and isinstance(value, list)) or (
-        key == "title" and isinstance(value, str)
-    )
-
-
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file for editors: nothing is required, for a file may extend."""
-    schema = Recipe.model_json_schema()
+    schema = _loosen(Recipe.model_json_schema())
+    sections = schema["$defs"]
+    for settings in (schema, *sections.values()):
+        for field in settings["properties"].values():
+            if "$ref" in field and "default" in field:  # `null` drops what the parent says
+                sections[field["$ref"].rpartition("/")[2]]["type"] = ["object", "null"]
+    sections["Mesh"] |= {
+        "type": ["object", "null", "string"],
+        "pattern": "^auto$",
+        "patternErrorMessage": "must be `auto` or a section",
+        "examples": ["auto"],
+    }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     extends = {
         "type": "string",
@@ -80,21 +84,43 @@ def json_schema() -> dict[str, Any]:
         "to this file",
     }
     schema["properties"] = {"extends": extends, **schema["properties"]}
-    mesh = schema["properties"]["mesh"]
-    schema["properties"]["mesh"] = {
-        "anyOf": [{"const": "auto"}, {"$ref": mesh.pop("$ref")}],
-        **mesh,
-    }
-    return _loosen(schema)
+    return schema
 
 
 def _loosen(node: Any) -> Any:
+    """The schema without what a partial file does not need, and with errors that help."""
     if isinstance(node, list):
         return [_loosen(item) for item in node]
     if not isinstance(node, dict):
         return node
-    out = {key: _loosen(value) for key, value in node.items() if not _is_noise(key, value)}
-    # Editors count 1_000 as text.
+    # Keys of recipes hold dicts, those of the schema do not.
+    noise = {"required": list, "title": str}
+    out = {
+        key: _loosen(value)
+        for key, value in node.items()
+        if key not in noise or not isinstance(value, noise[key])
+    }
     if out.get("type") in ("integer", "number"):
+        message = {"integer": "must be a whole number", "number": "must be a number"}[out["type"]]
         out |= {"type": [out["type"], "string"], "pattern": _UNDERSCORES}
-    return out
+        out["patternErrorMessage"] = message  # VS Code's YAML server shows it
+    return out | _merged(out.pop("anyOf")) if "anyOf" in out else out
+
+
+def _merged(options: list[dict[str, Any]]) -> dict[str, Any]:
+    """Alternatives as one schema of several types: of alternatives, editors report the mistake in
+    one, which is mostly "is not of type 'null'"."""
+    merged: dict[str, Any] = {"type": []}
+    for option in options:
+        if (text := option.get("const")) is not None:
+            pattern, message = merged["pattern"], merged["patternErrorMessage"]
+            option = {
+                "pattern": f"{pattern}|^{text}$",
+                "patternErrorMessage": f"{message} or `{text}`",
+            }
+        types = option.get("type", [])
+        types = merged["type"] + (types if isinstance(types, list) else [types])
+        merged |= {**option, "type": types}
+    if "$ref" in merged:  # the section says which types it has
+        del merged["type"]
+    return merged

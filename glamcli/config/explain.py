@@ -1,7 +1,7 @@
 """Problems of settings as sentences: place, key, what was expected, what was given.
 
 `validate` turns a tree into frozen settings or into every problem at once; `check.py` adds the
-problems between fields. Nobody else words recipe errors.
+problems between fields.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,7 +20,7 @@ from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
 
-T = TypeVar("T", bound=BaseModel)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise Refused(problems)
 
 
-def validate(root: yaml.Mapping, kind: type[T]) -> T:
+def validate(root: yaml.Mapping, kind: type[_Kind]) -> _Kind:
     """The tree as settings of this kind.
 
     Types are strict: text is never read as a number, a number never as text or as a switch.
@@ -84,11 +84,11 @@ def _problems(error: ValidationError, root: yaml.Mapping, kind: type[BaseModel])
             near = nearest_key(key, kind)
             suggested.update({near} if near else set())
             hint = f"did you mean `{_dotted(near)}`?" if near else None
-            place = _find(root, loc)[1]
-            unknown[key] = Problem(str(place), f"unknown key `{_dotted(key)}`", hint)
+            unknown[key] = Problem(place_of(root, *loc), f"unknown key `{_dotted(key)}`", hint)
         else:
             # pydantic reports every member of a union below the value it is about.
-            wrong.setdefault(_within(root, loc, item["type"] == "missing"), []).append(dict(item))
+            depth = find_node(root, loc).depth + (item["type"] == "missing")
+            wrong.setdefault(loc[:depth], []).append(dict(item))
     problems = list(unknown.values())
     for loc, items in wrong.items():
         if items[0]["type"] == "missing" and suggested & {loc, ("extends",)}:
@@ -103,7 +103,7 @@ def _wrong(
     items: list[dict[str, Any]],
     kind: type[BaseModel],
 ) -> Problem:
-    node, place = _find(root, loc)
+    node, place, _ = find_node(root, loc)
     name = f"`{_dotted(loc)}`"
     if items[0]["type"] == "missing":
         what = f"{name} is missing"
@@ -115,6 +115,8 @@ def _wrong(
         if isinstance(error, WrongKey):
             return Problem(place_of(root, *loc, error.key), str(error))
         return Problem(str(place), f"{name}: {error}")
+    if kind is Recipe and loc == ("mesh",):  # its shorthand, which `load.py` writes out
+        items = [*items, {"type": "literal_error", "ctx": {"expected": "'auto'"}, "input": None}]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     given = yaml.plain(node) if node is not None else items[0]["input"]
     if isinstance(given, dict | list):
@@ -191,18 +193,20 @@ def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
 
 
 def nearest_key(key: Sequence[str], kind: type[BaseModel]) -> tuple[str, ...] | None:
-    """The known key an unknown one probably stands for: same section first, then any section."""
+    """The known key that an unknown one probably stands for: the same name in another section, else
+    a similar one in this section, else in any."""
     known = [*keys_of(kind), ("extends",)] if kind is Recipe else keys_of(kind)
     section, last = tuple(key[:-1]), key[-1]
     here = {path[len(section)]: path[: len(section) + 1] for path in known if _below(path, section)}
-    near = difflib.get_close_matches(last, list(here), n=1, cutoff=0.6)
-    if near:
-        return here[near[0]]
     elsewhere: dict[str, tuple[str, ...]] = {}
     for path in known:
         elsewhere.setdefault(path[-1], path)
-    near = difflib.get_close_matches(last, list(elsewhere), n=1, cutoff=0.75)
-    return elsewhere[near[0]] if near else None
+    if last in elsewhere:
+        return elsewhere[last]
+    for names, cutoff in ((here, 0.6), (elsewhere, 0.75)):
+        if near := difflib.get_close_matches(last, list(names), n=1, cutoff=cutoff):
+            return names[near[0]]
+    return None
 
 
 def _below(path: tuple[str, ...], section: tuple[str, ...]) -> bool:
@@ -233,29 +237,20 @@ def _sections(annotation: Any) -> Iterable[tuple[tuple[str, ...], type[BaseModel
                 yield ("*", *step), inner
 
 
-def _within(root: yaml.Mapping, loc: tuple[Any, ...], missing: bool) -> tuple[str | int, ...]:
-    """The part of a pydantic location that exists in the tree (and one key more when missing)."""
-    node: yaml.Node = root
-    for depth, part in enumerate(loc):
-        if isinstance(node, yaml.Mapping) and part in node.entries:
-            node = node.entries[part]
-        elif isinstance(node, yaml.Sequence) and isinstance(part, int) and part < len(node.items):
-            node = node.items[part]
-        else:
-            return loc[: depth + 1] if missing else loc[:depth]
-    return loc
+class Located(NamedTuple):
+    """What is at a path of keys: None where a key is absent, and the place of what is above."""
+
+    node: yaml.Node | None
+    place: yaml.Place
+    depth: int
+    """the number of keys of the path that are there."""
 
 
-def place_of(root: yaml.Mapping, *loc: str | int) -> str:
-    """`file:line` of the key at a path of keys, or of the nearest section above an absent one."""
-    return str(_find(root, loc)[1])
-
-
-def _find(root: yaml.Mapping, loc: Sequence[str | int]) -> tuple[yaml.Node | None, yaml.Place]:
-    """The node at a location and its place; for an absent one, None and its parent's place."""
+def find_node(root: yaml.Mapping, loc: Sequence[str | int]) -> Located:
+    """The node at a path of keys and indices, and the place of its key."""
     node: yaml.Node = root
     place = root.place
-    for part in loc:
+    for depth, part in enumerate(loc):
         if isinstance(node, yaml.Mapping) and part in node.entries:
             place = node.keys[str(part)]
             node = node.entries[str(part)]
@@ -263,8 +258,13 @@ def _find(root: yaml.Mapping, loc: Sequence[str | int]) -> tuple[yaml.Node | Non
             node = node.items[part]
             place = node.place
         else:
-            return None, place
-    return node, place
+            return Located(None, place, depth)
+    return Located(node, place, len(loc))
+
+
+def place_of(root: yaml.Mapping, *loc: str | int) -> str:
+    """`file:line` of the key at a path of keys, or of the nearest section above an absent one."""
+    return str(find_node(root, loc).place)
 
 
 def _dotted(loc: Iterable[str | int]) -> str:

@@ -1,14 +1,13 @@
 """Recipes and other settings from YAML files, with the origin of every value.
 
 A recipe file holds what differs from its one parent (`extends: NAME_OR_PATH`); `--set a.b=c` edits
-on top. Sections merge key by key, everything else is replaced, and `null` drops a section. A name
-without a slash or suffix is a shipped file; everything else is a path, relative to the file that
-names it (`~/` is the home folder; variables are not expanded). How YAML is read: `tree.py`.
+on top. Sections merge key by key, everything else is replaced, and `null` drops what the parent
+says in a section. Which file a name or a path means: `files.py`; how YAML is read: `yaml.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,20 +18,16 @@ from pydantic import BaseModel
 
 from glamcli.config import check as rules
 from glamcli.config import yaml
-from glamcli.config.explain import (
-    Problem,
-    Refused,
-    refuse,
-    validate,
-)
+from glamcli.config.explain import Problem, Refused, find_node, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find, is_path
 from glamcli.config.files import shipped as shipped
+from glamcli.config.mixtures import Mixture
 from glamcli.config.mixtures import load_mixture as load_mixture
 from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import GlamError, RecipeError
 
-T = TypeVar("T", bound=BaseModel)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 MAX_PARENTS = 16
 
@@ -50,7 +45,7 @@ _AUTO_MESH = {"auto": True, "data": "auto", "expert": 1, "model": 1}
 
 @dataclass(frozen=True)
 class Origin:
-    """Who decided a value: a file, `--set`, or nobody (`kind` default)."""
+    """Where a value was set: in a file, by `--set`, or nowhere (`kind` default)."""
 
     kind: Literal["default", "file", "set"]
     place: yaml.Place | None = None
@@ -82,8 +77,7 @@ class Loaded:
 
     @contextmanager
     def placing(self) -> Iterator[None]:
-        """Puts the place before an error that knows only the key: one of devices, say, that no
-        file names."""
+        """Puts the place before an error that knows only the key, as one about devices does."""
         try:
             yield
         except GlamError as error:
@@ -102,27 +96,50 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
     root, parents = _with_parents(path)
     for assignment in sets:
         root = _set(root, assignment)
-    recipe = validate(root, Recipe)
+    root = _without_dropped(root, Recipe)
+    try:
+        recipe = validate(root, Recipe)
+    except Refused as error:
+        if check:  # the mixture's problems as well
+            refuse([*error.problems, *_mixture_of(root)[1]])
+        raise
     loaded = Loaded(recipe, _origins(recipe, root), path, parents, tuple(sets))
     if check:
-        refuse(problems(loaded))
+        mixture, wrong = _mixture_of(root)
+        refuse([*rules.check(loaded, mixture), *wrong])
     return loaded
 
 
-def problems(loaded: Loaded) -> list[Problem]:
-    """Every contradiction in a recipe, its mixture, and between the two."""
+def _mixture_of(root: yaml.Mapping) -> tuple[Mixture | None, list[Problem]]:
+    """The mixture that a recipe names, or what is wrong with it."""
+    data = root.entries.get("data")
+    name = data.entries.get("mixture") if isinstance(data, yaml.Mapping) else None
+    if not isinstance(name, yaml.Scalar) or not isinstance(name.value, str):
+        return None, []
     try:
-        mixture = load_mixture(loaded.recipe.data.mixture)
+        return load_mixture(name.value), []
     except Refused as error:
-        return [*rules.check(loaded), *error.problems]
+        return None, list(error.problems)
     except RecipeError as error:
-        place = loaded.place("data.mixture")
-        return [*rules.check(loaded), Problem(place, error.what, error.hint)]
-    return rules.check(loaded, mixture)
+        return None, [Problem(place_of(root, "data", "mixture"), error.what, error.hint)]
 
 
-def read_settings(path: Path, kind: type[T]) -> T:
-    """The settings of one strict YAML file, for kinds that are neither recipe nor mixture."""
+def _without_dropped(root: yaml.Mapping, kind: type[BaseModel]) -> yaml.Mapping:
+    """The tree with every section that is `null` empty, where a section has defaults."""
+    entries = dict(root.entries)
+    for name, field in kind.model_fields.items():
+        node, section = entries.get(name), field.annotation
+        if not isinstance(section, type) or not issubclass(section, BaseModel):
+            continue
+        if isinstance(node, yaml.Mapping):
+            entries[name] = _without_dropped(node, section)
+        elif isinstance(node, yaml.Scalar) and node.value is None and not field.is_required():
+            entries[name] = yaml.Mapping({}, {}, root.keys[name])
+    return replace(root, entries=entries)
+
+
+def read_settings(path: Path, kind: type[_Kind]) -> _Kind:
+    """The settings of one strict YAML file that is neither recipe nor mixture."""
     return validate(yaml.read_tree(path, display(path)), kind)
 
 
@@ -164,7 +181,7 @@ def _take_parent(
 
 
 def merge(parent: yaml.Node, child: yaml.Node) -> yaml.Mapping:
-    """The parent with everything the child says; `null` in the child replaces a section."""
+    """The parent with the keys of the child on top; `null` in the child replaces a section."""
     assert isinstance(parent, yaml.Mapping)
     assert isinstance(child, yaml.Mapping)
     entries, keys = dict(parent.entries), dict(parent.keys)
@@ -202,17 +219,15 @@ def _absolute_node(node: yaml.Node, folder: Path, may_be_name: bool) -> yaml.Nod
     return replace(node, value=absolute(node.value, folder))
 
 
-def _edit(root: yaml.Mapping, keys: Sequence[str], change: Any) -> yaml.Mapping:
+def _edit(
+    root: yaml.Mapping, keys: Sequence[str], change: Callable[[yaml.Node], yaml.Node]
+) -> yaml.Mapping:
     """The tree with the node at a path changed; unchanged when there is none."""
     node = root.entries.get(keys[0])
-    if node is None:
+    if node is None or (len(keys) > 1 and not isinstance(node, yaml.Mapping)):
         return root
-    if len(keys) > 1:
-        if not isinstance(node, yaml.Mapping):
-            return root
-        node = _edit(node, keys[1:], change)
-    else:
-        node = change(node)
+    nested = isinstance(node, yaml.Mapping) and len(keys) > 1
+    node = _edit(node, keys[1:], change) if nested else change(node)
     return replace(root, entries={**root.entries, keys[0]: node})
 
 
@@ -227,21 +242,16 @@ def _set(root: yaml.Mapping, assignment: str) -> yaml.Mapping:
             hint="for example `--set batch.rows=16`",
         )
     if keys == ("extends",):
-        raise RecipeError("--set: `extends` belongs into a recipe file")
+        raise RecipeError("--set: `extends` belongs in a recipe file")
+    if any(not char.isprintable() and char not in "\n\t" for char in text):
+        raise RecipeError(f"--set: control characters in `{shown(text)}`")
     place = yaml.Place("--set")
-    value = _text(text)
-    node: yaml.Node = yaml.parse(value, "--set") if value else yaml.Scalar(None, place)
+    node: yaml.Node = yaml.parse(text, "--set") if text else yaml.Scalar(None, place)
     for key in reversed(keys):
         node = yaml.Mapping({key: node}, {key: place}, place)
     assert isinstance(node, yaml.Mapping)
     merged = merge(root, _normal(node, Path.cwd()))
     return replace(merged, place=root.place)
-
-
-def _text(value: str) -> str:
-    if any(not char.isprintable() and char not in "\n\t" for char in value):
-        raise RecipeError(f"--set: control characters in `{shown(value)}`")
-    return value
 
 
 def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,11 +269,7 @@ def _origins(recipe: Recipe, root: yaml.Mapping) -> dict[str, Origin]:
 
 
 def _origin(root: yaml.Mapping, keys: Sequence[str]) -> Origin:
-    node: yaml.Node = root
-    place = root.place
-    for key in keys:
-        if not isinstance(node, yaml.Mapping) or key not in node.entries:
-            return Origin("default")
-        place = node.keys[key]
-        node = node.entries[key]
+    node, place, _ = find_node(root, keys)
+    if node is None:
+        return Origin("default")
     return Origin("set" if place.file == "--set" else "file", place)

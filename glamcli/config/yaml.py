@@ -2,8 +2,8 @@
 
 Read from parser events, so that tags, anchors, aliases, directives and second documents are refused
 instead of acted on, as are duplicate keys, more than 32 levels and files above 1 MB. Scalars follow
-a subset of the YAML 1.2 core schema (`resolve`) in which each has one reading only. `load.py` merges
-trees and turns them into settings.
+a subset of the YAML 1.2 core schema with one reading only (`resolve`). `load.py` merges trees and
+turns them into settings.
 """
 
 from __future__ import annotations

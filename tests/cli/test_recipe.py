@@ -206,6 +206,22 @@ def test_diff_shows_changes_with_both_origins(glam, tmp_path):
     assert glam("diff", "test-tiny", "test-tiny") == (0, "no differences\n", "")
 
 
+def test_diff_shows_as_much_of_a_path_as_tells_the_files_apart(glam, tmp_path):
+    for name, rows in (("a", 8), ("b", 16)):
+        (tmp_path / name).mkdir()
+        text = f"extends: test-tiny\nbatch:\n  rows: {rows}\n"
+        (tmp_path / name / "recipe.yaml").write_text(text)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    _, out, _ = glam("diff", a, b)
+    assert out.splitlines()[1].endswith("  a/recipe.yaml:3 | b/recipe.yaml:3")
+    row = json.loads(glam("diff", "test-tiny", b, "--json")[1].splitlines()[0])
+    assert row["b_origin"].endswith("b/recipe.yaml:3")
+    assert row["a_origin"].startswith(str(shipped("recipes")["test-tiny"]))
+    _, out, _ = glam("diff", "test-tiny", b)
+    assert out.splitlines()[1].endswith(" | recipe.yaml:3")
+    assert "  test-tiny.yaml:" in out
+
+
 def test_diff_with_a_dense_model_lists_the_settings_of_experts(glam):
     _, out, _ = glam("diff", "glam_8b_64e", "glam_8b", "--json")
     rows = {row["key"]: row for row in map(json.loads, out.splitlines())}

@@ -65,6 +65,17 @@ def test_a_live_terminal_keeps_one_line_per_outer_phase_and_everything_said():
     assert "\x1b[31m" not in text
 
 
+def test_bars_and_counts_stay_in_a_narrow_terminal():
+    stream = io.StringIO()
+    live = Live(Console(file=stream, force_terminal=True, width=40, color_system=None))
+    with live.phase("saving step 1200", total=1234567, unit="KB") as bar:
+        bar.advance(600000)
+        assert live._bars is not None
+        Console(file=stream, width=40).print(live._bars.get_renderable())
+    assert "━" in stream.getvalue()
+    assert "600,000/1,234,567 KB" in stream.getvalue()
+
+
 def test_bars_are_gone_when_a_phase_fails():
     live = Live(Console(file=io.StringIO(), force_terminal=True))
 

@@ -1,6 +1,7 @@
 """Settings written out read back the same, whatever they hold; editors get the same schema."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,25 @@ def test_the_schema_describes_every_key_and_requires_none():
     moe = schema["$defs"]["Moe"]["properties"]
     assert moe["num_experts"]["description"].startswith("[E] experts")
     assert moe["num_experts"]["minimum"] == 1
+
+
+def test_no_setting_is_a_choice_between_schemas():
+    """Of choices, editors report the mistake in one: "3 is not of type 'null'" for a number."""
+    schema = json_schema()
+    assert "anyOf" not in json.dumps(schema)
+    sections = schema["$defs"]
+    assert sections["Finish"]["properties"]["suite"]["type"] == ["string", "null"]
+    assert sections["Every"]["properties"]["eval_steps"]["type"] == ["integer", "string", "null"]
+    for name in ("Moe", "Finish", "Rules", "TokenizerSettings"):  # as `null` drops the section
+        assert sections[name]["type"] == ["object", "null"]
+    assert sections["Model"]["type"] == "object"
+
+
+def test_words_beside_numbers_and_sections_are_patterns():
+    sections = json_schema()["$defs"]
+    data = sections["Mesh"]["properties"]["data"]
+    for settings, wrong in ((sections["Mesh"], "aut"), (data, "aut"), (data, "1_")):
+        assert re.search(settings["pattern"], "auto")
+        assert not re.search(settings["pattern"], wrong)
+        assert "`auto`" in settings["patternErrorMessage"]
+    assert re.search(data["pattern"], "1_000")

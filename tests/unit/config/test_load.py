@@ -169,7 +169,10 @@ def test_set_values_are_read_as_yaml(assignment, value):
         ),
         ("moe.num_expert=4", "unknown key `moe.num_expert`", "`moe.num_experts`"),
         ("rows=4", "unknown key `rows`", "did you mean `batch.rows`?"),
-        ("extends=quickstart", "`extends` belongs into a recipe file", None),
+        ("steps=100", "unknown key `steps`", "did you mean `train.steps`?"),
+        ("mesh=aut", "a section of `key: value` lines or `auto`", "did you mean `auto`?"),
+        ("mesh.data=aut", "a whole number or `auto`", "did you mean `auto`?"),
+        ("extends=quickstart", "`extends` belongs in a recipe file", None),
         ("train.steps", "expected key=value, got `train.steps`", "for example"),
         ("=3", "expected key=value", None),
         (".=3", "expected key=value", None),
@@ -211,6 +214,29 @@ def test_null_drops_the_section_of_the_parent(write):
     assert loaded.recipe.moe is None
     assert str(loaded.origins["moe"]) == "my.yaml:2"
     assert load_recipe("test-tiny", ["moe=null"]).recipe.moe is None
+
+
+@pytest.mark.parametrize("key", ["finish", "optimizer", "mesh", "mesh.rules", "data.tokenizer"])
+def test_null_sets_every_section_that_has_defaults_back_to_them(write, key):
+    *outer, name = key.split(".")
+    section = "".join(f"{each}:\n  " for each in outer) + f"{name}: null\n"
+    write(SMALL + "finish: {prompt: x}\noptimizer: {beta1: 0.5}\n", "parent.yaml")
+    plain = load_recipe(write(SMALL, "plain.yaml")).recipe
+    loaded = load_recipe(write("extends: parent.yaml\n" + section))
+    found, expected = loaded.recipe, plain
+    for each in key.split("."):
+        found, expected = getattr(found, each), getattr(expected, each)
+    assert found == expected
+    assert load_recipe("parent.yaml", [f"{key}=null"]).recipe == loaded.recipe
+
+
+def test_problems_of_the_recipe_do_not_hide_those_of_its_mixture(write):
+    write("sources:\n  a: {kind: text, path: a, weight: much}\n", "mix.yaml")
+    path = write(SMALL.replace("quickstart", "./mix.yaml").replace("rows: 8", "rows: eight"))
+    error = refusal(path)
+    assert error.what.splitlines()[0] == "2 problems:"
+    assert "my.yaml:9: `batch.rows` must be a whole number" in error.what
+    assert "mix.yaml:2: `sources.a.weight` must be a number" in error.what
 
 
 def test_a_mistake_in_a_parent_is_placed_in_the_parent(write):
