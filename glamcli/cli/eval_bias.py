@@ -277,7 +277,7 @@ def _keep(trained: Trained, name: str, told: Mapping[str, Any], progress: Progre
     """Writes STEM.json, or STEM-2 where what other prompts, words or scorers gave has the name."""
     if trained.run_dir is None:
         return
-    from glamcli.evals.results import kept
+    from glamcli.evals.results.store import free_path
 
     folder = trained.run_dir / FOLDER
 
@@ -290,7 +290,7 @@ def _keep(trained: Trained, name: str, told: Mapping[str, Any], progress: Progre
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = kept.free(folder, _stem(trained, name, told), is_same)
+        path = free_path(folder, _stem(trained, name, told), is_same)
         path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         progress.warn(f"not kept: {error.strerror or error}: {folder}")

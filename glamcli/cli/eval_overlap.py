@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glamcli.cli import render
+from glamcli.cli.eval_show import score_text
 from glamcli.cli.options import json_option
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
@@ -161,12 +162,12 @@ def _splits(
     Where several results have a task at the same number of shots, the first one is taken.
     """
     from glamcli.evals.paper.overlap import splits
-    from glamcli.evals.results import kept
+    from glamcli.evals.results.store import load_items, load_results, results_of_suite
 
     told: dict[tuple[str, str], Split] = {}
-    for place in kept.of_suite(run, suite.name, suite.preset) if run is not None else []:
+    for place in results_of_suite(run, suite.name, suite.preset) if run is not None else []:
         try:
-            split = splits(tasks, found, kept.load(place), kept.items(place))
+            split = splits(tasks, found, load_results(place), load_items(place))
         except GlamError as error:
             progress.warn(f"no scores on clean and dirty items: {error.what}")
             continue
@@ -187,8 +188,6 @@ def _as_dict(each: Overlap) -> dict[str, Any]:
 
 
 def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> None:
-    from glamcli.evals.results.tables import shown
-
     rows = []
     for each in found:
         held = [f"{name} {count}" for name, count in each.by_source.items() if count]
@@ -212,10 +211,10 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
                 each.task,
                 each.setting,
                 each.metric,
-                shown(each.metric, each.all),
-                "-" if each.clean is None else shown(each.metric, each.clean),
+                score_text(each.metric, each.all),
+                "-" if each.clean is None else score_text(each.metric, each.clean),
                 str(each.num_clean),
-                "-" if each.dirty is None else shown(each.metric, each.dirty),
+                "-" if each.dirty is None else score_text(each.metric, each.dirty),
                 str(each.num_dirty),
             ]
             for each in split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ from glamcli.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from glamcli.evals.results.compare import Comparison
-    from glamcli.evals.results.scores import Results
+    from glamcli.evals.results.scores import Average, Measured, Reported, Results, Score
 
+BASELINES = ("random", "position", "majority")
+LARGE_PERPLEXITY = 1e6
 SHOWN_CONDITIONS = ("preset", "limit", "seed")
 # Keys of the model's description, with the words people know them by.
 SHOWN_IDENTITY = {
@@ -42,10 +45,10 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     A and B are files RUN/eval/NAME.json, or run folders. Only what was asked by the same
     conventions is compared; what differs is named, and the exit code tells.
     """
-    from glamcli.evals.results import kept
+    from glamcli.evals.results.store import find_results, load_items, load_results
 
-    places = [kept.find(each, suite) for each in (first, second) if each is not None]
-    found = [kept.load(place) for place in places]
+    places = [find_results(each, suite) for each in (first, second) if each is not None]
+    found = [load_results(place) for place in places]
     if len(found) == 1:
         show_results(found[0], as_json)
         _show_conditions(found[0], as_json)
@@ -53,48 +56,151 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
 
     from glamcli.evals.results.compare import compare
 
-    told = compare(found[0], found[1], kept.items(places[0]), kept.items(places[1]))
+    compared = compare(found[0], found[1], load_items(places[0]), load_items(places[1]))
     progress = render.make_progress(as_json)
-    for each in told.refused:
+    for each in compared.refused:
         progress.warn(f"task `{each.task}` at {each.setting} shots is not compared: {each.reason}")
-    if not told.paired:
+    if not compared.paired:
         raise RecipeError(
             f"{places[0]} and {places[1]} cannot be compared: "
-            + (told.refused[0].reason if told.refused else "no task was scored in both"),
+            + (compared.refused[0].reason if compared.refused else "no task was scored in both"),
             hint="score both by the same conventions, on the same items",
         )
-    _show_comparison(told, places, as_json)
-    return RecipeError.exit_code if told.refused else 0
+    _show_comparison(compared, places, as_json)
+    return RecipeError.exit_code if compared.refused else 0
 
 
 def show_results(results: Results, as_json: bool) -> None:
     """Scores and averages on stdout."""
-    from glamcli.evals.results import tables
-
     if as_json:
         click.echo(json.dumps({"event": "eval", **results.as_dict()}))
         return
-    if results.scores:
-        render.table(
-            tables.score_columns(results.scores),
-            tables.table_rows(results.scores),
-            title=f"suite {results.suite}, step {results.model.get('step')}, percent",
-            note="random, position, majority: what guessing would score; "
-            "fitted: demonstrations within the window"
-            + _unconfirmed(any(m.published for s in results.scores for m in s.measured)),
-        )
-    if results.scores and results.averages:
-        missing = tables.missing_text(results.averages)
+    if not results.scores:
+        return
+    _show_scores(results)
+    _show_subsets(results.scores)
+    if results.averages:
+        others = _models(each.published for each in results.averages)
+        missing = _missing_text(results.averages)
         click.echo()
         render.table(
-            tables.average_columns(results.averages),
-            tables.average_rows(results.averages),
+            ("average", ">shots", ">score", ">entries", *(f">{model}" for model in others)),
+            [
+                [
+                    each.name,
+                    each.setting,
+                    "-" if each.value is None else score_text("", each.value),
+                    f"{each.num_entries - len(each.missing)} of {each.num_entries}",
+                    *_published_cells(others, each.published),
+                ]
+                for each in results.averages
+            ],
             note=results.averaging + (f"\nmissing: {missing}" if missing else ""),
         )
 
 
-def _unconfirmed(any_published: bool) -> str:
-    return "\npublished scores with `?` were not seen in the paper itself" * any_published
+def _show_scores(results: Results) -> None:
+    """One row per score and metric, in percent."""
+    scores = results.scores
+    others = _models(each.published for score in scores for each in score.measured)
+    is_cut = any(score.num_cut for score in scores)
+    rows = [
+        [
+            score.task,
+            str(score.shots),
+            each.metric,
+            *_value_cells(each),
+            *(_cell(each.metric, each.baselines[name]) for name in BASELINES),
+            str(score.num_items),
+            f"{score.shots_fitted:.1f}",
+            *([str(score.num_cut)] if is_cut else []),
+            *_published_cells(others, each.published),
+        ]
+        for score in scores
+        for each in score.measured
+    ]
+    notes = [f"{', '.join(BASELINES)}: what guessing would score; fitted: demonstrations within "
+             "the window" + "; cut: items whose question lost its beginning" * is_cut]  # fmt: skip
+    for score in scores:
+        where = f"{score.task} at {score.setting} shots"
+        if score.num_tied:
+            notes.append(f"{where}: options tie exactly in {score.num_tied} items: 1/k for each")
+        if score.num_equal:
+            notes.append(f"{where}: {score.num_equal} items have two equal options")
+    if any(not each.confirmed for s in scores for m in s.measured for each in m.published):
+        notes.append("published scores with `?` were not seen in the paper itself")
+    columns = ("task", ">shots", "metric", ">score", ">error", *(f">{name}" for name in BASELINES),
+               ">items", ">fitted", *([">cut"] if is_cut else []))  # fmt: skip
+    render.table(
+        (*columns, *(f">{model}" for model in others)),
+        rows,
+        title=f"suite {results.suite}, step {results.model.get('step')}, percent",
+        note="\n".join(notes),
+    )
+
+
+def _show_subsets(scores: Sequence[Score]) -> None:
+    """One row per value of a field that the task divides its score by, and metric."""
+    rows = [
+        [
+            score.task,
+            str(score.shots),
+            subset.field,
+            subset.value,
+            each.metric,
+            *_value_cells(each),
+            _cell(each.metric, each.baselines["random"]),
+            str(subset.num_items),
+        ]
+        for score in scores
+        for subset in score.subsets
+        for each in subset.measured
+    ]
+    if rows:
+        columns = ("task", ">shots", "by", "value", "metric", ">score", ">error", ">random",
+                   ">items")  # fmt: skip
+        click.echo()
+        render.table(columns, rows)
+
+
+def score_text(metric: str, value: float) -> str:
+    """A score as people read it: in percent, a perplexity as it is."""
+    if metric != "perplexity":
+        return f"{100 * value:.1f}"
+    return f"{value:.2f}" if value < LARGE_PERPLEXITY else f"{value:.2e}"
+
+
+def _cell(metric: str, value: float | None) -> str:
+    return "-" if value is None else score_text(metric, value)
+
+
+def _value_cells(measured: Measured) -> list[str]:
+    """The score and its error."""
+    error = measured.stderr
+    found = "" if error is None else "± " + score_text(measured.metric, error)
+    return [score_text(measured.metric, measured.value), found]
+
+
+def _models(entries: Iterable[Sequence[Reported]]) -> list[str]:
+    """Models that anything is published of, in order of appearance."""
+    return list(dict.fromkeys(each.model for entry in entries for each in entry))
+
+
+def _published_cells(others: Sequence[str], published: Sequence[Reported]) -> list[str]:
+    """One cell per model; `?` behind what was not seen in the paper itself."""
+    by_model = {each.model: f"{each.value:g}{'' if each.confirmed else '?'}" for each in published}
+    return [by_model.get(model, "-") for model in others]
+
+
+def _missing_text(averages: Sequence[Average]) -> str | None:
+    """Entries that averages lack, by number of shots; None when they are complete."""
+    lacking: dict[str, dict[str, None]] = {}
+    for each in averages:
+        lacking.setdefault(each.setting, {}).update(dict.fromkeys(each.missing))
+    parts = [
+        f"at {setting} shots {', '.join(names)}" for setting, names in lacking.items() if names
+    ]
+    return "; ".join(parts) or None
 
 
 def _show_conditions(results: Results, as_json: bool) -> None:
@@ -122,22 +228,20 @@ def _show_conditions(results: Results, as_json: bool) -> None:
         click.echo(printable(f"{failure.task} was not scored: {failure.error.what}"))
 
 
-def _show_comparison(told: Comparison, places: list[Path], as_json: bool) -> None:
+def _show_comparison(compared: Comparison, places: list[Path], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"event": "comparison", **asdict(told)}))
+        click.echo(json.dumps({"event": "comparison", **asdict(compared)}))
         return
-    from glamcli.evals.results.tables import shown
-
     rows = []
-    for each in told.paired:
-        difference = shown(each.metric, abs(each.second - each.first))
+    for each in compared.paired:
+        difference = score_text(each.metric, abs(each.second - each.first))
         rows.append(
             [
                 each.task,
                 each.setting,
                 each.metric,
-                shown(each.metric, each.first),
-                shown(each.metric, each.second),
+                score_text(each.metric, each.first),
+                score_text(each.metric, each.second),
                 ("-" if each.second < each.first else "+") + difference,
                 "" if each.error is None else f"± {100 * each.error:.1f}",
                 str(each.second_wins),
@@ -148,7 +252,7 @@ def _show_comparison(told: Comparison, places: list[Path], as_json: bool) -> Non
         )
     columns = ("task", ">shots", "metric", ">A", ">B", ">B - A", ">error",
                ">B wins", ">A wins", ">ties", ">p")  # fmt: skip
-    notes = [*told.notes, "p: two-sided sign test over the items that one of them does better"]
+    notes = [*compared.notes, "p: two-sided sign test over the items that one of them does better"]
     render.table(
         columns,
         rows,

@@ -39,12 +39,14 @@ def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
 def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
     if run_dir is None or not results.scores:
         return
-    from glamcli.evals.results import kept
+    from glamcli.evals.results.store import RESULTS_FOLDER, write_results
 
     try:
-        summary, items = kept.write(results, run_dir / kept.FOLDER)
+        summary, items = write_results(results, run_dir / RESULTS_FOLDER)
     except OSError as error:
-        progress.warn(f"results were not kept: {error.strerror or error}: {run_dir / 'eval'}")
+        progress.warn(
+            f"results were not kept: {error.strerror or error}: {run_dir / RESULTS_FOLDER}"
+        )
         return
     progress.say(f"kept in {summary}, items in {items.name}")
 

@@ -18,9 +18,9 @@ from glamcli.cli import render
 from glamcli.cli.several import prepare_process
 from glamcli.errors import RecipeError
 from glamcli.evals.harness import Model, as_json, command_line, run
-from glamcli.evals.results import kept
 from glamcli.evals.results.journal import Journal
 from glamcli.evals.results.scores import file_name
+from glamcli.evals.results.store import RESULTS_FOLDER, free_path, items_path
 from glamcli.progress import Progress
 from glamcli.trained import Trained, open_trained
 
@@ -63,7 +63,7 @@ def score(
         versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
         render.table(COLUMNS, _rows(results), title=versions)
     if run_dir is not None:
-        folder = run_dir / kept.FOLDER / "harness"
+        folder = run_dir / RESULTS_FOLDER / "harness"
         keep(results, samples, folder, _name(tasks, trained, count, limit, seed), progress)
     journal.finish()
     return 0
@@ -123,8 +123,8 @@ def keep(
     text = as_json(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        summary = kept.free(folder, name, partial(_is_same, json.loads(text)))
-        items = summary.with_name(summary.stem + kept.ITEMS_SUFFIX)
+        summary = free_path(folder, name, partial(_is_same, json.loads(text)))
+        items = items_path(summary)
         with items.open("w", encoding="utf-8") as file:
             for task, each in ((task, each) for task, some in samples.items() for each in some):
                 line = {"task": task, **json.loads(as_json(each))}

@@ -72,6 +72,15 @@ def test_a_bare_checkpoint_is_scored_on_what_can_be_read_and_the_exit_code_tells
     assert "bad.jsonl:1: not JSON" in warning
 
 
+def test_a_finished_suite_leaves_nothing_to_go_on_from_whatever_it_lacked(glam, run, tmp_path):
+    (tmp_path / "suite.yaml").write_text("tasks: [last_word, absent.yaml]\nshots: [0]\n")
+    for _ in range(2):
+        code, _, err = glam(run, "--suite", "suite.yaml", "--limit", "2")
+        assert code == 3
+        assert "going on" not in err
+        assert not list((run / "eval").glob("unfinished-*"))
+
+
 CHOICE = 'prompt: "{q}"\noptions: o\nlabel: right\n'
 GOOD = '{"q": "stone", "o": ["river", "light"], "right": 1}'
 # What is wrong: changes to the task file, the second line of its data, and what has to be said.

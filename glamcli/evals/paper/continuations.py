@@ -38,7 +38,7 @@ def continued(
         path.write_text(_line({"settings": dict(settings)}), encoding="utf-8")
     made = []
     for number, prompt in enumerate(prompts):
-        if found.get(number, ("",))[0] != prompt:
+        if number not in found or found[number][0] != prompt:
             texts = sampled(generator, prompt, sampling, tokens, samples, seed)
             found[number] = (prompt, texts)
             if path is not None:

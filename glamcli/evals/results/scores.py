@@ -166,7 +166,9 @@ class Results:
     def curves(self) -> dict[str, float]:
         """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
         tasks failed."""
-        found = {"eval/failed_tasks": float(len({each.task for each in self.failures}))}
+        from glamcli.train.meter import FAILED_TASKS  # imports jax, which readers do not need
+
+        found = {FAILED_TASKS: float(len({each.task for each in self.failures}))}
         for score in self.scores:
             for each in score.measured:
                 found[f"eval/{score.task}/{each.metric}/{score.setting}_shots"] = each.value

@@ -171,3 +171,4 @@ def test_continuations_that_are_kept_are_not_made_again(subject, tmp_path):
     path.write_text(lines[0] + json.dumps({**kept, "texts": ["x", "y", "z"]}) + "\n")
     assert run(["He was", "She was"]) == [["x", "y", "z"], first[1]]
     assert len(run(["He was"], samples=2)[0]) == 2  # other settings: made anew
+    assert len(run(["", "He was"], samples=2)[0]) == 2

@@ -28,6 +28,12 @@ right: right
 metrics: [accuracy, f1]
 scorer: sum
 """
+TWINS = """
+data: {path: twins.jsonl}
+prompt: "{q}"
+options: names
+label: right
+"""
 WORD = """
 data: {path: pairs.jsonl}
 prompt: "{q}"
@@ -52,12 +58,15 @@ def results(subject, tmp_path_factory):
     (folder / "pairs.yaml").write_text(PAIRS)
     (folder / "entities.yaml").write_text(ENTITIES)
     (folder / "word.yaml").write_text(WORD)
-    (folder / "suite.yaml").write_text("tasks: [pairs, entities, word]\nshots: [0, few]\n")
+    twins = [{"q": f"Q{i}:", "names": ["Ann", "Ann"], "right": i % 2} for i in range(3)]
+    (folder / "twins.jsonl").write_text("".join(json.dumps(each) + "\n" for each in twins))
+    (folder / "twins.yaml").write_text(TWINS)
+    (folder / "suite.yaml").write_text("tasks: [pairs, entities, word, twins]\nshots: [0, few]\n")
     return evaluate(subject, load_suite(str(folder / "suite.yaml")), progress=Silent())
 
 
 def test_metrics_of_the_whole_come_from_the_items(results):
-    pairs, entities, word = results.scores
+    pairs, entities, word, _ = results.scores
     right = [item["accuracy"] for item in pairs.items]
     values = {each.metric: each for each in pairs.measured}
     assert values["accuracy"].value == pytest.approx(sum(right) / 6)
@@ -71,6 +80,25 @@ def test_metrics_of_the_whole_come_from_the_items(results):
     perplexity = word.measured[2]
     assert perplexity.metric == "perplexity"
     assert perplexity.value == pytest.approx(math.exp(-sum(nats) / len(nats)))
+
+
+def test_equal_options_tie_and_are_counted(results):
+    twins = results.scores[3]
+    assert [item["accuracy"] for item in twins.items] == [0.5] * 3
+    assert twins.measured[0].value == 0.5
+    assert (twins.num_equal, twins.num_tied) == (3, 3)
+    assert results.scores[1].num_equal == 0
+
+
+def test_guessing_is_told_for_metrics_of_the_whole(results):
+    pairs, _, word, _ = results.scores
+    base = {each.metric: each.baselines for each in pairs.measured}
+    # Three pairs of a wrong and a right answer: evenly 1.5 rightly of 3 found and 3 wanted.
+    assert base["f1a"]["random"] == pytest.approx(0.5)
+    assert base["question_em"]["random"] == pytest.approx(0.25)
+    assert base["macro_f1"]["random"] is not None
+    tokens = len(" w0")
+    assert word.measured[2].baselines["random"] == pytest.approx(259**tokens)
 
 
 def test_scores_are_told_by_the_values_of_a_field(results):
@@ -88,6 +116,7 @@ def test_a_missing_pool_costs_the_shots_and_not_the_zero_shot_score(results):
         ("pairs", "0"),
         ("entities", "0"),
         ("word", "0"),
+        ("twins", "0"),
     ]
     told = {(each.task, each.setting): each.error.what for each in results.failures}
     assert "pool.jsonl" in told["pairs", "few"]

@@ -1,4 +1,4 @@
-"""Results kept on disk, found and read again: RUN/eval/NAME.json and its items beside it."""
+"""Results on disk: RUN/eval/NAME.json, and its items beside it, written, found and read again."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from glamcli.evals.results.scores import (
     Subset,
 )
 
-FOLDER = "eval"
-"""of a run: where its results are."""
-ITEMS_SUFFIX = ".items.jsonl"
+RESULTS_FOLDER = "eval"
+"""of a run folder"""
 _NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?")
 
 
-def write(results: Results, folder: Path) -> tuple[Path, Path]:
+def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
 
     What is there is replaced by the same evaluation only. One that differs in what its name does
     not say (the files of the suite, the items) becomes NAME-2.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    summary = free(folder, results.name, partial(_says_all_of, results))
-    items = summary.with_name(summary.stem + ITEMS_SUFFIX)
+    summary = free_path(folder, results.name, partial(_says_all_of, results))
+    items = items_path(summary)
     lines = (_json(item) for score in results.scores for item in score.items)
     atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
     text = _json(results.as_dict(), indent=2) + "\n"
@@ -45,7 +44,12 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
     return summary, items
 
 
-def free(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
+def items_path(summary: Path) -> Path:
+    """The file of the items that belong to a file of results."""
+    return summary.with_name(f"{summary.stem}.items.jsonl")
+
+
+def free_path(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
     """The first of NAME.json, NAME-2.json, ... that is not there or holds the same evaluation."""
     for number in itertools.count(1):
         path = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
@@ -57,15 +61,15 @@ def free(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
 def _says_all_of(results: Results, path: Path) -> bool:
     """Whether results hold every score of the file, by the same conventions on the same items."""
     try:
-        others = _asked(load(path))
+        others = _conditions(load_results(path))
     except DataError:
         return False
-    return others.items() <= _asked(results).items()
+    return others.items() <= _conditions(results).items()
 
 
-def _asked(results: Results) -> dict[tuple[str, str], str]:
-    """The conventions of every score, as text: JSON knows no tuples. Where its items were read
-    from does not matter, their digest is among them."""
+def _conditions(results: Results) -> dict[tuple[str, str], str]:
+    """The conventions of every score, as text: JSON has no tuples. Where its items were read from
+    does not matter, their digest is among them."""
     return {
         (score.task, score.setting): json.dumps(
             {**score.conditions, "items_from": None}, sort_keys=True
@@ -74,15 +78,15 @@ def _asked(results: Results) -> dict[tuple[str, str], str]:
     }
 
 
-def find(path: Path, suite: str | None = None) -> Path:
-    """The results a person means: a file, or of a run folder the newest of a suite.
+def find_results(path: Path, suite: str | None = None) -> Path:
+    """The file of results at a path: the file itself, or of a run folder the newest of a suite.
 
     Raises:
         RecipeError: there is none, or there are several and no suite was named.
     """
     if path.is_file():
         return path
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    folder = path / RESULTS_FOLDER if (path / RESULTS_FOLDER).is_dir() else path
     found: dict[str, Path] = {}
     for each in sorted(folder.glob("*.json"), key=_age) if folder.is_dir() else []:
         found[_kind(each)] = each
@@ -102,12 +106,12 @@ def find(path: Path, suite: str | None = None) -> Path:
     )
 
 
-def of_suite(run: Path, suite: str, preset: str) -> list[Path]:
+def results_of_suite(run: Path, suite: str, preset: str) -> list[Path]:
     """The results of a suite that a run has at its newest step, those of the usual seed first."""
     wanted = []
-    for path in sorted((run / FOLDER).glob("*.json"), key=_age):
+    for path in sorted((run / RESULTS_FOLDER).glob("*.json"), key=_age):
         try:
-            results = load(path)
+            results = load_results(path)
         except DataError:
             continue
         if (results.suite, results.preset) == (suite, preset):
@@ -129,7 +133,7 @@ def _age(path: Path) -> tuple[int, int]:
     return (int(named["step"]), int(named["number"] or 1)) if named else (-1, 1)
 
 
-def load(path: Path) -> Results:
+def load_results(path: Path) -> Results:
     """Results without their items.
 
     Raises:
@@ -148,13 +152,13 @@ def load(path: Path) -> Results:
         ) from None
 
 
-def items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Records of the items beside a file of results, by task and setting.
 
     Raises:
         DataError: the file is missing or damaged.
     """
-    beside = path.with_name(path.stem + ITEMS_SUFFIX)
+    beside = items_path(path)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     number = 0
     try:

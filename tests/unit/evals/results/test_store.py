@@ -6,15 +6,9 @@ import json
 import pytest
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.results import kept
 from glamcli.evals.results.compare import compare
 from glamcli.evals.results.scores import Failure, Measured, Reported, Results, Score, Subset
-from glamcli.evals.results.tables import (
-    average_rows,
-    missing_text,
-    score_columns,
-    table_rows,
-)
+from glamcli.evals.results.store import find_results, load_items, load_results, write_results
 from glamcli.evals.scoring.totals import averages, averaging_rule
 from glamcli.evals.tasks.suites import load_suite
 
@@ -53,24 +47,24 @@ def compared(first, second):
 
 def test_what_is_written_is_read_back(tmp_path):
     wrote = results(score(), score("b", "1"))
-    summary, _ = kept.write(wrote, tmp_path)
-    read = kept.load(summary)
+    summary, _ = write_results(wrote, tmp_path)
+    read = load_results(summary)
     assert read.as_dict() == wrote.as_dict()
     assert read.failures[0].error.hint == "make one"
-    assert kept.items(summary) == {k: list(v) for k, v in by_task(*wrote.scores).items()}
+    assert load_items(summary) == {k: list(v) for k, v in by_task(*wrote.scores).items()}
 
 
 def test_a_run_folder_means_its_newest_results_of_a_suite(tmp_path):
     folder = tmp_path / "eval"
     for step in (9, 10):
-        newest, _ = kept.write(results(score(), step=step), folder)
-    assert kept.find(tmp_path) == newest
-    kept.write(results(score(), suite="other"), folder)
+        newest, _ = write_results(results(score(), step=step), folder)
+    assert find_results(tmp_path) == newest
+    write_results(results(score(), suite="other"), folder)
     with pytest.raises(RecipeError, match="several results: `other`, `s`"):
-        kept.find(tmp_path)
-    assert kept.find(tmp_path, "s") == newest
+        find_results(tmp_path)
+    assert find_results(tmp_path, "s") == newest
     with pytest.raises(RecipeError, match="no results of `x`"):
-        kept.find(tmp_path, "x")
+        find_results(tmp_path, "x")
 
 
 def test_evaluations_that_differ_have_files_of_their_own_whose_names_say_how(tmp_path):
@@ -79,41 +73,41 @@ def test_evaluations_that_differ_have_files_of_their_own_whose_names_say_how(tmp
         {"seed": 1}, {"seed": 1, "limit": 5},
     ]  # fmt: skip
     names = [
-        kept.write(dataclasses.replace(results(score()), **each), tmp_path)[0].name
+        write_results(dataclasses.replace(results(score()), **each), tmp_path)[0].name
         for each in changes
     ]
     assert names == [
         "s-step3.json", "s-shots0-step3.json", "s-shots0,few-step3.json", "s-gpt3-step3.json",
         "s-limit5-step3.json", "s-seed1-step3.json", "s-limit5-seed1-step3.json",
     ]  # fmt: skip
-    einsum, _ = kept.write(results(score(), dispatch="einsum"), tmp_path)
+    einsum, _ = write_results(results(score(), dispatch="einsum"), tmp_path)
     assert einsum.name == "s-einsum-step3.json"
 
 
 def test_what_the_name_does_not_say_is_counted_and_the_same_replaced(tmp_path):
     first = score(task_sha256="1", stop=("x",), items_from="here")
     elsewhere = score(task_sha256="1", stop=("x",), items_from="there")
-    summary, _ = kept.write(results(first), tmp_path)
-    assert kept.write(results(elsewhere, score("b")), tmp_path)[0] == summary
-    other, items = kept.write(results(score(task_sha256="2")), tmp_path)
+    summary, _ = write_results(results(first), tmp_path)
+    assert write_results(results(elsewhere, score("b")), tmp_path)[0] == summary
+    other, items = write_results(results(score(task_sha256="2")), tmp_path)
     assert (other.name, items.name) == ("s-step3-2.json", "s-step3-2.items.jsonl")
-    fewer, _ = kept.write(results(first), tmp_path)  # would lose the score of `b`
+    fewer, _ = write_results(results(first), tmp_path)  # would lose the score of `b`
     assert fewer.name == "s-step3-3.json"
-    assert [each.task for each in kept.load(summary).scores] == ["a", "b"]
-    assert kept.find(tmp_path) == fewer
-    kept.write(results(score(), step=2), tmp_path)
-    assert kept.find(tmp_path) == fewer
+    assert [each.task for each in load_results(summary).scores] == ["a", "b"]
+    assert find_results(tmp_path) == fewer
+    write_results(results(score(), step=2), tmp_path)
+    assert find_results(tmp_path) == fewer
 
 
 def test_damaged_items_are_refused_with_the_line(tmp_path):
-    summary, items = kept.write(results(score()), tmp_path)
+    summary, items = write_results(results(score()), tmp_path)
     items.write_text(items.read_text() + '{"task": "a"}\n')
     with pytest.raises(DataError, match=r"s-step3\.items\.jsonl:4: not the record of an item"):
-        kept.items(summary)
+        load_items(summary)
     content = json.loads(summary.read_text())
     summary.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(DataError, match="newer version"):
-        kept.load(summary)
+        load_results(summary)
 
 
 def test_wins_losses_and_the_sign_test():
@@ -168,10 +162,6 @@ def test_averages_count_entries_alike_and_name_what_is_missing(tmp_path):
     assert values["overall", "0"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
     assert values["both", "1"] is None
     assert values["overall", "1"] == pytest.approx(2 / 3)  # of one of three entries
-    assert missing_text(found) == "at 1 shots piqa, copa"
-    rows = average_rows(found)
-    assert rows[4] == ["overall", "0", "44.4", "3 of 3", "50.5"]
-    assert rows[5] == ["overall", "1", "66.7", "1 of 3", "-"]
     assert "overall: over the 3 entries of both and rest" in averaging_rule(suite)
 
 
@@ -179,8 +169,3 @@ def test_squad_counts_twice_and_the_rule_says_so():
     words = averaging_rule(load_suite("glam29"))
     assert "squad_v2 counts 2 times, by em and f1" in words
     assert "overall: over the 30 entries of NLG and NLU" in words
-
-
-def test_published_scores_stand_beside_and_unconfirmed_ones_are_marked():
-    assert score_columns([score()])[-1] == ">GPT-3"
-    assert table_rows([score()])[0][-1] == "60.5?"
