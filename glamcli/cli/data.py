@@ -149,7 +149,7 @@ def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
     if any(line.num_changed for line in summary):
         columns[">changed"] = lambda line: f"{line.num_changed:,} / {line.num_unknown:,}"
         note += "; changed by the tokenizer: documents / unknown tokens"
-    render.table(
+    render.print_table(
         list(columns),
         [[cell(line) for cell in columns.values()] for line in summary],
         title=f"mixture `{loaded.recipe.data.mixture}` for `{loaded.name}`",
@@ -240,7 +240,7 @@ def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:
             line = {"event": "duplicates", "source": name, "within": within, "across": across}
             click.echo(json.dumps(line))
         return
-    render.table(
+    render.print_table(
         ["source", ">repeated", ">also in an earlier source"],
         [[name, f"{within:,}", f"{across:,}"] for name, (within, across) in counts.items()],
         title="equal documents",

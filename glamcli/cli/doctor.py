@@ -58,7 +58,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    render.table(("", ""), list(facts.items()))
+    render.print_table(("", ""), list(facts.items()))
 
 
 @command.command()
@@ -99,7 +99,7 @@ def parity(recipe: str, sets: tuple[str, ...], only: str, as_json: bool) -> None
             if as_json:
                 click.echo(json.dumps({"event": "mesh", "equal": each.equal, **vars(each)}))
     if not as_json:
-        render.table(
+        render.print_table(
             ("mesh", "devices", "dispatch", ">loss", ">balance", ">gradients", ">weights", "worst"),
             [_row(each) for each in found],
             title=f"relative differences from one device ({recipe}, small, float32)",

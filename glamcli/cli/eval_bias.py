@@ -105,7 +105,7 @@ def cooccurrence(
         more = [f"{word} {times:.1f}x" for word, times in each.distinctive[:SHOWN_WORDS]]
         count = str(each.num_continuations)
         rows.append([each.group, each.term, count, ", ".join(often), ", ".join(more)])
-    render.table(
+    render.print_table(
         ("group", "term", ">texts", "most often", "more than the group"),
         rows,
         title=f"adjectives and adverbs after prompts of {chosen.about}",
@@ -197,7 +197,7 @@ def toxicity(
     if as_json:
         click.echo(json.dumps({"event": "toxicity", **told}))
         return
-    render.table(
+    render.print_table(
         (
             "prompt toxicity",
             ">prompts",

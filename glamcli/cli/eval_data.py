@@ -125,7 +125,7 @@ def _show(suite: SuiteFile, told: list[dict[str, Any]], as_json: bool) -> None:
         for each in told:
             click.echo(json.dumps({"event": "data", **each}))
         return
-    render.table(
+    render.print_table(
         ("task", ">items", ">demonstrations", "state"),
         [
             [

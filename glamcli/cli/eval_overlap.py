@@ -194,7 +194,7 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
         counts = (each.n, each.num_items, each.num_judged, len(each.dirty))
         share = f"{100 * each.dirty_frac:.1f}"
         rows.append([each.task, *map(str, counts), share, ", ".join(held) or "-"])
-    render.table(
+    render.print_table(
         ("task", ">n", ">items", ">judged", ">dirty", ">% of judged", "in"),
         rows,
         title=f"items of {suite} in the training text of {what}",
@@ -204,7 +204,7 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
     if not split:
         return
     click.echo()
-    render.table(
+    render.print_table(
         ("task", ">shots", "metric", ">all", ">clean", ">items", ">dirty", ">items"),
         [
             [

@@ -83,7 +83,7 @@ def show_results(results: Results, as_json: bool) -> None:
         others = _models(each.published for each in results.averages)
         missing = _missing_text(results.averages)
         click.echo()
-        render.table(
+        render.print_table(
             ("average", ">shots", ">score", ">entries", *(f">{model}" for model in others)),
             [
                 [
@@ -131,7 +131,7 @@ def _show_scores(results: Results) -> None:
         notes.append("published scores with `?` were not seen in the paper itself")
     columns = ("task", ">shots", "metric", ">score", ">error", *(f">{name}" for name in BASELINES),
                ">items", ">fitted", *([">cut"] if is_cut else []))  # fmt: skip
-    render.table(
+    render.print_table(
         (*columns, *(f">{model}" for model in others)),
         rows,
         title=f"suite {results.suite}, step {results.model.get('step')}, percent",
@@ -160,7 +160,7 @@ def _show_subsets(scores: Sequence[Score]) -> None:
         columns = ("task", ">shots", "by", "value", "metric", ">score", ">error", ">random",
                    ">items")  # fmt: skip
         click.echo()
-        render.table(columns, rows)
+        render.print_table(columns, rows)
 
 
 def score_text(metric: str, value: float) -> str:
@@ -253,7 +253,7 @@ def _show_comparison(compared: Comparison, places: list[Path], as_json: bool) ->
     columns = ("task", ">shots", "metric", ">A", ">B", ">B - A", ">error",
                ">B wins", ">A wins", ">ties", ">p")  # fmt: skip
     notes = [*compared.notes, "p: two-sided sign test over the items that one of them does better"]
-    render.table(
+    render.print_table(
         columns,
         rows,
         title=f"A {places[0]}\nB {places[1]}",

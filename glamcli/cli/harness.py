@@ -61,7 +61,7 @@ def score(
         click.echo(json.dumps({"event": "harness", **content}))
     else:
         versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
-        render.table(COLUMNS, _rows(results), title=versions)
+        render.print_table(COLUMNS, _rows(results), title=versions)
     if run_dir is not None:
         folder = run_dir / RESULTS_FOLDER / "harness"
         keep(results, samples, folder, _name(tasks, trained, count, limit, seed), progress)

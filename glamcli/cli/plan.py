@@ -164,7 +164,7 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     lines = (*words.method_words(plan).split("; "), "", *bar(plan), "", *mesh_lines(plan), "")
     click.echo("\n".join(lines))
     memory = f"memory of one {words.device(plan)}"
-    render.table((memory, ">size"), list(words.memory_rows(plan)))
+    render.print_table((memory, ">size"), list(words.memory_rows(plan)))
     sections: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
         (
             ("array", "dimensions / mesh axes", f">each on a {words.device(plan)}"),
@@ -181,7 +181,7 @@ def _show(loaded: Loaded, plan: Plan) -> None:
         sections.append((("the whole run, estimate", ""), list(words.cost_rows(plan))))
     for columns, lines in sections:
         click.echo()
-        render.table(columns, lines)
+        render.print_table(columns, lines)
 
 
 def bar(plan: Plan) -> list[str]:
@@ -266,7 +266,7 @@ def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
         )
     columns = ("layout", "run", ">step", ">tokens/s", ">utilization", ">per device")
     if rows:
-        render.table(columns, rows, title=f"{loaded.name} on {target.words} (estimates)")
+        render.print_table(columns, rows, title=f"{loaded.name} on {target.words} (estimates)")
     for candidate, why in found.refused:
         click.echo(f"refused: {' '.join(candidate.settings)}: {why}")
     dropped = "; ".join(f"{number:,} {why}" for why, number in found.dropped.most_common())
@@ -327,7 +327,7 @@ def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
         ">price",
         "layout, or why none",
     )
-    render.table(columns, rows, title=f"{loaded.name}: smallest slices (estimates)")
+    render.print_table(columns, rows, title=f"{loaded.name}: smallest slices (estimates)")
 
 
 def _emit_slice(loaded: Loaded, chip: Chip, plan: Plan | None, why: str) -> None:

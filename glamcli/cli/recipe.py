@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,49 +31,45 @@ def command() -> None:
 
 @command.command("list")
 @json_option
-def list_recipes(as_json: bool) -> None:
+def _list(as_json: bool) -> None:
     """List the recipes that come with the program."""
-    rows = []
-    for name in shipped("recipes"):
-        recipe = load_recipe(name, check=False).recipe
-        sizes = count(recipe)
-        rows.append((name, sizes.total, sizes.active, recipe.about))
+    recipes = {name: load_recipe(name, check=False).recipe for name in shipped("recipes")}
+    sizes = {name: count(recipe) for name, recipe in recipes.items()}
+    rows = [(k, sizes[k].total, sizes[k].active, recipe.about) for k, recipe in recipes.items()]
     if as_json:
-        for row in rows:
-            _print_json(dict(zip(("name", "total", "active", "about"), row, strict=True)))
+        _print_json(("name", "total", "active", "about"), rows)
         return
     cells = [(name, short(total), short(active), about) for name, total, active, about in rows]
-    for line in aligned([("recipe", "weights", "active", "about"), *cells], right=(1, 2)):
-        click.echo(line)
+    _print_aligned([("recipe", "weights", "active", "about"), *cells], right=(1, 2))
 
 
-@command.command()
+@command.command("show")
 @click.argument("recipe")
-@click.option("--origins", is_flag=True, help="Say where each value comes from.")
+@click.option("--origins", is_flag=True, help="Show where each value comes from.")
 @set_option
 @json_option
-def show(recipe: str, origins: bool, sets: tuple[str, ...], as_json: bool) -> None:
-    """Show RECIPE resolved: every setting, and what follows from it.
+def _show(recipe: str, origins: bool, sets: tuple[str, ...], as_json: bool) -> None:
+    """Show RECIPE in full: every setting, and what follows from it.
 
-    The output is a recipe itself: what is not a setting is a comment.
+    The output is itself a recipe: everything but settings is a comment.
     """
     loaded = load_recipe(recipe, sets)
     if as_json:
-        _print_json(described(loaded, origins))
+        click.echo(json.dumps(_described(loaded, origins)))
         return
     lines = list(dump_lines(loaded.recipe))
     width = max(len(line) for line, key in lines if key is not None and len(line) <= 60)
     for line, key in lines:
-        place = f"  # {loaded.origins[key]}" if origins and key is not None else ""
-        click.echo(line.ljust(width) + place if place else line)
-    for line in facts(loaded):
+        origin = loaded.origins[key] if origins and key is not None else None
+        click.echo(f"{line:{width}}  # {origin}" if origin else line)
+    for line in _facts(loaded):
         click.echo(f"# {line}".rstrip())
 
 
-@command.command()
+@command.command("check")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @set_option
-def check(recipes: tuple[str, ...], sets: tuple[str, ...]) -> None:
+def _check(recipes: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check RECIPE and its mixture; every problem is listed at once."""
     failed: list[RecipeError] = []
     for recipe in recipes:
@@ -88,40 +83,42 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...]) -> None:
         raise failed[0]
     if failed:
         lines = (f"{error.what}" + (f" ({error.hint})" if error.hint else "") for error in failed)
-        raise RecipeError(f"{len(failed)} recipes are not fine\n" + "\n".join(lines))
+        raise RecipeError(f"{len(failed)} recipes have problems\n" + "\n".join(lines))
 
 
-@command.command()
+@command.command("diff")
 @click.argument("a")
 @click.argument("b")
 @json_option
-def diff(a: str, b: str, as_json: bool) -> None:
-    """Show the settings in which recipes A and B differ, and who decided each."""
-    one, other = load_recipe(a, check=False), load_recipe(b, check=False)
+def _diff(a: str, b: str, as_json: bool) -> None:
+    """Show the settings in which recipes A and B differ, and where each was set."""
+    sides = load_recipe(a, check=False), load_recipe(b, check=False)
+    values = [dict(leaves(side.recipe)) for side in sides]
     rows = []
-    for key, mine, theirs in differences(one, other):
-        rows.append((key, mine, origin(one, key), theirs, origin(other, key)))
+    for key in dict.fromkeys([*values[0], *values[1]]):
+        mine, theirs = (as_yaml(side[key]) if key in side else "-" for side in values)
+        if mine != theirs and key not in ("about", "notes"):
+            origins = [str(side.origins.get(key, "-")) for side in sides]
+            rows.append((key, mine, origins[0], theirs, origins[1]))
     if as_json:
-        for row in rows:
-            _print_json(dict(zip(("key", "a", "a_origin", "b", "b_origin"), row, strict=True)))
+        _print_json(("key", "a", "a_origin", "b", "b_origin"), rows)
     elif not rows:
         click.echo("no differences")
     else:
-        short = _shortened([place for row in rows for place in (row[2], row[4])])
-        cells = [(row[0], row[1], row[3], f"{short[row[2]]} | {short[row[4]]}") for row in rows]
-        for line in aligned([("setting", a, b, "decided at"), *cells]):
-            click.echo(line)
+        ends = _shortened([place for row in rows for place in (row[2], row[4])])
+        cells = [(row[0], row[1], row[3], f"{ends[row[2]]} | {ends[row[4]]}") for row in rows]
+        _print_aligned([("setting", a, b, "set at"), *cells])
 
 
-@command.command()
+@command.command("new")
 @click.argument("name")
 @click.option("--from", "parent", required=True, help="The recipe to start from.")
-def new(name: str, parent: str) -> None:
+def _new(name: str, parent: str) -> None:
     """Start a recipe: write NAME.yaml here, based on another recipe."""
     name = name.removesuffix(".yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RecipeError(
-            f"`{name}` is no name for a recipe", hint="use letters, digits, `.`, `_` and `-`"
+            f"`{name}` cannot be the name of a recipe", hint="use letters, digits, `.`, `_` and `-`"
         )
     if name in shipped("recipes"):
         raise RecipeError(f"a shipped recipe is called `{name}`", hint="choose another name")
@@ -129,7 +126,7 @@ def new(name: str, parent: str) -> None:
     path = Path(f"{name}.yaml")
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(template(loaded, parent))
+            file.write(_template(loaded, parent))
     except FileExistsError as error:
         raise RecipeError(f"{path} exists already", hint="choose another name") from error
     except OSError as error:
@@ -137,16 +134,16 @@ def new(name: str, parent: str) -> None:
     click.echo(f"wrote {path}: edit it, then `glam recipe check ./{path}`, `glam train ./{path}`")
 
 
-@command.command()
-def schema() -> None:
+@command.command("schema")
+def _schema() -> None:
     """Print the JSON Schema of recipe files, for editors."""
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def template(loaded: Loaded, parent: str) -> str:
-    """A child recipe with the settings people change first, commented out at their values."""
+def _template(loaded: Loaded, parent: str) -> str:
+    """A child recipe with the settings most often changed, commented out at their values."""
     recipe = loaded.recipe
-    common: dict[str, tuple[str, ...]] = {
+    common = {
         "model": ("num_layers", "model_dim", "ffn_dim", "num_heads", "head_dim"),
         "moe": ("num_experts", "capacity_factor", "group_tokens"),
         "batch": ("rows", "row_tokens", "accumulate"),
@@ -157,10 +154,10 @@ def template(loaded: Loaded, parent: str) -> str:
     schema_path = next(iter(shipped("recipes").values())).parent / "schema.json"
     lines = [
         f"# yaml-language-server: $schema={schema_path}",
-        f"# What is not here comes from the parent; all of it: `glam recipe show {parent}`.",
+        f"# Everything else comes from the parent; see `glam recipe show {parent}`.",
         f"extends: {as_yaml(parent)}",
         f"about: {as_yaml(f'based on {loaded.name}')}",
-        "# Values below are the parent's. Take the `#` away, from the section as well, to change.",
+        "# The values below are the parent's. To change one, remove `#` there and at its section.",
     ]
     for section, names in common.items():
         settings = getattr(recipe, section)
@@ -170,8 +167,8 @@ def template(loaded: Loaded, parent: str) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def described(loaded: Loaded, origins: bool) -> dict[str, Any]:
-    """Everything `show` says, as one object."""
+def _described(loaded: Loaded, origins: bool) -> dict[str, Any]:
+    """Everything `show` prints, as one object."""
     recipe = loaded.recipe
     sizes, flops = count(recipe), flops_per_token(recipe)
     found: dict[str, Any] = {
@@ -180,14 +177,12 @@ def described(loaded: Loaded, origins: bool) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "parameters": {"total": sizes.total, "active": sizes.active, **asdict(sizes)},
         "flops_per_token": {
-            "forward": flops.forward,
-            "training": flops.training,
-            "training_padded": flops.training_padded,
-            **asdict(flops),
+            name: getattr(flops, name)
+            for name in ("forward", "training", "training_padded", *asdict(flops))
         },
         "tokens": tokens_total(recipe),
         "pipeline": _pipeline(recipe),
-        "sources": list(sources(loaded)),
+        "sources": list(_sources(loaded)),
     }
     if origins:
         found["origins"] = {key: str(value) for key, value in loaded.origins.items()}
@@ -195,19 +190,19 @@ def described(loaded: Loaded, origins: bool) -> dict[str, Any]:
 
 
 def _pipeline(recipe: Recipe) -> dict[str, Any] | None:
-    """The schedule with its bubble in both conventions; None with one stage."""
+    """The schedule with its idle share in both conventions; None with one stage."""
     found = schedule(recipe)
+    fractions = ("bubble_of_total", "bubble_of_ideal")
     return found and {
         **asdict(found),
         "ticks": found.ticks,
-        "bubble_of_total_frac": found.bubble_of_total,
-        "bubble_of_ideal_frac": found.bubble_of_ideal,
+        **{f"{name}_frac": getattr(found, name) for name in fractions},
     }
 
 
-def sources(loaded: Loaded) -> Iterator[dict[str, Any]]:
-    """What the run sees of each source; epochs where its size is known: counted in its prepared
-    rows, or published."""
+def _sources(loaded: Loaded) -> Iterator[dict[str, Any]]:
+    """What the run sees of each source; epochs where its size is known, from its prepared rows or
+    as published."""
     recipe = loaded.recipe
     mixture = load_mixture(recipe.data.mixture)
     weights = source_weights(mixture)
@@ -229,7 +224,7 @@ def sources(loaded: Loaded) -> Iterator[dict[str, Any]]:
         }
 
 
-def facts(loaded: Loaded) -> Iterator[str]:
+def _facts(loaded: Loaded) -> Iterator[str]:
     """The lines after the settings: parameters, FLOPs, tokens, sources."""
     recipe = loaded.recipe
     sizes, flops = count(recipe), flops_per_token(recipe)
@@ -237,16 +232,15 @@ def facts(loaded: Loaded) -> Iterator[str]:
     yield f"parameters   {sizes.total:,}"
     yield f"active       {sizes.active:,} per token"
     rows = [(kind.replace("_", " "), f"{size:,}") for kind, size in asdict(sizes).items() if size]
-    yield from (f"  {line}" for line in aligned(rows, right=(1,)))
+    yield from (f"  {line}" for line in _aligned(rows, right=(1,)))
     yield ""
     yield f"FLOPs per token, forward    {short(flops.forward)}"
     yield f"FLOPs per token, training   {short(flops.training)}"
-    parts = [("weights", flops.weights), ("attention scores", flops.scores)]
-    parts += [("logits", flops.logits)]
-    rows = [(f"forward, {kind}", short(size)) for kind, size in parts]
+    parts = {"weights": flops.weights, "attention scores": flops.scores, "logits": flops.logits}
+    rows = [(f"forward, {kind}", short(size)) for kind, size in parts.items()]
     if recipe.moe:
         rows.append(("training, with every expert slot computed", short(flops.training_padded)))
-    yield from (f"  {line}" for line in aligned(rows, right=(1,)))
+    yield from (f"  {line}" for line in _aligned(rows, right=(1,)))
     yield ""
     yield f"tokens per step   {tokens_per_step(recipe):,}"
     yield f"tokens of a run   {tokens_total(recipe):,}"
@@ -261,38 +255,14 @@ def facts(loaded: Loaded) -> Iterator[str]:
             f"{pipeline.bubble_of_ideal:.1%} of what it would be without"
         )
         yield ""
-    rows = [("source", "weight", "tokens seen", "size", "epochs")]
-    unknown = False
-    for row in sources(loaded):
-        size = row["prepared_tokens"] or row["published_tokens"]
-        unknown |= size is None
-        rows.append(
-            (
-                row["source"],
-                f"{row['weight']:.4g}",
-                short(row["tokens"]),
-                short(size) if size else "-",
-                f"{row['epochs']:.3g}" if row["epochs"] is not None else "-",
-            )
-        )
-    yield from aligned(rows, right=(1, 2, 3, 4))
-    if unknown:
+    lines = [["source", "weight", "tokens seen", "size", "epochs"]]
+    for row in _sources(loaded):
+        size, epochs = row["prepared_tokens"] or row["published_tokens"], row["epochs"]
+        known = [short(size), f"{epochs:.3g}"] if size else ["-", "-"]
+        lines.append([row["source"], f"{row['weight']:.4g}", short(row["tokens"]), *known])
+    yield from _aligned(lines, right=(1, 2, 3, 4))
+    if any(line[-1] == "-" for line in lines):
         yield "-: known after preparation (`glam data prepare`)"
-
-
-def differences(one: Loaded, other: Loaded) -> Iterator[tuple[str, str, str]]:
-    """Keys that differ, with both values as YAML; descriptions are no settings."""
-    mine, theirs = dict(leaves(one.recipe)), dict(leaves(other.recipe))
-    for key in [*mine, *(key for key in theirs if key not in mine)]:
-        if key in ("about", "notes"):
-            continue
-        values = [as_yaml(side[key]) if key in side else "-" for side in (mine, theirs)]
-        if values[0] != values[1]:
-            yield key, values[0], values[1]
-
-
-def origin(loaded: Loaded, key: str) -> str:
-    return str(loaded.origins[key]) if key in loaded.origins else "-"
 
 
 def _shortened(places: Sequence[str]) -> dict[str, str]:
@@ -307,9 +277,9 @@ def _shortened(places: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
     """Rows as lines of columns two spaces apart."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
             cell.rjust(width) if i in right else cell.ljust(width)
@@ -318,5 +288,11 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterato
         yield "  ".join(cells).rstrip()
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
+def _print_aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    for line in _aligned(rows, right):
+        click.echo(line)
+
+
+def _print_json(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    for row in rows:
+        click.echo(json.dumps(dict(zip(names, row, strict=True))))

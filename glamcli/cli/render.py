@@ -40,7 +40,7 @@ def make_progress(as_json: bool = False) -> Progress:
     return Plain(sys.stderr)
 
 
-def table(
+def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     title: str | None = None,

@@ -93,7 +93,7 @@ def show(file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: 
         line = {"event": "text", "ids": ids, "pieces": pieces, "bytes": num_bytes}
         click.echo(json.dumps(line))
         return
-    render.table(
+    render.print_table(
         [">id", "piece"],
         [[str(token_id), piece] for token_id, piece in zip(ids, pieces, strict=True)],
         note=f"{len(ids)} tokens, {num_bytes} bytes, {num_bytes / max(len(ids), 1):.2f} bytes "

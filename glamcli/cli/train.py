@@ -134,7 +134,7 @@ def _show_heldout(outcome: Outcome, as_json: bool) -> None:
         _emit("heldout", nats=outcome.heldout_nats, unigram_nats=outcome.unigram_nats)
         return
     click.echo()
-    render.table(
+    render.print_table(
         ("source", ">held-out loss", ">unigram entropy"),
         [
             [name, f"{nats:.3f}", f"{outcome.unigram_nats[name]:.3f}"]

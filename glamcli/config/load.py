@@ -224,10 +224,12 @@ def _edit(
 ) -> yaml.Mapping:
     """The tree with the node at a path changed; unchanged when there is none."""
     node = root.entries.get(keys[0])
-    if node is None or (len(keys) > 1 and not isinstance(node, yaml.Mapping)):
+    if node is None:
         return root
-    nested = isinstance(node, yaml.Mapping) and len(keys) > 1
-    node = _edit(node, keys[1:], change) if nested else change(node)
+    if len(keys) > 1 and isinstance(node, yaml.Mapping):
+        node = _edit(node, keys[1:], change)
+    elif len(keys) == 1:
+        node = change(node)
     return replace(root, entries={**root.entries, keys[0]: node})
 
 

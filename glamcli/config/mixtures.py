@@ -42,6 +42,8 @@ class Source(Settings):
 
 
 class Stage(Settings):
+    """Weights that hold from a step on."""
+
     from_step: CountOrZero
     weights: dict[str, NotNegative]
 

@@ -1,8 +1,8 @@
 """Every setting of a run, typed, frozen and documented: the schema of a recipe.
 
 The descriptions below are the reference documentation: they become the JSON Schema that
-editors complete from. Rules that involve more than one field live in `check.py`; reading files
-lives in `load.py`. Letters in brackets are the tensor letters of the whole code base.
+editors complete from. Rules between fields are in `check.py`, reading files is in `load.py`.
+Letters in brackets are the letters of array axes (`model/__init__.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from glamcli.config.rules import Rules
+from glamcli.config.devices import Mesh, Pipeline
 from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Positive, Settings
 
 
 class Model(Settings):
+    """The transformer."""
+
     num_layers: Count
     """[L] Transformer layers; with experts they come in pairs (expert layer, dense layer)."""
     model_dim: Count
@@ -34,16 +36,18 @@ class Model(Settings):
     """`folded`: 1/sqrt(D) is part of the query initialisation (the reference code); `sqrt`:
     queries are divided by sqrt(D) at run time. Never both."""
     zero_logit: bool = True
-    """add one logit of 0.0 to every attention softmax, so a head may attend to nothing."""
+    """add a logit of 0.0 to every attention softmax, so that a head may attend to nothing."""
     position_buckets: Count = 32
     """[R] buckets of the relative position bias (T5 style, one-directional, per layer)."""
     position_max_distance: Count = 128
-    """distances from here on share the last bucket."""
+    """distances from this one on share the last bucket."""
     norm_epsilon: Positive = 1e-6
     """added to the mean square in RMS normalisation."""
 
 
 class Moe(Settings):
+    """The expert layers: routing, capacity, and the losses that balance experts."""
+
     num_experts: Count
     """[E] experts in every second layer."""
     experts_per_token: Literal[1, 2] = 2
@@ -88,15 +92,19 @@ class Moe(Settings):
 
 
 class Batch(Settings):
+    """What one optimizer step sees."""
+
     rows: Count
     """[B] rows per optimizer step, over all devices and accumulated parts."""
     row_tokens: Count
     """tokens per row."""
     accumulate: Count = 1
-    """parts a step is split into to save memory; gradients are summed exactly."""
+    """parts that a step is split into to save memory; their gradients are summed exactly."""
 
 
 class Optimizer(Settings):
+    """How weights change, and the learning rate over the steps."""
+
     name: Literal["adafactor", "adamw"] = "adafactor"
     learning_rate: Positive = 0.01
     """constant for `hold_steps`, then learning_rate x sqrt(hold_steps / step) (GLaM section 5)."""
@@ -126,6 +134,8 @@ class Optimizer(Settings):
 
 
 class Loss(Settings):
+    """What is minimised beside the balance losses."""
+
     z_coef: NotNegative = 1e-4
     """weight of logsumexp(logits)^2 per target."""
     denominator: Literal["targets", "positions"] = "targets"
@@ -134,6 +144,8 @@ class Loss(Settings):
 
 
 class Train(Settings):
+    """How long training goes on, and what it keeps in memory."""
+
     steps: Count
     """optimizer steps of the whole run."""
     remat: Literal["none", "attention", "dots", "full"] = "full"
@@ -149,16 +161,20 @@ class Every(Settings):
     log_steps: Count = 10
     heldout_steps: Count | None = 1000
     eval_steps: Count | None = None
-    """the tasks of `eval` are scored; a failure is told and training goes on."""
+    """how often the tasks of `eval` are scored; a failure is reported and training goes on."""
     checkpoint_steps: Count | None = 1000
 
 
 class HeldoutSettings(Settings):
+    """How much of the held-out documents is scored."""
+
     rows: Count = 64
     """held-out rows scored per source, at most."""
 
 
 class CheckpointSettings(Settings):
+    """Which checkpoints stay."""
+
     keep: Count = 3
     """newest checkpoints kept."""
 
@@ -168,14 +184,18 @@ NUM_BYTE_IDS = 259
 
 
 class TokenizerSettings(Settings):
+    """How text becomes tokens."""
+
     kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
     path: str | None = None
     """a SentencePiece model file; None trains one on the mixture (`glam tokenizer train`)."""
     train_vocab_size: Count | None = None
-    """pieces when it is trained here; None means model.vocab_size."""
+    """pieces of a tokenizer trained on the mixture; None means model.vocab_size."""
 
 
 class Data(Settings):
+    """What the model is trained on."""
+
     mixture: str
     """a mixture by name, or a path relative to the recipe."""
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -183,65 +203,32 @@ class Data(Settings):
     """`fill`: rows are filled to the last token and long documents continue in the next row;
     `whole`: a document that fits into a row is never split, the rest of the row is padding."""
     cache_dir: str | None = None
-    """where tokenizers and prepared rows are kept; None is the user's cache folder."""
+    """folder of tokenizers and prepared rows; None is the user's cache folder."""
     prepare_processes: CountOrZero = 0
-    """processes that tokenise and pack; 0 is one per core."""
-
-
-class Mesh(Settings):
-    """Devices as a grid of named axes, and which dimensions are split over which of them.
-
-    `mesh: auto` in the place of a section chooses `data`, `expert` and `model` for the devices that
-    are there."""
-
-    auto: bool = False
-    """what `mesh: auto` stands for: choose `data`, `expert` and `model` at start, by what fits."""
-    slice: Count = 1
-    stage: Count = 1
-    data: Count | Literal["auto"] = "auto"
-    """`auto`: all devices that the other axes leave."""
-    expert: Count = 1
-    model: Count = 1
-    residual: Literal["embed", "sequence", "whole"] = "embed"
-    """what the residual stream and its norms are split over `model` by: the width (GSPMD, GLaM);
-    tokens (Megatron's sequence parallelism); or nothing (Megatron's tensor parallelism, with
-    all-reduces in the place of all-gathers and reduce-scatters)."""
-    collective_matmul: Literal["auto", "off"] = "off"
-    """TPU, in training: whether XLA may cut a product and what it gathers or scatters into a loop
-    that sends one piece while it multiplies another (GSPMD's windowed einsum). `auto` leaves it to
-    XLA, which also does it where pieces are thin and the whole result is written again for each."""
-    rules: Rules = Rules()
-
-
-class Pipeline(Settings):
-    """How rows pass through stages of layers; only with `mesh.stage` above 1."""
-
-    microbatches: Count | None = None
-    """parts that the rows of a step (or accumulated part) go through the stages in, a multiple of
-    `mesh.stage`: the more, the less of the time is unused (`glam recipe show` says how much)."""
-    repeats: Count = 1
-    """times that a part passes through every stage (circular, interleaved); 1 is GPipe. Divides the
-    unused time, and multiplies the moves. With `train.remat` `none` or `attention` the backward
-    pass then keeps a copy of a stage's weights per part and repeat."""
+    """processes that tokenise and pack; 0 means one per core."""
 
 
 class Runtime(Settings):
+    """How processes start, wait for each other and end; nothing here changes results."""
+
     huge_pages: Literal["auto", "off"] = "auto"
     """Linux on CPU: ask the C library for huge pages (the process restarts itself once)."""
     compile_cache: bool = True
-    """keep compiled programs in the cache folder, so a second start is fast."""
+    """keep compiled programs in the cache folder, so that the next start is fast."""
     join_seconds: Positive = 300.0
-    """on several hosts: how long to wait for all processes to come."""
+    """on several hosts: how long to wait for all processes to connect."""
     heartbeat_seconds: Count = 100
     """on several hosts: how long a process may be silent before the others end."""
     step_timeout_seconds: Positive | None = 600.0
-    """on several hosts: a process that gets no further for so long prints where it is and exits
-    with 86; compiling, restoring and saving may take ten times as long. null waits for ever."""
+    """on several hosts: a process that makes no progress for so long prints its stacks and exits
+    with 86; compiling, restoring and saving may take ten times as long. null disables this."""
 
 
 class PlanSettings(Settings):
+    """What `glam plan` plans for."""
+
     target: str | None = None
-    """devices that the recipe's mesh is meant for, as `glam plan --target` names them."""
+    """devices that the mesh is meant for, as `glam plan --target` names them."""
 
 
 class Eval(Settings):
@@ -251,7 +238,7 @@ class Eval(Settings):
     """evaluation suite or task, by name or path."""
     shots: tuple[CountOrZero, ...] = (0,)
     limit: Count = 50
-    """the first items of each task."""
+    """items of each task, from its first on."""
 
 
 class Finish(Settings):
@@ -263,6 +250,7 @@ class Finish(Settings):
     prompt: str | None = None
     """text to continue."""
     sample_tokens: Count = 96
+    """length of the continuation."""
 
 
 class Recipe(Settings):
@@ -273,7 +261,7 @@ class Recipe(Settings):
     notes: tuple[str, ...] = ()
     """what a reader of `glam recipe show` should know."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """of everything random: weights, order of rows, drawn second experts."""
+    """for everything random: weights, order of rows, drawn second experts."""
     model: Model
     moe: Moe | None = None
     """None is a dense model: every feed-forward layer is gated."""

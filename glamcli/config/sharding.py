@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import get_args
 
+from glamcli.config.devices import MeshAxis, Rules
 from glamcli.config.nearest import Found, multiples
-from glamcli.config.rules import MeshAxis, Rules
 from glamcli.config.schema import Mesh, Recipe
 from glamcli.config.sizes import num_blocks
 from glamcli.errors import RecipeError

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config import schema
-from glamcli.config.rules import Rules
+from glamcli.config.devices import Rules
 from glamcli.config.sharding import Axes, table
 
 Tree = Any

@@ -199,7 +199,7 @@ def test_diff_shows_changes_with_both_origins(glam, tmp_path):
     code, out, err = glam("diff", "test-tiny", "./my.yaml")
     assert (code, err) == (0, "")
     header, row = out.splitlines()
-    assert header.split() == ["setting", "test-tiny", "./my.yaml", "decided", "at"]
+    assert header.split() == ["setting", "test-tiny", "./my.yaml", "set", "at"]
     assert row.split()[:3] == ["moe.num_experts", "4", "8"]
     assert row.endswith(" | my.yaml:4")
     assert "test-tiny.yaml:" in row

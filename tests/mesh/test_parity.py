@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from glamcli.config.devices import MeshAxis
 from glamcli.config.load import load_recipe
-from glamcli.config.rules import MeshAxis
 from glamcli.config.sharding import table
 from glamcli.doctor.parity import CASES, DISPATCHES, Case, Parity, _relative, small
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
-from glamcli.config.rules import Rules
+from glamcli.config.devices import Rules
 from glamcli.model import layers
 from glamcli.model.kernels import softmax
 from glamcli.model.params import blueprint

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from glamcli.cli.render import JsonLines, Live, Plain, duration, step_text, table
+from glamcli.cli.render import JsonLines, Live, Plain, duration, print_table, step_text
 
 
 def a_run(progress):
@@ -142,5 +142,5 @@ def test_durations_read_well(seconds, expected):
 
 
 def test_a_table_aligns_numbers_and_leaves_control_characters_harmless(capsys):
-    table(("name", ">score"), [["a [bold]", "1.0"], ["b", "10.0"]], title="t", note="n")
+    print_table(("name", ">score"), [["a [bold]", "1.0"], ["b", "10.0"]], title="t", note="n")
     assert capsys.readouterr().out == ("t\nname     score\na [bold]   1.0\nb         10.0\nn\n")

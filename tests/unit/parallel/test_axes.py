@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from glamcli.config import schema
-from glamcli.config.rules import Rules
+from glamcli.config.devices import Rules
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import GLAM, Layout, num_devices
 from glamcli.parallel.mesh import make_mesh
