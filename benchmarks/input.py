@@ -20,7 +20,7 @@ import numpy as np
 
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import RowCodec, Rows, file_sha256, shard_name, write_meta, write_shard
-from glamcli.data.stream import RowsLike, batches
+from glamcli.data.stream import BatchReader, RowsLike, Stream
 
 WEIGHTS = {
     "webpages": 0.42,
@@ -106,7 +106,7 @@ def main() -> None:
         }
         inputs: dict[str, Mapping[str, RowsLike]] = {"memory": memory, "array_record": disk}
         for name, rows in inputs.items():
-            with batches(schedule, rows, args.rows, 0, vocab_size=VOCAB_SIZE) as stream:
+            with Stream(BatchReader(schedule, rows, args.rows, VOCAB_SIZE)) as stream:
                 show(name, rate(lambda _, stream=stream: next(stream), args.seconds))
 
 

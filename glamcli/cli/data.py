@@ -13,7 +13,7 @@ from glamcli.cli import render
 from glamcli.cli.options import json_option, set_option
 from glamcli.config.files import shipped
 from glamcli.config.load import Loaded, load_recipe
-from glamcli.errors import DataError, RecipeError
+from glamcli.errors import DataError, RecipeError, printable
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,30 +31,28 @@ def command() -> None:
     """Prepare the sources of a mixture and look into them."""
 
 
-@command.command()
+@command.command("prepare")
 @recipe_argument
 @set_option
 @json_option
-def prepare(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
+def prepare_data(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Tokenise and pack the sources of RECIPE, so that training starts at once.
 
     Training does this by itself; what is already prepared is kept. Another mixture for the same
     recipe: `--set data.mixture=NAME`.
     """
-    loaded = _load(recipe, sets)
-    progress = render.make_progress(as_json)
-    data = _open(loaded, progress)
+    loaded, data = _open(recipe, sets, render.make_progress(as_json))
     _show_table(data, loaded, as_json)
 
 
-@command.command()
+@command.command("show")
 @recipe_argument
 @set_option
 @click.option("--rows", "num_rows", type=NUMBER, default=3, show_default=True, help="Rows to show.")
 @click.option("--step", type=NUMBER, default=0, show_default=True, help="Step they are from.")
 @click.option("--source", help="Only rows of this source.")
 @json_option
-def show(
+def show_data(
     recipe: str,
     sets: tuple[str, ...],
     num_rows: int,
@@ -64,10 +62,9 @@ def show(
 ) -> None:
     """Show what RECIPE trains on: the table of its sources, and rows as the model gets them.
 
-    `<s>` and `</s>` mark where a document begins and ends, `…` where it goes on in another row.
+    `<s>` and `</s>` mark where a document begins and ends, `…` where it continues in another row.
     """
-    loaded = _load(recipe, sets)
-    data = _open(loaded, render.make_progress(as_json))
+    loaded, data = _open(recipe, sets, render.make_progress(as_json))
     if source is not None and source not in data.source_names:
         names = ", ".join(f"`{name}`" for name in data.source_names)
         raise RecipeError(f"no source is called `{source}`", hint=f"the mixture has {names}")
@@ -78,49 +75,42 @@ def show(
         _show_row(data, k, as_json)
 
 
-@command.command()
+@command.command("verify")
 @recipe_argument
 @set_option
 @click.option("--duplicates", is_flag=True, help="Also read the sources and count equal documents.")
 @json_option
-def verify(recipe: str, sets: tuple[str, ...], duplicates: bool, as_json: bool) -> None:
+def verify_data(recipe: str, sets: tuple[str, ...], duplicates: bool, as_json: bool) -> None:
     """Read everything that is prepared for RECIPE and compare it with its checksums.
 
     Exits with 3 when something is damaged, naming every damaged file.
     """
-    loaded = _load(recipe, sets)
     progress = render.make_progress(as_json)
-    data = _open(loaded, progress)
-    damaged = _verify_rows(data, progress)
+    _, data = _open(recipe, sets, progress)
+    damaged = _damage(data, progress)
     if duplicates:
         _show_duplicates(data, progress, as_json)
     if damaged:
         raise DataError("\n".join(error.what for error in damaged), hint=damaged[0].hint)
-    num_rows = sum(
-        len(rows[name])
-        for rows in (data.prepared.train, data.prepared.heldout)
-        for name in data.source_names
-    )
+    splits = [*data.prepared.train.values(), *data.prepared.heldout.values()]
+    num_rows = sum(map(len, splits))
     if as_json:
         click.echo(json.dumps({"event": "verified", "rows": num_rows}))
     else:
         click.echo(f"all {num_rows:,} rows of {len(data.source_names)} sources are as prepared")
 
 
-def _load(name: str, sets: tuple[str, ...]) -> Loaded:
-    """The recipe; a mixture's name gets its own answer, because rows belong to a recipe."""
+def _open(name: str, sets: tuple[str, ...], progress: Progress) -> tuple[Loaded, Dataset]:
+    """A recipe and its data; a mixture's name has its own error, because rows need a recipe."""
+    from glamcli.data.open import open_data
+
     if name in shipped("data_mixtures") and name not in shipped("recipes"):
         raise RecipeError(
             f"`{name}` is a mixture; rows depend on a recipe's tokenizer and row length too",
             hint=f"name a recipe and add `--set data.mixture={name}`",
         )
-    return load_recipe(name, sets)
-
-
-def _open(loaded: Loaded, progress: Progress) -> Dataset:
-    from glamcli.data.open import open_data
-
-    return open_data(loaded.recipe, progress)
+    loaded = load_recipe(name, sets)
+    return loaded, open_data(loaded.recipe, progress)
 
 
 def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
@@ -180,21 +170,22 @@ def _rows_of(
 
 
 def _show_row(data: Dataset, k: int, as_json: bool) -> None:
-    place = data.schedule.locate(k)
-    row = data.prepared.train[place.source][place.row]
+    source, epoch, source_row = data.schedule.locate(k)
+    row = data.prepared.train[source][source_row]
     pieces = list(_pieces(row, data.tokenizer))
     step, of_batch = divmod(k, data.batch_rows)
     if as_json:
-        where = {"source": place.source, "epoch": place.epoch, "source_row": place.row}
-        line = {"event": "row", "step": step, "batch_row": of_batch, **where, "pieces": pieces}
+        origin = {"source": source, "epoch": epoch, "source_row": source_row}
+        line = {"event": "row", "step": step, "batch_row": of_batch, **origin, "pieces": pieces}
         click.echo(json.dumps(line))
         return
     click.echo(
-        f"\nstep {step} row {of_batch}: `{place.source}` row {place.row}, epoch {place.epoch}, "
+        f"\nstep {step} row {of_batch}: `{source}` row {source_row}, epoch {epoch}, "
         f"{int((row['segments'] > 0).sum())} of {len(row['segments'])} tokens"
     )
     for number, text in enumerate(pieces, 1):
-        click.echo(f"  {number}: {escaped(text)}")
+        escaped = printable(text).replace("\n", "\\n")
+        click.echo(f"  {number}: {escaped}")
 
 
 def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
@@ -207,23 +198,16 @@ def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
         yield ("<s>" if begins else "…") + text + ("</s>" if ends else "…")
 
 
-def escaped(text: str) -> str:
-    """The text on one line, everything a terminal would act on written as an escape."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
-def _verify_rows(data: Dataset, progress: Progress) -> list[DataError]:
+def _damage(data: Dataset, progress: Progress) -> list[DataError]:
     """What is wrong with the prepared rows: the first damaged file of every split of a source."""
     damaged = []
     with progress.phase("verifying prepared rows", len(data.source_names), "sources") as phase:
         for name in data.source_names:
             damaged += data.prepared.damage(name)
             for rows in (data.prepared.train[name], data.prepared.heldout[name]):
-                if rows.meta.max_id >= data.tokenizer.vocab_size:
+                if rows.counts.max_id >= data.tokenizer.vocab_size:
                     what = (
-                        f"{rows.folder}: token id {rows.meta.max_id} is outside the vocabulary "
+                        f"{rows.folder}: token id {rows.counts.max_id} is outside the vocabulary "
                         f"of {data.tokenizer.vocab_size}"
                     )
                     damaged.append(DataError(what))

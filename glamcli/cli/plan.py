@@ -20,8 +20,7 @@ from glamcli.errors import PlanError, RecipeError
 
 if TYPE_CHECKING:
     from glamcli.config.chips import Chip
-    from glamcli.plan.cost import Prices
-    from glamcli.plan.planner import Plan
+    from glamcli.plan.planner import Plan, Prices
     from glamcli.plan.search import SearchResult
     from glamcli.plan.topology import Target
 
@@ -98,7 +97,7 @@ def command(
     _prepare(name)
 
     from glamcli.plan import topology
-    from glamcli.plan.cost import Prices
+    from glamcli.plan.planner import Prices
 
     chips = load_chips(chips_path or CHIPS_FILE)
     prices = Prices(price, watts, pue)

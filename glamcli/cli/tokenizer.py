@@ -27,13 +27,13 @@ def command() -> None:
     """Train a tokenizer on a mixture, or look into one."""
 
 
-@command.command()
+@command.command("train")
 @click.argument("recipe_or_mixture")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces; default: the recipe's.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Model file to write.")
 @set_option
 @json_option
-def train(
+def train_tokenizer(
     recipe_or_mixture: str,
     vocab_size: int | None,
     out: Path | None,
@@ -75,12 +75,14 @@ def train(
     progress.say(f"recipes use it with `data.tokenizer.path={out}`")
 
 
-@command.command()
+@command.command("show")
 @click.argument("file_or_recipe")
 @click.argument("text", required=False)
 @set_option
 @json_option
-def show(file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+def show_tokenizer(
+    file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: bool
+) -> None:
     """Show the tokenizer of a model file or recipe, and how it cuts TEXT into pieces."""
     tokenizer = _load(file_or_recipe, sets, render.make_progress(as_json))
     if text is None:

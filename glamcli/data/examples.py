@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,30 +19,11 @@ import numpy as np
 from glamcli.errors import DataError
 
 
-class StoredExamples(Sequence[dict[str, Any]]):
-    """The examples of one split as they are stored: text as bytes, numbers as NumPy values."""
-
-    def __init__(self, source: Any, origin: str):
-        self._source = source
-        self._origin = origin
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        try:
-            return self._source[index]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:  # from array_record
-            raise DataError(
-                f"{self._origin}: example {index} is damaged: {_first_line(error)}"
-            ) from error
-
-
-def stored_examples(folder: Path | str, split: str | None) -> tuple[StoredExamples, str]:
+def stored_examples(folder: Path | str, split: str | None) -> tuple[Any, str]:
     """The examples of a split, by random access, and its name (None: the only one there is).
 
     Raises: DataError for what is not a prepared folder, another file format than array_record, an
-        unknown split, and, from the examples, a damaged file.
+        unknown split.
     """
     import tensorflow_datasets as tfds  # slow to import, and few need it
 
@@ -65,36 +46,45 @@ def stored_examples(folder: Path | str, split: str | None) -> tuple[StoredExampl
             hint='prepare it with `download_and_prepare(file_format="array_record")`',
         )
     try:
-        source = builder.as_data_source(split)
+        return builder.as_data_source(split), split
     except (ValueError, KeyError, AssertionError) as error:
         raise DataError(f"`{folder}` has no split `{split}`; it has {listed}") from error
-    return StoredExamples(source, str(folder)), split
+
+
+def stored_example(examples: Any, index: int, folder: Path | str) -> dict[str, Any]:
+    """One example as it is stored: text as bytes, numbers as NumPy values.
+
+    Raises: DataError for a damaged file.
+    """
+    try:
+        return examples[index]
+    except (RuntimeError, ValueError, IndexError, OSError) as error:  # from array_record
+        raise DataError(f"{folder}: example {index} is damaged: {_first_line(error)}") from error
 
 
 def prepared_examples(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """The examples of one split in order, text decoded and arrays as lists.
 
-    Raises: DataError as `stored_examples`.
+    Raises: DataError as `stored_examples` and `stored_example`.
     """
     examples, _ = stored_examples(folder, split)
     for index in range(len(examples)):
-        yield _plain(examples[index])
+        yield _plain(stored_example(examples, index, folder))
 
 
 def prepare_directory(name: str, data_dir: Path, manual_dir: Path | None = None) -> None:
-    """Has TFDS download a dataset and prepare it as array_record in `data_dir` / `name`.
+    """Lets TFDS download a dataset and prepare it as array_record in `data_dir` / `name`.
 
     `name` is `dataset[/config]/version`. Nothing is done when it is there already.
 
-    Raises:
-        DataError: it cannot be downloaded or prepared, with the reason TFDS gives.
+    Raises: DataError when it cannot be downloaded or prepared, with the reason TFDS gives.
     """
     dataset, version = name.rsplit("/", 1)
-    # TFDS greets with a banner on stdout when TensorFlow is not installed.
+    # TFDS prints a banner on stdout when TensorFlow is not installed.
     with contextlib.redirect_stdout(io.StringIO()):
         import tensorflow_datasets as tfds
 
-        # Builders are known once their modules are imported, and these are not imported by name.
+        # Builders register when their modules are imported, and these are not imported by name.
         import tensorflow_datasets.question_answering
         import tensorflow_datasets.text
 

@@ -84,16 +84,11 @@ class Dataset:
 
         `here` are the rows of every batch that this process reads (by default all).
         """
-        from glamcli.data.stream import batches  # grain imports jax
+        from glamcli.data.stream import BatchReader, Stream  # grain imports jax
 
-        return batches(
-            self.schedule,
-            self.prepared.train,
-            self.batch_rows,
-            start_step,
-            steps,
-            here,
-            vocab_size=self.vocab_size,
+        rows, size = self.prepared.train, self.batch_rows
+        return Stream(
+            BatchReader(self.schedule, rows, size, self.vocab_size, start_step, steps, here)
         )
 
     def heldout_documents(self) -> dict[str, list[str]]:
@@ -108,21 +103,22 @@ class Dataset:
         lines = []
         for name in self.source_names:
             train, heldout = self.prepared.train[name], self.prepared.heldout[name]
+            both = train.counts + heldout.counts
             lines.append(
                 SourceSummary(
                     name=name,
                     weight_asked=weights[name],
                     weight_realised=counts[name] / total,
-                    num_documents=train.meta.num_documents,
+                    num_documents=train.counts.num_documents,
                     num_rows=len(train),
-                    num_tokens=train.meta.num_tokens,
-                    utilisation=train.meta.utilisation,
-                    heldout_documents=heldout.meta.num_documents,
+                    num_tokens=train.counts.num_tokens,
+                    utilisation=train.utilisation,
+                    heldout_documents=heldout.counts.num_documents,
                     heldout_rows=len(heldout),
-                    num_changed=train.meta.num_changed + heldout.meta.num_changed,
-                    num_unknown=train.meta.num_unknown + heldout.meta.num_unknown,
+                    num_changed=both.num_changed,
+                    num_unknown=both.num_unknown,
                     run_rows=counts[name],
-                    run_tokens=epochs[name] * train.meta.num_tokens,
+                    run_tokens=epochs[name] * train.counts.num_tokens,
                     epochs=epochs[name],
                 )
             )
@@ -228,5 +224,5 @@ def known_tokens(recipe: Recipe) -> dict[str, int]:
             if "://" in (source.path or "") or made_of == [
                 [file.name, file.num_bytes] for file in files(source, name)
             ]:
-                known[name] = Rows(folder, "train").meta.num_tokens
+                known[name] = Rows(folder, "train").counts.num_tokens
     return known

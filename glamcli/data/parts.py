@@ -162,7 +162,7 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
             except OSError:  # the file system has no links
                 shutil.copyfile(folder / split, joined / name)
             shards.append({**part["shard"], "file": name})
-            counts.add(Counts(**part["counts"]))
+            counts += Counts(**part["counts"])
         splits[split] = {"shards": shards, "counts": counts.as_dict()}
     lines: list[bytes] = []
     for folder in folders:

@@ -241,29 +241,30 @@ def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progr
 
 
 def _summarise(plan: _Plan, reading: Reading, progress: Progress) -> None:
-    train, heldout = (Rows(plan.folder, split).meta for split in SPLITS)
+    rows, heldout = (Rows(plan.folder, split) for split in SPLITS)
+    total = rows.counts + heldout.counts
     dropped = reading.num_empty + reading.num_short
+    name = f"source `{plan.name}`"
     progress.say(
-        f"source `{plan.name}`: {train.num_documents:,} documents in {train.num_rows:,} rows "
-        f"({train.utilisation:.1%} filled), {heldout.num_documents:,} held out"
+        f"{name}: {rows.counts.num_documents:,} documents in {len(rows):,} rows "
+        f"({rows.utilisation:.1%} filled), {heldout.counts.num_documents:,} held out"
         + (f", {dropped:,} empty or short ones dropped" if dropped else "")
     )
     if reading.num_replaced:
         progress.warn(
-            f"source `{plan.name}`: {reading.num_replaced:,} documents have bytes that are not "
-            "UTF-8 (replaced by U+FFFD)"
+            f"{name}: {reading.num_replaced:,} documents have bytes that are not UTF-8 "
+            "(replaced by U+FFFD)"
         )
-    num_documents = train.num_documents + heldout.num_documents
-    if num_changed := train.num_changed + heldout.num_changed:
-        num_unknown = train.num_unknown + heldout.num_unknown
+    if total.num_changed:
         progress.warn(
-            f"source `{plan.name}`: the tokenizer changes the text of {num_changed:,} of "
-            f"{num_documents:,} documents; {num_unknown:,} of its tokens stand for unknown text"
+            f"{name}: the tokenizer changes the text of {total.num_changed:,} of "
+            f"{total.num_documents:,} documents; {total.num_unknown:,} of its tokens stand for "
+            "unknown text"
         )
-    share = heldout.num_tokens / (train.num_tokens + heldout.num_tokens)
-    if share > MAX_HELDOUT_SHARE + 2 * plan.inputs["heldout_frac"]:
+    share, frac = heldout.counts.num_tokens / total.num_tokens, plan.inputs["heldout_frac"]
+    if share > MAX_HELDOUT_SHARE + 2 * frac:
         progress.warn(
-            f"source `{plan.name}`: {share:.0%} of its tokens are held out, with `heldout_frac` "
-            f"{plan.inputs['heldout_frac']:g}: {heldout.num_documents:,} of {num_documents:,} "
-            "documents, which are held out whole; shorter documents come closer"
+            f"{name}: {share:.0%} of its tokens are held out, with `heldout_frac` {frac:g}: "
+            f"{heldout.counts.num_documents:,} of {total.num_documents:,} documents, which are "
+            "held out whole; shorter documents come closer"
         )

@@ -3,8 +3,8 @@
 A row is a dict of int32 arrays `tokens`, `targets`, `segments`, each `row_tokens` long. A record
 is a `tf.train.Example` with one bytes feature per array, so every record of a folder has the same
 layout and decoding is three views into it. `rows.json` holds what the folder was made from, counts,
-and of every shard its size, its SHA-256 and that of the rows in it. Writing a folder is
-`prepare.py`'s business.
+and of every shard its size, its SHA-256 and that of the rows in it. Folders are written by
+`parts.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 @dataclass(frozen=True)
 class Shard:
+    """One file of rows."""
+
     file: str
     num_rows: int
     num_bytes: int
@@ -54,28 +57,14 @@ class Counts:
     num_unknown: int = 0
     """tokens for text that the tokenizer has no pieces for"""
 
-    def add(self, other: Counts) -> None:
-        """Adds the totals of other documents."""
-        for name, value in vars(other).items():
-            mine = getattr(self, name)
-            setattr(self, name, max(mine, value) if name == "max_id" else mine + value)
+    def __add__(self, other: Counts) -> Counts:
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Counts(**{**sums, "max_id": max(self.max_id, other.max_id)})
 
     def as_dict(self) -> dict[str, int]:
         """For JSON; what earlier versions did not count only where there is some."""
         later = ("num_changed", "num_unknown")
         return {name: value for name, value in vars(self).items() if value or name not in later}
-
-
-@dataclass
-class RowsMeta(Counts):
-    """What one split of a prepared source holds."""
-
-    row_tokens: int = 1
-
-    @property
-    def utilisation(self) -> float:
-        """Share of row positions that hold tokens, between 0 and 1."""
-        return self.num_tokens / max(self.num_rows * self.row_tokens, 1)
 
 
 def _field(number: int, payload: bytes) -> bytes:
@@ -96,26 +85,20 @@ class RowCodec:
 
     def __init__(self, row_tokens: int):
         self.row_tokens = row_tokens
-        # All arrays are equally long, so the bytes around them never change: encode a template
-        # with recognisable contents once and remember what stands between the arrays.
-        marks = [bytes([0xF0 + i]) * (4 * row_tokens) for i in range(len(TOKEN_FIELDS))]
-        features = b"".join(
-            _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, mark))))
-            for name, mark in zip(TOKEN_FIELDS, marks, strict=True)
-        )
-        template = _field(1, features)
-        self._parts: list[bytes] = []
-        self._offsets: list[int] = []
-        end = 0
-        for mark in marks:
-            start = template.index(mark, end)
-            self._parts.append(template[end:start])
-            self._offsets.append(start)
-            end = start + len(mark)
-        self._num_bytes = len(template)
+        # All arrays are equally long, so the bytes before each of them never change.
+        blank = bytes(4 * row_tokens)
+        features = [
+            _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, blank))))
+            for name in TOKEN_FIELDS
+        ]
+        record = _field(1, b"".join(features))
+        self._num_bytes = len(record)
+        features[0] = record[: len(record) - sum(map(len, features[1:]))]
+        self._parts = [feature[: -len(blank)] for feature in features]
+        self._offsets = [end - len(blank) for end in accumulate(map(len, features))]
 
-    def encode(self, tokens: np.ndarray, targets: np.ndarray, segments: np.ndarray) -> bytes:
-        arrays = (tokens, targets, segments)
+    def encode(self, *arrays: np.ndarray) -> bytes:
+        """The record of a row, its arrays in the order of `TOKEN_FIELDS`."""
         return b"".join(
             part + array.astype("<i4", copy=False).tobytes()
             for part, array in zip(self._parts, arrays, strict=True)
@@ -138,8 +121,8 @@ def write_shard(
     writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
     num_rows = 0
     digest = hashlib.sha256()
-    for tokens, targets, segments in rows:
-        record = codec.encode(tokens, targets, segments)
+    for arrays in rows:
+        record = codec.encode(*arrays)
         writer.write(record)
         digest.update(record)
         num_rows += 1
@@ -157,6 +140,7 @@ def num_records(path: Path) -> int:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -174,15 +158,21 @@ class Rows:
         content = read_meta(folder)
         part = content["splits"][split]
         self.shards = [Shard(**shard) for shard in part["shards"]]
-        self.meta = RowsMeta(row_tokens=content["row_tokens"], **part["counts"])
-        self._codec = RowCodec(self.meta.row_tokens)
+        self.counts = Counts(**part["counts"])
+        self.row_tokens: int = content["row_tokens"]
+        self._codec = RowCodec(self.row_tokens)
         self._ends = np.cumsum([shard.num_rows for shard in self.shards], dtype=np.int64)
         self._readers: dict[int, Any] = {}
         for shard in self.shards:
             self._check_size(shard)
 
     def __len__(self) -> int:
-        return self.meta.num_rows
+        return self.counts.num_rows
+
+    @property
+    def utilisation(self) -> float:
+        """Share of row positions that hold tokens, between 0 and 1."""
+        return self.counts.num_tokens / max(len(self) * self.row_tokens, 1)
 
     @property
     def digests(self) -> list[str]:
@@ -217,11 +207,8 @@ class Rows:
         for shard in self.shards:
             self._check_size(shard)
             if file_sha256(self.folder / shard.file) != shard.sha256:
-                raise DataError(
-                    f"{self.folder / shard.file}: checksum differs from the one recorded "
-                    "when it was prepared",
-                    hint=_prepare_again(self.folder),
-                )
+                what = f"{self.folder / shard.file}: checksum differs from the recorded one"
+                raise DataError(what, _prepare_again(self.folder))
 
     def _reader(self, number: int) -> Any:
         reader = self._readers.get(number)
@@ -236,17 +223,14 @@ class Rows:
         num_bytes = path.stat().st_size if path.exists() else None
         if num_bytes != shard.num_bytes:
             found = "is missing" if num_bytes is None else f"has {num_bytes} bytes"
-            raise DataError(
-                f"{path}: {found}, expected {shard.num_bytes} bytes",
-                hint=_prepare_again(self.folder),
-            )
+            what = f"{path}: {found}, expected {shard.num_bytes} bytes"
+            raise DataError(what, _prepare_again(self.folder))
 
     def _damaged(self, number: int, local: int, why: str) -> DataError:
         path = self.folder / self.shards[number].file
         reason = why.splitlines()[0] if why else "unreadable"
-        return DataError(
-            f"{path}: record {local} is damaged ({reason})", _prepare_again(self.folder)
-        )
+        hint = _prepare_again(self.folder)
+        return DataError(f"{path}: record {local} is damaged ({reason})", hint)
 
 
 def _prepare_again(folder: Path) -> str:
@@ -307,15 +291,9 @@ def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
             "shape": {"dimensions": [str(content["row_tokens"])]},
         },
     }
-    return {
-        "dataset_info.json": {
-            "fileFormat": "array_record",
-            "name": "rows",
-            "splits": splits,
-            "version": "1.0.0",
-        },
-        "features.json": {
-            "featuresDict": {"features": dict.fromkeys(sorted(TOKEN_FIELDS), tensor)},
-            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-        },
+    info = {"fileFormat": "array_record", "name": "rows", "splits": splits, "version": "1.0.0"}
+    features = {
+        "featuresDict": {"features": dict.fromkeys(sorted(TOKEN_FIELDS), tensor)},
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
     }
+    return {"dataset_info.json": info, "features.json": features}

@@ -11,6 +11,7 @@ UTF-8 text otherwise. Bytes that are no UTF-8 are replaced and counted, never dr
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import fsspec
 
 from glamcli.config.mixtures import Source
 from glamcli.data.embedded import embedded_documents, embedded_files
-from glamcli.data.examples import stored_examples
+from glamcli.data.examples import stored_example, stored_examples
 from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
 from glamcli.data.unpack import CUT_HINT, lines, packing
 from glamcli.errors import DataError
@@ -32,7 +33,7 @@ READ_SETTINGS = ("kind", "field", "split", "where", "min_chars", "separator", "m
 
 @dataclass
 class Reading:
-    """What was noticed while a source was read; filled in as its documents are taken."""
+    """Counts of a source's documents, filled in as they are read."""
 
     num_read: int = 0
     num_empty: int = 0
@@ -43,7 +44,7 @@ class Reading:
     done_bytes: int = 0
     """how far into its files reading is"""
     missing: dict[str, DataError] = field(default_factory=dict)
-    """fields of `where` that no record so far has, with the first record's complaint"""
+    """fields of `where` that no record so far has, with the error of the first record"""
     present: set[str] = field(default_factory=set)
 
     def counts(self) -> dict[str, int]:
@@ -70,8 +71,8 @@ def documents(source: Source, name: str, reading: Reading | None = None) -> Iter
             if num_kept == source.max_documents:
                 return
     # A record without the field does not match; if none has it, its name is probably wrong.
-    for complaint in reading.missing.values():
-        raise complaint
+    for error in reading.missing.values():
+        raise error
 
 
 def files(source: Source, name: str) -> list[File]:
@@ -144,15 +145,9 @@ def _read_text(source: Source, name: str, reading: Reading) -> Iterator[str]:
             for line in lines:
                 yield _text(line.rstrip(b"\r\n"), reading)
         else:
-            paragraph: list[bytes] = []
-            for line in lines:
-                if line.strip():
-                    paragraph.append(line)
-                elif paragraph:
-                    yield _text(b"".join(paragraph).rstrip(b"\r\n"), reading)
-                    paragraph = []
-            if paragraph:
-                yield _text(b"".join(paragraph).rstrip(b"\r\n"), reading)
+            for is_blank, group in itertools.groupby(lines, lambda line: not line.strip()):
+                if not is_blank:
+                    yield _text(b"".join(group).rstrip(b"\r\n"), reading)
 
 
 def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str]:
@@ -210,7 +205,7 @@ def _from_record(
 
 
 def _matches(record: dict[str, Any], key: str, expected: Any, place: str, reading: Reading) -> bool:
-    """Whether a field has the value that `where` asks for."""
+    """Whether a field has the value in `where`."""
     try:
         value = _look_up(record, key, place)
     except DataError as error:
@@ -219,7 +214,9 @@ def _matches(record: dict[str, Any], key: str, expected: Any, place: str, readin
         return False
     reading.present.add(key)
     reading.missing.pop(key, None)
-    return _equal(value, expected)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def _look_up(record: dict[str, Any], key: str, place: str) -> Any:
@@ -229,18 +226,12 @@ def _look_up(record: dict[str, Any], key: str, place: str) -> Any:
     value: Any = record
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            names = [str(found) for found in record]
+            names = [str(each) for each in record]
             near = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(names)}"
             raise DataError(f"{place}: no field `{key}`", hint)
         value = value[part]
     return value
-
-
-def _equal(value: Any, expected: str | int | float | bool) -> bool:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def _kind(value: Any) -> str:
@@ -278,7 +269,8 @@ def _read_tfds(source: Source, name: str, reading: Reading) -> Iterator[str]:
         examples, split = stored_examples(source.path or "", source.split)
     for index in range(len(examples)):
         place = f"{source.path}: example {index} of `{split}`"
-        yield from _from_record(examples[index], place, source, reading)
+        record = stored_example(examples, index, source.path or "")
+        yield from _from_record(record, place, source, reading)
         reading.done_bytes = total * (index + 1) // len(examples)
 
 

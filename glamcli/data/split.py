@@ -1,10 +1,10 @@
-"""Which documents never reach training: decided by a hash of their text, for all sources alike.
+"""Which documents are held out from training: by a hash of their text, for all sources alike.
 
-White space does not count, so copies that differ in nothing else fall on the same side in whatever
-sources they stand, and the choice depends neither on order, nor on the seed, nor on the tokenizer.
-A source so small that all its documents would fall on one side makes an exception: one of them
-changes sides, in every source. So the exceptions of all sources are collected before any is read
-for good. What a source was found to begin with is kept in the cache.
+White space does not count, so copies that differ in nothing else fall on the same side in every
+source, and the choice depends neither on order, nor on the seed, nor on the tokenizer. A source so
+small that all its documents would fall on one side makes an exception: one of them changes sides,
+in every source. So the exceptions of all sources are collected before any is prepared. The first
+documents of a source, by digest, are kept in the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glamcli.progress import Progress
 
 # Part of every key: raise it when the same inputs would give another division.
 SPLIT_FORMAT = 1
-# When one side has got no document by chance after this much text, it is given one.
+# When one side has no document after this much text, by chance, it is given one.
 WINDOW_DOCUMENTS = 2000
 WINDOW_CHARS = 4 << 20
 
@@ -43,21 +43,17 @@ class Sides:
     def divide(self, texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
         """The documents in their order, each with whether it is held out."""
         for text in texts:
-            found = document_digest(text)
-            yield text, self.exceptions.get(found, is_heldout(found, self.heldout_frac))
+            key = document_digest(text)
+            yield text, self.exceptions.get(key, is_heldout(key, self.heldout_frac))
 
     def inputs(self) -> dict[str, Any]:
         """Everything the division depends on, for a fingerprint."""
-        exceptions = {found.hex(): side for found, side in sorted(self.exceptions.items())}
-        return {
-            "heldout_format": SPLIT_FORMAT,
-            "heldout_frac": self.heldout_frac,
-            "moved": exceptions,
-        }
+        moved = {key.hex(): side for key, side in sorted(self.exceptions.items())}
+        return {"heldout_format": SPLIT_FORMAT, "heldout_frac": self.heldout_frac, "moved": moved}
 
 
 def divide_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
-    """How the documents of a mixture are divided; reads the sources not met before.
+    """How the documents of a mixture are divided; reads the sources that are not in the cache.
 
     Raises: DataError for a source that cannot be read and a cache that cannot be written.
     """
@@ -65,19 +61,19 @@ def divide_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
     if frac == 0:
         return Sides(0.0, {})
     paths = {name: _path(mixture, name, cache) for name in mixture.sources}
-    missing = {name: path for name, path in paths.items() if _read(path) is None}
+    windows = {name: _read(path) for name, path in paths.items()}
+    missing = [name for name, window in windows.items() if not window]
     if missing:
         with (
             writing_cache(cache),
             progress.phase("choosing held-out documents", len(missing), "sources") as phase,
         ):
-            for name, path in missing.items():
-                _write(path, first_documents(documents(mixture.sources[name], name), frac))
+            for name in missing:
+                windows[name] = first_documents(documents(mixture.sources[name], name), frac)
+                content = [[key.hex(), size] for key, size in windows[name].items()]
+                atomic.write(paths[name], json.dumps(content))
                 phase.advance()
-    windows = {name: _read(path) for name, path in paths.items()}
-    whole = {name: window for name, window in windows.items() if window is not None}
-    assert len(whole) == len(windows)
-    return Sides(frac, exceptions(whole, frac))
+    return Sides(frac, exceptions(windows, frac))
 
 
 def first_documents(texts: Iterable[str], heldout_frac: float) -> Window:
@@ -86,9 +82,9 @@ def first_documents(texts: Iterable[str], heldout_frac: float) -> Window:
     sides: set[bool] = set()
     num_chars = 0
     for num_read, text in enumerate(texts, 1):
-        found = document_digest(text)
-        window[found] = len(text)
-        sides.add(is_heldout(found, heldout_frac))
+        key = document_digest(text)
+        window[key] = len(text)
+        sides.add(is_heldout(key, heldout_frac))
         num_chars += len(text)
         full = num_read >= WINDOW_DOCUMENTS or num_chars >= WINDOW_CHARS
         if len(window) > 1 and (full or len(sides) == 2):
@@ -105,26 +101,26 @@ def exceptions(windows: Mapping[str, Window], heldout_frac: float) -> dict[bytes
     train on, whatever is taken from it for another's sake.
     """
     ordered = [windows[name] for name in sorted(windows)]
-    held = {found: is_heldout(found, heldout_frac) for window in ordered for found in window}
+    held = {key: is_heldout(key, heldout_frac) for window in ordered for key in window}
     moved: dict[bytes, bool] = {}
     for window in ordered:
-        if window and all(held[found] for found in window):
+        if window and all(held[key] for key in window):
             moved[_by_length(window)[-1]] = held[_by_length(window)[-1]] = False
     for window in ordered:
-        if any(held[found] for found in window):
+        if any(held[key] for key in window):
             continue
         by_length = _by_length(window)
         half = len(window) // 2
-        for found in sorted(by_length[:half]) + sorted(by_length[half:]):
-            left = (sum(not held[each] for each in other) for other in ordered if found in other)
+        for key in sorted(by_length[:half]) + sorted(by_length[half:]):
+            left = (sum(not held[each] for each in other) for other in ordered if key in other)
             if min(left) > 1:
-                moved[found] = held[found] = True
+                moved[key] = held[key] = True
                 break
     return moved
 
 
 def _by_length(window: Window) -> list[bytes]:
-    return sorted(window, key=lambda found: (window[found], found))
+    return sorted(window, key=lambda key: (window[key], key))
 
 
 def document_digest(text: str) -> bytes:
@@ -132,9 +128,9 @@ def document_digest(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()
 
 
-def is_heldout(found: bytes, heldout_frac: float) -> bool:
+def is_heldout(key: bytes, heldout_frac: float) -> bool:
     """Whether a digest, read as a number in [0, 1), lies below `heldout_frac`."""
-    return int.from_bytes(found[:8], "big") < int(heldout_frac * 2**64)
+    return int.from_bytes(key[:8], "big") < int(heldout_frac * 2**64)
 
 
 def _path(mixture: Mixture, name: str, cache: Path) -> Path:
@@ -147,13 +143,9 @@ def _path(mixture: Mixture, name: str, cache: Path) -> Path:
     return cache_path(cache, "heldout", json_digest(inputs)[:16])
 
 
-def _read(path: Path) -> Window | None:
-    """What was written; None when there is nothing whole."""
+def _read(path: Path) -> Window:
+    """The window in the cache; empty when there is none, or a damaged one."""
     try:
-        return {bytes.fromhex(found): int(size) for found, size in json.loads(path.read_text())}
+        return {bytes.fromhex(key): int(size) for key, size in json.loads(path.read_text())}
     except (OSError, ValueError, TypeError):
-        return None
-
-
-def _write(path: Path, window: Window) -> None:
-    atomic.write(path, json.dumps([[found.hex(), size] for found, size in window.items()]))
+        return {}

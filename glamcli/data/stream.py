@@ -1,4 +1,4 @@
-"""Batches of a run, read ahead of the device: the only place that knows grain.
+"""Batches of a run, read ahead of the device: the only module that imports grain.
 
 A batch is random access (schedule -> rows -> one array per field), so grain only has to run it
 in threads, in order, a few batches ahead. There is no iterator state: starting at step N is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grain
@@ -35,36 +35,40 @@ class RowsLike(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
 
 
+@dataclass(frozen=True)
 class BatchReader(Sequence[HostBatch]):
-    """The batches of steps start_step.., this process's rows of each, by random access."""
+    """The batches of steps start_step.. (without end, or `steps` of them), by random access.
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        rows: Mapping[str, RowsLike],
-        batch_rows: int,
-        start_step: int,
-        steps: int | None,
-        here: Sequence[range] | None,
-        vocab_size: int,
-    ):
-        self.schedule = schedule
-        self.rows = rows
-        self.batch_rows = batch_rows
-        self.start_step = start_step
-        self.steps = sys.maxsize // batch_rows - start_step if steps is None else steps
-        self.here = (range(batch_rows),) if here is None else tuple(here)
-        self.vocab_size = vocab_size
+    A process of several reads only the rows that its devices hold: `here` says which rows of
+    every batch those are (by default all). They are the same rows, at the same indices, as if one
+    process read the batch alone.
+    """
+
+    schedule: Schedule
+    rows: Mapping[str, RowsLike]
+    batch_rows: int
+    vocab_size: int
+    start_step: int = 0
+    steps: int | None = None
+    here: Sequence[range] | None = None
 
     def __len__(self) -> int:
-        return self.steps
+        return (
+            sys.maxsize // self.batch_rows - self.start_step if self.steps is None else self.steps
+        )
 
     def __getitem__(self, index: Any) -> HostBatch:
-        """This process's rows of step start_step + index."""
+        """This process's rows of step start_step + index.
+
+        Shapes: tokens, targets, segments [rows here, row_tokens]; source [rows here],
+            an index into `schedule.names`; all int32.
+        Raises: DataError, naming source and row, for a row that cannot be read or holds ids
+            outside the vocabulary.
+        """
         first = (self.start_step + index) * self.batch_rows
         blocks = [
             self.schedule.locate_range(first + block.start, first + block.stop)
-            for block in self.here
+            for block in self.here or [range(self.batch_rows)]
         ]
         source_B = np.concatenate([block.source for block in blocks])
         sources = source_B.tolist()
@@ -104,7 +108,7 @@ class BatchReader(Sequence[HostBatch]):
 
 
 class Stream(Iterator[HostBatch]):
-    """An iterator of batches with threads behind it: close it, or use it as a context."""
+    """The batches of a reader, read ahead in threads: close it, or use it as a context."""
 
     def __init__(self, reader: BatchReader):
         options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=BATCHES_AHEAD)
@@ -122,35 +126,5 @@ class Stream(Iterator[HostBatch]):
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        del kind, error, traceback
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def batches(
-    schedule: Schedule,
-    rows: Mapping[str, RowsLike],
-    batch_rows: int,
-    start_step: int,
-    steps: int | None = None,
-    here: Sequence[range] | None = None,
-    *,
-    vocab_size: int,
-) -> Stream:
-    """Batches of steps start_step.. (for ever, or `steps` of them), read in the background.
-
-    A process of several reads only the rows that its devices hold: `here` says which rows of
-    every batch those are (by default all). They are the same rows in the same places as if one
-    process read the batch alone.
-
-    Shapes: tokens, targets, segments [rows here, row_tokens]; source [rows here],
-        an index into `schedule.names`; all int32.
-    Raises: DataError from `next`, naming source and row, for a row that cannot be read or holds
-        ids outside the vocabulary.
-    """
-    return Stream(BatchReader(schedule, rows, batch_rows, start_step, steps, here, vocab_size))

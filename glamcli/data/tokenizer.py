@@ -1,7 +1,7 @@
-"""Text to token ids and back: plain bytes, or a SentencePiece model (the only door to it).
+"""Text to token ids and back: plain bytes, or a SentencePiece model.
 
-Ids 0, 1, 2 are padding, end and begin of a document in both. Neither knows documents: `encode`
-adds no special ids. Which text a model is trained on is decided in `vocabulary.py`.
+Ids 0, 1, 2 are padding, end and begin of a document in both; `encode` adds no special ids. Which
+text a model is trained on is decided in `vocabulary.py`. Nothing else imports sentencepiece.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glamcli.errors import DataError
 
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 NUM_SPECIAL = 3
-# A run folder's own copy of a SentencePiece model.
+# The copy of a SentencePiece model in a run folder.
 TOKENIZER_FILE = "tokenizer.model"
 # Longer texts are encoded in slices, so memory does not grow with a document.
 SLICE_CHARS = 1 << 16
@@ -36,7 +36,7 @@ _PROBE = "A  \N{LATIN SMALL LIGATURE FI}\N{NO-BREAK SPACE}\n b "
 
 
 class Tokenizer(Protocol):
-    """What the programs know of a tokenizer."""
+    """What programs use of a tokenizer."""
 
     kind: str
     vocab_size: int
@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
         ...
 
     def piece(self, token_id: int) -> str:
-        """How one id is shown to a person."""
+        """One id as text for a table."""
         ...
 
 
@@ -153,7 +153,7 @@ class SentencePiece:
             if number:
                 yield self._mark_ids
                 normal = normal.removeprefix(added)
-            yield from map(self._inner.encode, _normal_slices(normal))
+            yield from map(self._inner.encode, slices(normal, words=True))
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode([i for i in ids if 0 <= i < self.vocab_size])
@@ -240,27 +240,19 @@ def _training_failed(message: str, vocab_size: int) -> DataError:
     return DataError(f"{what}: {message}")
 
 
-def slices(text: str, num_chars: int = SLICE_CHARS) -> Iterator[str]:
-    """The text in pieces of at most `num_chars`, cut after a line or before a space if it can."""
+def slices(text: str, num_chars: int | None = None, words: bool = False) -> Iterator[str]:
+    """The text in pieces of at most `num_chars` (by default `SLICE_CHARS`), cut after a line or
+    before a space if it can; with `words`, only before the marks of SentencePiece for spaces."""
+    size = num_chars or SLICE_CHARS
     start = 0
-    while len(text) - start > num_chars:
-        middle, limit = start + num_chars // 2, start + num_chars
-        line_end = text.rfind("\n", middle, limit) + 1
-        end = line_end or max(text.rfind(" ", middle, limit), 0) or limit
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
-
-
-def _normal_slices(text: str) -> Iterator[str]:
-    """Normalised text in slices that begin with a word, as pieces do."""
-    start = 0
-    while len(text) - start > SLICE_CHARS:
-        limit = start + SLICE_CHARS
-        end = text.rfind(MARK, start + SLICE_CHARS // 2, limit)
-        while end > start and text[end - 1] == MARK:
-            end -= 1
+    while len(text) - start > size:
+        middle, limit = start + size // 2, start + size
+        if words:
+            end = text.rfind(MARK, middle, limit)
+            while end > start and text[end - 1] == MARK:  # several may be one piece
+                end -= 1
+        else:
+            end = text.rfind("\n", middle, limit) + 1 or text.rfind(" ", middle, limit)
         end = end if end > start else limit
         yield text[start:end]
         start = end

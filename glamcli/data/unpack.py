@@ -31,19 +31,21 @@ _MAX_WINDOW_BYTES = 1 << 31
 _ZSTD_READ_BYTES = 1 << 12
 
 _UTF8 = "convert it first: `iconv -f {} -t utf-8 OLD > NEW`"
-_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
-    (b"\xff\xfe\0\0", "UTF-32 text", _UTF8.format("utf-32")),
-    (b"\0\0\xfe\xff", "UTF-32 text", _UTF8.format("utf-32")),
-    (b"\xff\xfe", "UTF-16 text", _UTF8.format("utf-16")),
-    (b"\xfe\xff", "UTF-16 text", _UTF8.format("utf-16")),
-    (b"PAR1\x15", "a Parquet table", PARQUET_HINT),
-    (b"ARROW1\0\0", "an Arrow table", PARQUET_HINT.replace("parquet", "feather")),
-    (b"Obj\x01", "an Avro table", "write JSON lines first: `avro-tools tojson OLD > NEW`"),
-    (b"\xfd7zXZ\0", "packed with xz", "unpack it first: `unxz FILE`"),
-    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it first: `unlz4 FILE`"),
-    (b"PK\x03\x04", "a zip archive", "unpack it first: `unzip FILE`"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first: `7z x FILE`"),
-    (b"%PDF-", "a PDF document", "extract its text first, for example with `pdftotext`"),
+_FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\xff\xfe\0\0", "UTF-32 text", _UTF8.format("utf-32")),
+    (0, b"\0\0\xfe\xff", "UTF-32 text", _UTF8.format("utf-32")),
+    (0, b"\xff\xfe", "UTF-16 text", _UTF8.format("utf-16")),
+    (0, b"\xfe\xff", "UTF-16 text", _UTF8.format("utf-16")),
+    (0, b"PAR1\x15", "a Parquet table", PARQUET_HINT),
+    (0, b"ARROW1\0\0", "an Arrow table", PARQUET_HINT.replace("parquet", "feather")),
+    (0, b"Obj\x01", "an Avro table", "write JSON lines first: `avro-tools tojson OLD > NEW`"),
+    (4, b"1AY&SY", "packed with bzip2", "unpack it first: `bunzip2 FILE`"),
+    (257, b"ustar", "a tar archive", "unpack it first: `tar -xf FILE`"),
+    (0, b"\xfd7zXZ\0", "packed with xz", "unpack it first: `unxz FILE`"),
+    (0, b"\x04\x22\x4d\x18", "packed with lz4", "unpack it first: `unlz4 FILE`"),
+    (0, b"PK\x03\x04", "a zip archive", "unpack it first: `unzip FILE`"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first: `7z x FILE`"),
+    (0, b"%PDF-", "a PDF document", "extract its text first, for example with `pdftotext`"),
 )
 
 
@@ -52,38 +54,30 @@ def packing(file: File, head: bytes, packed: bool = True) -> Packing:
 
     Raises: DataError for what is neither text, gzip nor Zstandard, saying what it is.
     """
+    name = file.name.lower()
     found = next((how for magic, how in _PACKED.items() if head.startswith(magic)), None)
-    expected = next(
-        (how for end, how in _SUFFIXES.items() if file.name.lower().endswith(end)), None
-    )
-    what, hint = _foreign(head) or ("", "")
-    if what and not found:
-        raise DataError(f"{file.url}: is {what}, which cannot be read as UTF-8 text", hint)
-    if not packed and found:
-        raise DataError(f"{file.url}: is packed twice ({found})", "unpack it once")
-    if packed and expected and not found:
-        if not head:
-            what, hint = "is empty: not even its header is there", CUT_HINT
-        else:
-            what, hint = f"is not {expected}, though its name says so", "rename it"
-        raise DataError(f"{file.url}: {what}", hint)
+    expected = next((how for end, how in _SUFFIXES.items() if packed and name.endswith(end)), None)
+    problem = None if found else _foreign(head)
+    if found and not packed:
+        problem = f"packed twice ({found})", "unpack it once"
+    elif expected and not (found or problem):
+        problem = f"not {expected}, though its name says so", "rename it"
+        problem = problem if head else ("empty: not even a header is there", CUT_HINT)
+    if problem:
+        raise DataError(f"{file.url}: is {problem[0]}", problem[1])
     return found
 
 
 def _foreign(head: bytes) -> tuple[str, str] | None:
     """What a file is that begins like this and is not text, and what to do about it."""
-    for magic, what, hint in _FOREIGN:
-        if head.startswith(magic):
-            return what, hint
-    if head[:3] == b"BZh" and head[4:10] == b"1AY&SY":
-        return "packed with bzip2", "unpack it first: `bunzip2 FILE`"
-    if head[257:262] == b"ustar":
-        return "a tar archive", "unpack it first: `tar -xf FILE`"
+    for start, magic, what, hint in _FOREIGN:
+        if head.startswith(magic, start):
+            return f"{what}, which is not UTF-8 text", hint
     for first, order in ((0, "utf-16be"), (1, "utf-16le")):
         # Latin letters in UTF-16 have a zero byte each; no text in UTF-8 has any.
         zeros = head[first::2].count(0)
         if zeros > len(head) // 4 and not head[1 - first :: 2].count(0):
-            return "UTF-16 text", _UTF8.format(order)
+            return "UTF-16 text, which is not UTF-8", _UTF8.format(order)
     return None
 
 
@@ -94,14 +88,11 @@ def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
     """
     try:
         with file.open() as raw:
-            stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
-            how = packing(file, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
-            if how:
+            content = stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
+            if how := packing(file, stream.peek(HEAD_BYTES)[:HEAD_BYTES]):
                 unpacked = gzip.GzipFile(fileobj=stream) if how == "gzip" else _Zstandard(stream)
                 content = io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 16)
                 packing(file, content.peek(HEAD_BYTES)[:HEAD_BYTES], packed=False)
-            else:
-                content = stream
             for number, line in enumerate(content):
                 at(raw.tell())
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line

@@ -1,18 +1,18 @@
-"""The tokenizer of a recipe: given by a file, plain bytes, or trained on the mixture's documents.
+"""The tokenizer of a recipe: a model file, plain bytes, or trained on the mixture's documents.
 
-Which text a tokenizer sees is decided here: training documents only, from every source by its
-weight. How one is trained and used is `tokenizer.py`.
+Which text a tokenizer is trained on is decided here: training documents only, from every source by
+its weight. How one is trained and used is `tokenizer.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
@@ -36,7 +36,7 @@ VOCABULARY_FORMAT = 3
 # Text to train on: enough for the counts of a small vocabulary, and growing with it.
 SAMPLE_CHARS = 4 << 20
 SAMPLE_CHARS_PER_PIECE = 1024
-# A document is sampled in passages, so that a few long ones do not stand for a whole source.
+# A document is sampled in passages, so that a few long ones do not make up a whole sample.
 PASSAGE_CHARS = 1 << 14
 # Of a source, this many times its share is read at most.
 READ_SHARES = 64
@@ -63,43 +63,35 @@ def trained_tokenizer(
 ) -> SentencePiece:
     """The tokenizer of `vocab_size` pieces trained on a mixture, from the cache if it is there."""
     sides = divide_mixture(mixture, cache, progress)
-    inputs = _inputs(mixture, vocab_size, sides)
-    path = _path(inputs, cache)
+    inputs = {
+        "format": VOCABULARY_FORMAT,
+        "vocab_size": vocab_size,
+        **sides.inputs(),
+        "sources": {
+            name: {"weight": source.weight, **source_inputs(source, name)}
+            for name, source in mixture.sources.items()
+        },
+    }
+    path = cache_path(cache, "tokenizers", json_digest(inputs)[:16])
     record = path.with_suffix(".json")
-    recorded = _recorded(record)
-    if recorded is not None and path.exists():
-        tokenizer = load_sentencepiece(path)
-        if tokenizer.fingerprint != recorded:
-            raise DataError(
-                f"{path}: checksum differs from the one recorded when it was trained",
-                hint=f"delete {record}; the next run trains it again",
-            )
-        return tokenizer
-    _refuse_unwritable(path.parent)
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        recorded = json.loads(record.read_text())["sha256"]
+        if path.exists():
+            tokenizer = load_sentencepiece(path)
+            if tokenizer.fingerprint != recorded:
+                raise DataError(
+                    f"{path}: checksum differs from the one recorded when it was trained",
+                    hint=f"delete {record}; the next run trains it again",
+                )
+            return tokenizer
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):  # before minutes of training rather than after
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
         tokenizer = train_on(mixture, vocab_size, sides, path, phase)
     content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
     atomic.write(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return tokenizer
-
-
-def _path(inputs: dict[str, Any], cache: Path) -> Path:
-    return cache_path(cache, "tokenizers", json_digest(inputs)[:16])
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Makes the folder. Raises: OSError, before minutes of training rather than after."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
-def _recorded(record: Path) -> str | None:
-    """The fingerprint in a tokenizer's record; None when there is no whole record."""
-    try:
-        return json.loads(record.read_text())["sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
 
 
 def train_on(
@@ -114,18 +106,6 @@ def train_on(
         sample += _passages(source, name, sides, num_chars)
         phase.advance()
     return train_sentencepiece(sample, vocab_size, path)
-
-
-def _inputs(mixture: Mixture, vocab_size: int, sides: Sides) -> dict[str, Any]:
-    return {
-        "format": VOCABULARY_FORMAT,
-        "vocab_size": vocab_size,
-        **sides.inputs(),
-        "sources": {
-            name: {"weight": source.weight, **source_inputs(source, name)}
-            for name, source in mixture.sources.items()
-        },
-    }
 
 
 def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Processes that make parts: started when the first part comes, ended with the block."""
+"""Processes that make parts: started with the first part, ended with the `with` block."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
+from typing import Any
 
 from glamcli.data.parts import Part, make_part
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError
 
-# Of the worker process: set once when it starts, so a tokenizer travels once and not per part.
+# Of the worker process: set once when it starts, so a tokenizer is sent once and not per part.
 _tokenizer: Tokenizer | None = None
 
 
@@ -28,7 +28,10 @@ class Workers:
         self._pending: set[Future[None]] = set()
 
     def submit(self, part: Part) -> None:
-        """Starts a part; waits first when every process has one to do and one to come."""
+        """Starts a part; waits first when every process has one to do and one to come.
+
+        Raises: what a part raised.
+        """
         if self.processes == 1:
             make_part(part, self.tokenizer)
             return
@@ -40,37 +43,28 @@ class Workers:
                 initializer=_start,
                 initargs=(self.tokenizer,),
             )
-        while len(self._pending) >= 2 * self.processes:
-            self._collect(FIRST_COMPLETED)
-        try:
-            self._pending.add(self._pool.submit(_make, part))
-        except BrokenProcessPool as error:
-            raise _died() from error
+        self.wait(2 * self.processes - 1)
+        self._pending.add(self._pool.submit(_make, part))
 
-    def wait(self) -> None:
-        """Returns when every part is made. Raises: what a part raised."""
-        while self._pending:
-            self._collect(FIRST_COMPLETED)
-
-    def _collect(self, when: str) -> None:
-        done, self._pending = wait(self._pending, return_when=when)
-        for future in done:
-            try:
+    def wait(self, num_left: int = 0) -> None:
+        """Returns when so few parts are left to make. Raises: what a part raised."""
+        while len(self._pending) > num_left:
+            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+            for future in done:
                 future.result()
-            except BrokenProcessPool as error:
-                raise _died() from error
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise DataError(
+                "a process that prepares rows ended unexpectedly (out of memory?)",
+                hint="run again: finished parts are kept; fewer `data.prepare_processes` need "
+                "less memory",
+            ) from error
 
 
 def num_cores() -> int:
@@ -78,13 +72,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _died() -> DataError:
-    return DataError(
-        "a process that prepares rows ended unexpectedly (out of memory?)",
-        hint="run again: finished parts are kept; fewer `data.prepare_processes` need less memory",
-    )
 
 
 def _start(tokenizer: Tokenizer) -> None:

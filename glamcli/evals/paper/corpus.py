@@ -66,7 +66,7 @@ def of_rows(dataset: Dataset, packing: str) -> tuple[Pieces, int]:
     """The prepared training rows of a run; also the number of pieces."""
     plan: list[tuple[str, Piece]] = []
     for name, rows in dataset.prepared.train.items():
-        step = max(1, PIECE_TOKENS // rows.meta.row_tokens)
+        step = max(1, PIECE_TOKENS // rows.row_tokens)
         plan += [
             (name, RowsPiece(rows, start, start + step, packing == "fill"))
             for start in range(0, len(rows), step)

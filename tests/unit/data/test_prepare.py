@@ -95,11 +95,13 @@ def test_every_document_is_in_training_or_held_out_once(corpus, tmp_path):
     assert sorted(train + heldout) == sorted(texts)
     assert len(heldout) > 10
     assert prepared.heldout_documents("web") == heldout
-    meta = prepared.train["web"].meta
-    assert meta.num_documents == len(train)
-    assert meta.num_tokens == sum(len(text) + 1 for text in train)
-    assert meta.utilisation == meta.num_tokens / (ROW_TOKENS * len(prepared.train["web"]))
-    assert meta.max_id == max(Bytes().encode("".join(train)))
+    counts = prepared.train["web"].counts
+    assert counts.num_documents == len(train)
+    assert counts.num_tokens == sum(len(text) + 1 for text in train)
+    assert prepared.train["web"].utilisation == counts.num_tokens / (
+        ROW_TOKENS * len(prepared.train["web"])
+    )
+    assert counts.max_id == max(Bytes().encode("".join(train)))
 
 
 @pytest.mark.parametrize("packing", ["fill", "whole"])
@@ -253,7 +255,7 @@ def test_one_document_is_trained_on_and_two_are_shared_out(tmp_path):
         write_corpus(folder, number)
         prepared = prepare(recipe(), mixture(folder), Bytes(), tmp_path / "cache", Silent())
         rows = (prepared.train["web"], prepared.heldout["web"])
-        assert tuple(part.meta.num_documents for part in rows) == expected
+        assert tuple(part.counts.num_documents for part in rows) == expected
         assert not list(prepared.damage("web"))
 
 
@@ -272,11 +274,11 @@ def test_text_that_the_tokenizer_changes_is_counted_per_source(corpus, tmp_path)
     texts = write_corpus(corpus)
     heard = Heard()
     prepared = prepare(recipe(), mixture(corpus), Lossy(), tmp_path / "cache", heard)
-    metas = [prepared.train["web"].meta, prepared.heldout["web"].meta]
+    counts = [prepared.train["web"].counts, prepared.heldout["web"].counts]
     num_changed = sum("x" in text or "0" in text for text in texts)
     num_unknown = sum(text.count("0") for text in texts)
-    assert sum(meta.num_changed for meta in metas) == num_changed
-    assert sum(meta.num_unknown for meta in metas) == num_unknown
+    assert sum(each.num_changed for each in counts) == num_changed
+    assert sum(each.num_unknown for each in counts) == num_unknown
     assert heard.warned == [
         f"source `web`: the tokenizer changes the text of {num_changed} of 300 documents; "
         f"{num_unknown} of its tokens stand for unknown text"
@@ -354,8 +356,8 @@ def test_half_empty_documents_leave_exact_counts(tmp_path):
     lines = [json.dumps({"text": "" if i % 2 else f"text {i}"}) for i in range(100)]
     (folder / "a.jsonl").write_text("\n".join(lines))
     prepared = prepare(recipe(), mixture(folder), Bytes(), tmp_path / "cache", Silent())
-    metas = [prepared.train["web"].meta, prepared.heldout["web"].meta]
-    assert sum(meta.num_documents for meta in metas) == 50
+    counts = [prepared.train["web"].counts, prepared.heldout["web"].counts]
+    assert sum(each.num_documents for each in counts) == 50
     for rows in (prepared.train["web"], prepared.heldout["web"]):
         assert all(rows[i]["segments"].any() for i in range(len(rows)))
 

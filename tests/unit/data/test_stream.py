@@ -7,7 +7,7 @@ import pytest
 
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import TOKEN_FIELDS
-from glamcli.data.stream import batches
+from glamcli.data.stream import BatchReader, Stream
 from glamcli.errors import DataError
 
 LENGTH = 6
@@ -31,7 +31,7 @@ ROWS = {name: made_rows(name) for name in SIZES}
 
 
 def read(start, steps, here=None, rows=ROWS, batch_rows=8):
-    with batches(SCHEDULE, rows, batch_rows, start, steps, here, vocab_size=5000) as stream:
+    with Stream(BatchReader(SCHEDULE, rows, batch_rows, 5000, start, steps, here)) as stream:
         return list(stream)
 
 
@@ -60,7 +60,7 @@ def test_starting_later_is_the_rest_of_starting_at_zero():
 
 
 def test_a_far_step_costs_no_reading_of_earlier_ones():
-    with batches(SCHEDULE, ROWS, 8, 10**12, vocab_size=5000) as stream:
+    with Stream(BatchReader(SCHEDULE, ROWS, 8, 5000, 10**12)) as stream:
         batch = next(stream)
     assert batch["tokens"].shape == (8, LENGTH)
 
@@ -108,7 +108,7 @@ class Damaged(list):
 def test_a_damaged_row_is_named_when_its_batch_is_due(error, said):
     rows = ROWS | {"books": Damaged(ROWS["books"], 4, error)}
     good = []
-    stream = batches(SCHEDULE, rows, 8, 0, vocab_size=5000)
+    stream = Stream(BatchReader(SCHEDULE, rows, 8, 5000))
     with stream, pytest.raises(DataError) as caught:
         good.extend(stream)
     assert said in caught.value.what
@@ -131,7 +131,7 @@ def prefetch_threads():
 
 def test_closing_leaves_no_thread_behind():
     before = set(prefetch_threads())
-    stream = batches(SCHEDULE, ROWS, 8, 0, vocab_size=5000)
+    stream = Stream(BatchReader(SCHEDULE, ROWS, 8, 5000))
     assert len(list(islice(stream, 3))) == 3
     assert set(prefetch_threads()) - before
     stream.close()
@@ -151,7 +151,7 @@ def test_reading_runs_ahead_of_the_reader():
             return super().__getitem__(index)
 
     rows = {name: Counted(ROWS[name]) for name in ROWS}
-    with batches(SCHEDULE, rows, 8, 0, vocab_size=5000):
+    with Stream(BatchReader(SCHEDULE, rows, 8, 5000)):
         deadline = time.monotonic() + 5
         while len(read_rows) < 32:
             assert time.monotonic() < deadline, "nothing was read before it was asked for"

@@ -60,7 +60,7 @@ def test_long_texts_are_encoded_in_slices_that_lose_nothing(model, text):
 
 
 def test_chunks_are_the_ids(model, texts, monkeypatch):
-    monkeypatch.setattr(tokenizers.slices, "__defaults__", (100,))
+    monkeypatch.setattr(tokenizers, "SLICE_CHARS", 100)
     for tokenizer in (Bytes(), model):
         chunks = list(tokenizer.encode_chunks(texts[0]))
         assert len(chunks) > 10

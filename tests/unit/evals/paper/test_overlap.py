@@ -93,7 +93,7 @@ def test_documents_are_put_together_again_whatever_the_pieces(data, packing, mon
     assert total > 5
     if packing == "fill":
         assert set(found) <= set(texts)
-        assert len(found) == dataset.prepared.train["texts"].meta.num_documents
+        assert len(found) == dataset.prepared.train["texts"].counts.num_documents
     else:  # every piece by itself
         assert all(any(text in whole for whole in texts) for text in found)
 
