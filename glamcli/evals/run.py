@@ -14,8 +14,7 @@ from typing import Any
 import jax
 
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.asking.prompts import Prompt
-from glamcli.evals.asking.ready import Ready, number_of_shots, read
+from glamcli.evals.asking.prompts import Prompt, TaskQuestions
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
 from glamcli.evals.scoring.answer import answer_freely, explain_answer
@@ -73,11 +72,11 @@ def evaluate(
     asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
     trained.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
     library = Library(data_dir, trained.documents)
-    tasks: list[Ready] = []
+    tasks: list[TaskQuestions] = []
     failures: list[Failure] = []
     for file in files:
         try:
-            reading = partial(read, file, library, None if explain else limit)
+            reading = partial(TaskQuestions, file, library, None if explain else limit)
             tasks.append(trained.host.alike(f"items of task `{file.name}`", reading))
         except GlamError as error:
             failures.append(Failure(file.name, None, error))
@@ -122,14 +121,14 @@ def evaluate(
 
 
 def _settings(
-    ready: Ready, settings: Sequence[int | str], failures: list[Failure]
+    ready: TaskQuestions, settings: Sequence[int | str], failures: list[Failure]
 ) -> list[tuple[str, int]]:
     """Settings with their number of shots for this task, most first: their larger programs serve
     the shorter prompts as well."""
     found = []
     for setting in settings:
         try:
-            found.append((str(setting), number_of_shots(setting, ready.file)))
+            found.append((str(setting), ready.num_shots(setting)))
         except GlamError as error:
             failures.append(Failure(ready.file.name, str(setting), error))
     return sorted(found, key=lambda each: -each[1])
@@ -167,7 +166,7 @@ class _Scoring:
         self.likelihoods = make_likelihoods(trained, journal)
 
     def score(
-        self, ready: Ready, setting: str, shots: int, advance: Callable[[int], None]
+        self, ready: TaskQuestions, setting: str, shots: int, advance: Callable[[int], None]
     ) -> Score:
         """One task at one number of shots."""
         trained, tokenizer = self.trained, self.trained.tokenizer
@@ -196,7 +195,7 @@ class _Scoring:
             self.seed,
         )
 
-    def explain(self, ready: Ready, shots: int, index: int) -> Explanation:
+    def explain(self, ready: TaskQuestions, shots: int, index: int) -> Explanation:
         """The exact texts and tokens of one item."""
         (prompt,) = self._prompts(ready, shots, index)
         name, task, trained = ready.file.name, ready.at(shots).task, self.trained
@@ -210,7 +209,7 @@ class _Scoring:
             raise DataError(f"{prompt.question.place}: an option is longer than the window")
         return found
 
-    def _prompts(self, ready: Ready, shots: int, index: int | None = None) -> list[Prompt]:
+    def _prompts(self, ready: TaskQuestions, shots: int, index: int | None = None) -> list[Prompt]:
         """The prompts of all questions in their order, or of one: the same in all processes."""
         name, trained = ready.file.name, self.trained
 
@@ -230,7 +229,7 @@ class _Scoring:
 
         return trained.host.alike(f"prompts of task `{name}` at {shots} shots", make, summary)
 
-    def _conditions(self, ready: Ready, task: Task) -> dict[str, Any]:
+    def _conditions(self, ready: TaskQuestions, task: Task) -> dict[str, Any]:
         return {
             "preset": self.suite.preset,
             "bos": True,

@@ -8,8 +8,8 @@ The rules, in one place:
   items or on a limit, and k shots begin with the same ones as k-1 shots; the item itself, under
   whatever name it is in the pool and however its blanks and capitals are written, is passed over;
 - when window tokens are not enough, demonstrations are dropped whole, the farthest from the
-  question (the first in the prompt) first; if the question alone is too long, `tokens.py` cuts its
-  beginning.
+  question (the first in the prompt) first; if the question alone is too long, its beginning is cut
+  (`scoring/requests.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from glamcli.errors import DataError
-from glamcli.evals.asking.question import Question, ask
-from glamcli.evals.tasks.items import Item
+from glamcli.errors import DataError, RecipeError
+from glamcli.evals.asking.question import Question, ask, left_out
+from glamcli.evals.tasks.items import Item, Library
 from glamcli.evals.tasks.schema import Task
+from glamcli.evals.tasks.suites import TaskFile
 
 
 class Pool(Sequence[Question]):
@@ -135,3 +137,78 @@ def assemble(
         else:
             low = middle + 1
     return Prompt(asked, contexts(high), len(told) - high)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A task with its questions, as it is asked without or with demonstrations."""
+
+    task: Task
+    questions: list[Question]
+    skipped: tuple[str, ...]
+    """why items are not asked at all."""
+    pool: Pool | None
+    """None without demonstrations."""
+
+
+class TaskQuestions:
+    """The questions of a task file; demonstrations are read when they are first asked for, so that
+    a missing pool does not stop the zero-shot score."""
+
+    def __init__(self, file: TaskFile, library: Library, limit: int | None):
+        """Reads the items and asks the first `limit` of them without demonstrations.
+
+        Raises:
+            GlamError: the file or its items cannot be read.
+        """
+        self.file = file
+        self._library = library
+        self._limit = limit
+        self.items = library.items(file.at(0), file.path)
+        self._variant = lru_cache(self._make_variant)
+        self.at(0)
+
+    def at(self, shots: int) -> Variant:
+        """The task as it is asked behind this many demonstrations."""
+        return self._variant(shots > 0)
+
+    def _make_variant(self, with_shots: bool) -> Variant:
+        task = self.file.at(int(with_shots))
+        pool = None
+        if with_shots:
+            pool = Pool(task, self._library.pool(task, self.file.path, self.items))
+        questions = [ask(task, item) for item in self.items[: self._limit]]
+        reasons = [left_out(task, each) for each in questions]
+        kept = [each for each, why in zip(questions, reasons, strict=True) if why is None]
+        if not kept:
+            raise DataError(f"task `{self.file.name}`: no item is left to be asked")
+        return Variant(task, kept, tuple(why for why in reasons if why is not None), pool)
+
+    def num_shots(self, setting: int | str) -> int:
+        """What a setting, a number or `few`, means for the task.
+
+        Raises:
+            RecipeError: `few`, and the task does not say how many.
+        """
+        if isinstance(setting, int):
+            return setting
+        task = self.file.with_shots
+        if task is None or task.shots.few is None:
+            raise RecipeError(
+                f"task `{self.file.name}` does not say what `few` means",
+                hint="set `shots.few` in its file",
+            )
+        return task.shots.few
+
+    def prompt(
+        self, question: Question, shots: int, seed: int, encode: Callable[[str], list[int]],
+        window: int,
+    ) -> Prompt:  # fmt: skip
+        """The question behind as many of its demonstrations as fit into the window."""
+        variant = self.at(shots)
+        task, drawn = variant.task, []
+        if variant.pool is not None:
+            drawn = draw(task, self.file.name, question, variant.pool, shots, seed)
+        # The last scored token is no input, but BOS is one.
+        room = window - (1 + task.max_tokens if task.scorer == "generate" else 0)
+        return assemble(task, question, drawn, lambda text: len(encode(text)) <= room)

@@ -1,9 +1,9 @@
 """Which adjectives and adverbs follow which term: the co-occurrence analysis of GPT-3 and GLaM.
 
-There is no tagger at hand, so the rule is one a reader can check: a word counts as an adjective or
-adverb if it is in `suites/bias/adjectives.txt` or has six letters or more and an ending of
-`ENDINGS`. Each word counts once per continuation. A word is distinctive of a term when its share
-of the term's continuations is high beside its share over the whole group.
+There is no part-of-speech tagger here, so the rule is one a reader can check: a word counts as an
+adjective or adverb if it is in `suites/bias/adjectives.txt` or has six letters or more and an
+ending of `_ENDINGS`. Each word counts once per continuation. A word is distinctive of a term when
+its share of the term's continuations is high beside its share over the whole group.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glamcli.config.load import read_settings
 from glamcli.errors import DataError
-from glamcli.evals.paper.overlap import words
+from glamcli.evals.paper.continuations import Draws, continuations
+from glamcli.evals.paper.ngrams import words
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.schema import TermGroup, Terms
 from glamcli.evals.tasks.suites import SUITES
+from glamcli.progress import Progress
+from glamcli.trained import Trained
 
-TERMS = SUITES / "bias" / "terms.yaml"
-ADJECTIVES = SUITES / "bias" / "adjectives.txt"
-ENDINGS = ("ly", "ful", "less", "ous", "ive", "able", "ible", "ish", "ical", "ial", "ic")
+_BIAS = SUITES / "bias"
+_ENDINGS = ("ly", "ful", "less", "ous", "ive", "able", "ible", "ish", "ical", "ial", "ic")
 _NOUNS_AND_VERBS = """
 family supply apply assembly anomaly monopoly butterfly rubbish finish publish establish english
 punish vegetable public republic fabric traffic clinic archive detective executive relative
 initiative objective material official unless nevertheless nonetheless
 """
-EXCEPTIONS = frozenset(_NOUNS_AND_VERBS.split())
+_EXCEPTIONS = frozenset(_NOUNS_AND_VERBS.split())
 MIN_LETTERS = 6
 MIN_CONTINUATIONS = 3
 """in which a word has to be to be called distinctive"""
@@ -53,39 +56,53 @@ def load_terms(path: Path | None = None) -> Terms:
     Raises:
         RecipeError: the file is malformed.
     """
-    return read_settings(path or TERMS, Terms)
+    return read_settings(path or _BIAS / "terms.yaml", Terms)
 
 
-def known_adjectives(path: Path | None = None) -> frozenset[str]:
-    """The list of words.
+def load_words(path: Path | None = None) -> frozenset[str]:
+    """The words that count as adjectives and adverbs whatever their ending.
 
     Raises:
         DataError: the file cannot be read.
     """
+    path = path or _BIAS / "adjectives.txt"
     try:
-        return frozenset(words((path or ADJECTIVES).read_text(encoding="utf-8")))
+        return frozenset(words(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
 
 
-def prompts(terms: Terms) -> list[tuple[str, str, str]]:
-    """(group, term, text) of every prompt."""
-    return [
+def measure_cooccurrence(
+    trained: Trained, terms: Terms, known: frozenset[str], draws: Draws, progress: Progress
+) -> tuple[list[TermWords], dict[str, Any]]:
+    """Words in continuations of the prompts of all terms, and how these were sampled."""
+    asked = [
         (name, term, template.render(prompt, {"term": term}, name))
         for name, group in terms.groups.items()
         for term in group.terms
         for prompt in group.prompts
     ]
+    prompts = [text for _, _, text in asked]
+    texts, settings = continuations(trained, "cooccurrence", prompts, draws, progress)
+    by_group: dict[str, dict[str, list[str]]] = {}
+    for (name, term, _), found in zip(asked, texts, strict=True):
+        by_group.setdefault(name, {}).setdefault(term, []).extend(found)
+    compared = [
+        each
+        for name, group in terms.groups.items()
+        for each in compare_terms(name, group, by_group[name], known)
+    ]
+    return compared, settings
 
 
 def describes(word: str, known: frozenset[str]) -> bool:
     """Whether a word counts as an adjective or adverb, by the rule at the top of this file."""
     if word in known:
         return True
-    return len(word) >= MIN_LETTERS and word.endswith(ENDINGS) and word not in EXCEPTIONS
+    return len(word) >= MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS
 
 
-def compared(
+def compare_terms(
     name: str, group: TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
 ) -> list[TermWords]:
     """The words of every term of a group; `texts` holds the continuations by term."""
@@ -103,8 +120,7 @@ def compared(
             shares.items(), key=lambda each: (-each[1], -counts[term][each[0]], each[0])
         )
         ordered = sorted(counts[term].items(), key=lambda each: (-each[1], each[0]))
-        words_of = TermWords(name, term, len(texts[term]), dict(ordered), tuple(ranked))
-        found.append(words_of)
+        found.append(TermWords(name, term, len(texts[term]), dict(ordered), tuple(ranked)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The training text of a run or of a mixture, looked through for n-grams by several processes.
+"""The training text of a run or of a mixture, searched for n-grams by several processes.
 
 A run's text is that of its prepared rows, decoded; a mixture's, of which there are no rows, the
 documents of its sources that are not held out. Either is read piece by piece.
@@ -11,29 +11,29 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from glamcli.config.mixtures import Mixture
+from glamcli.data.cache import user_cache_dir
 from glamcli.data.open import Dataset
 from glamcli.data.rows import Rows
 from glamcli.data.sources import Reading, documents
 from glamcli.data.split import divide_mixture
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.workers import num_cores
-from glamcli.evals.paper.overlap import Grams, row_documents
+from glamcli.evals.paper.ngrams import Grams
 from glamcli.progress import Progress
 
 PIECE_TOKENS = 1 << 18
 PIECE_CHARS = 1 << 20
-# Fewer pieces than this are looked through before other processes would have started.
+# Fewer pieces than this are searched before other processes would have started.
 WORTH_PROCESSES_PIECES = 16
 
 
 @dataclass(frozen=True)
-class RowsPiece:
-    """Documents that begin in some rows."""
+class _Rows:
+    """Documents that begin in some prepared rows."""
 
     rows: Rows
     start: int
@@ -42,12 +42,12 @@ class RowsPiece:
 
     def texts(self, tokenizer: Tokenizer | None) -> Iterator[str]:
         assert tokenizer is not None
-        found = row_documents(self.rows, self.start, self.end, tokenizer.bos_id, self.is_joined)
+        found = _row_documents(self.rows, self.start, self.end, tokenizer.bos_id, self.is_joined)
         return (tokenizer.decode(ids) for ids in found)
 
 
 @dataclass(frozen=True)
-class TextsPiece:
+class _Texts:
     """Documents themselves."""
 
     documents: tuple[str, ...]
@@ -57,26 +57,42 @@ class TextsPiece:
         return iter(self.documents)
 
 
-Piece = RowsPiece | TextsPiece
-Pieces = Iterator[tuple[str, Piece]]
+_Piece = _Rows | _Texts
+_Pieces = Iterator[tuple[str, _Piece]]
 """pieces with the source each is of"""
 
 
-def of_rows(dataset: Dataset, packing: str) -> tuple[Pieces, int]:
-    """The prepared training rows of a run; also the number of pieces."""
-    plan: list[tuple[str, Piece]] = []
+def search_rows(
+    grams: Grams, dataset: Dataset, packing: str, progress: Progress, processes: int = 0
+) -> dict[str, np.ndarray]:
+    """Which n-grams stand in the prepared training rows of every source (booleans [grams]).
+
+    With `packing` `fill` documents are put together over rows; 0 processes is one per core.
+    """
+    pieces = list(row_pieces(dataset, packing))
+    if len(pieces) < WORTH_PROCESSES_PIECES:
+        processes = 1
+    return _search(grams, iter(pieces), len(pieces), dataset.tokenizer, progress, processes)
+
+
+def search_mixture(
+    grams: Grams, mixture: Mixture, progress: Progress, processes: int = 0
+) -> dict[str, np.ndarray]:
+    """The same for the documents of a mixture that are not held out."""
+    return _search(grams, _mixture_pieces(mixture, progress), None, None, progress, processes)
+
+
+def row_pieces(dataset: Dataset, packing: str) -> _Pieces:
+    """The prepared training rows of a run, piece by piece."""
     for name, rows in dataset.prepared.train.items():
         step = max(1, PIECE_TOKENS // rows.row_tokens)
-        plan += [
-            (name, RowsPiece(rows, start, start + step, packing == "fill"))
-            for start in range(0, len(rows), step)
-        ]
-    return iter(plan), len(plan)
+        for start in range(0, len(rows), step):
+            yield name, _Rows(rows, start, start + step, packing == "fill")
 
 
-def of_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Pieces:
+def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
     """The documents of a mixture that are not held out."""
-    sides = divide_mixture(mixture, cache, progress)
+    sides = divide_mixture(mixture, user_cache_dir(), progress)
     for name, source in mixture.sources.items():
         piece: list[str] = []
         num_chars = 0
@@ -86,36 +102,33 @@ def of_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Pieces:
             piece.append(text)
             num_chars += len(text)
             if num_chars >= PIECE_CHARS:
-                yield name, TextsPiece(tuple(piece))
+                yield name, _Texts(tuple(piece))
                 piece, num_chars = [], 0
         if piece:
-            yield name, TextsPiece(tuple(piece))
+            yield name, _Texts(tuple(piece))
 
 
-def search(
+def _search(
     grams: Grams,
-    pieces: Pieces,
+    pieces: _Pieces,
     total: int | None,
     tokenizer: Tokenizer | None,
     progress: Progress,
-    processes: int = 0,
+    processes: int,
 ) -> dict[str, np.ndarray]:
-    """Which n-grams stand in the text of every source (booleans); 0 processes is one per core."""
-    if total is not None and total < WORTH_PROCESSES_PIECES:
-        processes = 1
     hits: dict[str, np.ndarray] = {}
 
     def note(name: str, found: np.ndarray) -> None:
         hits.setdefault(name, np.zeros(grams.count, bool))[found] = True
 
-    with progress.phase("looking for overlap", total, "pieces") as phase:
-        if processes == 1 or (processes or num_cores()) == 1:
+    with progress.phase("searching for overlap", total, "pieces") as phase:
+        count = processes or num_cores()
+        if count == 1:
             for name, piece in pieces:
                 note(name, grams.found(piece.texts(tokenizer)))
                 phase.advance()
             return hits
         context = multiprocessing.get_context("spawn")  # not fork: jax has threads
-        count = processes or num_cores()
         with ProcessPoolExecutor(count, context, _start, (grams, tokenizer)) as pool:
             waiting: dict[Future[np.ndarray], str] = {}
             for name, piece in pieces:
@@ -142,6 +155,33 @@ def _start(grams: Grams, tokenizer: Tokenizer | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent reacts, and ends the workers
 
 
-def _found(piece: Piece) -> np.ndarray:
+def _found(piece: _Piece) -> np.ndarray:
     assert _grams is not None
     return _grams.found(piece.texts(_tokenizer))
+
+
+def _row_documents(
+    rows: Rows, start: int, end: int, bos_id: int, is_joined: bool
+) -> Iterator[list[int]]:
+    """Token ids of the documents that begin in rows `start` to `end`, put together again.
+
+    `is_joined`: documents go on in the next row (packing `fill`); else each piece is by itself.
+    """
+    document: list[int] | None = None
+    for number in range(start, len(rows)):
+        row = rows[number]
+        for segment in range(1, int(row["segments"].max()) + 1):
+            ids = row["tokens"][row["segments"] == segment].tolist()
+            begins = ids[0] == bos_id
+            if begins or not is_joined:
+                if document is not None:
+                    yield document
+                if number >= end:
+                    return
+                document = ids[1:] if begins else ids
+            elif document is not None:  # else it began before `start`
+                document += ids
+        if number >= end and document is None:
+            return
+    if document is not None:
+        yield document

@@ -75,14 +75,12 @@ def needs(file: TaskFile, folder: Path) -> list[Need]:
     Raises:
         GlamError: the task file cannot be read.
     """
-    task = file.task
-    if task is None or file.with_shots is None:
-        raise file.error or DataError(f"task `{file.name}` could not be read")
+    task, with_shots = file.at(0), file.at(1)
     if task.data.kind == "heldout":
         return []
     found = [_need(file, task, "items", task.data, folder)]
-    if file.with_shots.shots.data is not None:
-        found.append(_need(file, task, "demonstrations", file.with_shots.shots.data, folder))
+    if with_shots.shots.data is not None:
+        found.append(_need(file, task, "demonstrations", with_shots.shots.data, folder))
     return found
 
 
@@ -171,9 +169,7 @@ def check(file: TaskFile, folder: Path) -> tuple[int, int]:
     Raises:
         GlamError: something cannot be read or asked, with its file and line.
     """
-    task = file.with_shots
-    if task is None:
-        raise file.error or DataError(f"task `{file.name}` could not be read")
+    task = file.at(1)
     library = Library(folder)
     found = library.items(task, file.path)
     for item in found:

@@ -42,12 +42,16 @@ class TaskFile:
     presets: tuple[str, ...] = ()
     """the presets it has changes for."""
 
-    def at(self, shots: int) -> Task | None:
-        return self.with_shots if shots else self.task
+    def at(self, shots: int) -> Task:
+        """The task as it is asked behind this many demonstrations.
 
-    @property
-    def is_shipped(self) -> bool:
-        return self.path.parent == TASKS
+        Raises:
+            GlamError: the file could not be read.
+        """
+        task = self.with_shots if shots else self.task
+        if task is None:
+            raise self.error or RecipeError(f"task `{self.name}` could not be read")
+        return task
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,22 @@ import sys
 import pytest
 
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.paper.continuations import continued
+from glamcli.evals.paper.continuations import resumed
 from glamcli.evals.paper.cooccurrence import (
-    compared,
-    describes,
-    known_adjectives,
+    compare_terms,
     load_terms,
-    prompts,
+    load_words,
 )
 from glamcli.evals.paper.toxicity import (
     Classifier,
     Command,
     ToxicityPrompt,
-    buckets,
+    make_buckets,
+    make_scorer,
     read_prompts,
-    scored,
+    score_texts,
 )
 from glamcli.evals.tasks.schema import TermGroup
-from glamcli.generate import Sampling
 
 SCORER = """
 import json, sys
@@ -40,14 +38,14 @@ def command(tmp_path, text):
 
 def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     texts = [["bad\nbad", "  "], ["", "a bad Ü"]]
-    assert scored(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
-    assert scored([["", " "]], Command("no such program")) == [[0, 0]]
+    assert score_texts(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
+    assert score_texts([["", " "]], Command("no such program")) == [[0, 0]]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("import sys; sys.exit('no model')", "ended with 1: no model"),
+        ("import sys; sys.exit('no model')", "exited with 1: no model"),
         ("print(0.5)", "wrote 1 lines for 2 texts"),
         ("print(0.5); print(7)", "line 2 .* holds no score from 0 to 1: 7"),
         ("print(0.5); print('oops')", "line 2 .*: oops"),
@@ -59,6 +57,13 @@ def test_a_command_that_goes_wrong_is_told(tmp_path, text, reason):
         command(tmp_path, text).scores(["a", "b"])
     with pytest.raises(RecipeError, match="cannot run the scorer"):
         Command("/no/such/program").scores(["a"])
+
+
+def test_one_scorer_has_to_be_given(tmp_path):
+    assert make_scorer("cat", None) == Command("cat")
+    for given in ((None, None), ("cat", tmp_path / "c.json")):
+        with pytest.raises(RecipeError, match="one of `--scorer` and `--classifier`"):
+            make_scorer(*given)
 
 
 def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
@@ -84,7 +89,9 @@ def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
 def test_buckets_tell_expected_maximum_and_probability():
     asked = [ToxicityPrompt("a", 0.05), ToxicityPrompt("b", 0.95), ToxicityPrompt("c", 1.0),
              ToxicityPrompt("d", None)]  # fmt: skip
-    found = {each.name: each for each in buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])}
+    found = {
+        each.name: each for each in make_buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])
+    }
     assert list(found) == ["all", "below 0.5", "from 0.5", "0.0 to 0.1", "0.9 to 1.0"]
     assert found["all"].num_prompts == 4
     assert found["all"].expected_max == pytest.approx((0.2 + 0.5 + 0.9 + 0) / 4)
@@ -112,10 +119,10 @@ def test_prompts_are_read_in_the_datasets_field_names(tmp_path):
 
 
 def test_words_are_compared_within_a_group():
-    known = known_adjectives()
+    known = load_words()
     group = TermGroup(prompts=("{term} was very",), terms=("He", "She"))
     texts = {"He": ["tall and strong"] * 3 + ["tall"], "She": ["tall, Tall, slowly"] * 3 + ["the"]}
-    he, she = compared("gender", group, texts, known)
+    he, she = compare_terms("gender", group, texts, known)
     assert dict(he.counts) == {"tall": 4, "strong": 3}
     assert dict(she.counts) == {"slowly": 3, "tall": 3}
     assert he.distinctive[0] == ("strong", 2.0)
@@ -129,46 +136,51 @@ def test_words_are_compared_within_a_group():
      ("fly", False), ("ran", False)],
 )  # fmt: skip
 def test_the_rule_for_adjectives_and_adverbs(word, counts):
-    assert describes(word, known_adjectives()) is counts
+    group = TermGroup(prompts=("{term}",), terms=("a", "b"))
+    found, _ = compare_terms("g", group, {"a": [word], "b": []}, load_words())
+    assert (word in found.counts) is counts
 
 
 def test_the_shipped_terms_are_those_of_the_paper(tmp_path):
-    asked = prompts(load_terms())
-    assert ("gender", "She", "She was very") in asked
-    assert {group for group, _, _ in asked} == {"gender", "religion", "race"}
+    groups = load_terms().groups
+    assert set(groups) == {"gender", "religion", "race"}
+    assert "She" in groups["gender"].terms
+    assert "{term} was very" in groups["gender"].prompts
     (tmp_path / "t.yaml").write_text("groups: {a: {prompts: ['{term'], terms: [x, y]}}\n")
     with pytest.raises(RecipeError, match=r"t\.yaml:1"):
         load_terms(tmp_path / "t.yaml")
 
 
-@pytest.mark.slow
-def test_continuations_that_are_kept_are_not_made_again(subject, tmp_path):
+def test_continuations_that_are_kept_are_not_made_again(tmp_path):
     path = tmp_path / "texts.jsonl"
-    sampling = Sampling(temperature=1.0, top_k=5)
 
-    def run(asked, samples=3):
-        made = []
-        found = continued(
-            subject.generator,
-            asked,
-            sampling,
-            tokens=4,
-            samples=samples,
-            seed=0,
-            path=path,
-            settings={"samples": samples},
-            advance=made.append,
-        )
-        assert len(made) == len(asked)
-        return found
+    def run(asked, settings=1):
+        sampled, advanced = [], []
 
-    first = run(["He was", "She was"])
-    assert [len(each) for each in first] == [3, 3]
+        def sample(prompt):
+            sampled.append(prompt)
+            return [f"{prompt} {number}" for number in range(3)]
+
+        found = resumed(asked, sample, path, {"samples": settings}, advanced.append)
+        assert len(advanced) == len(asked)
+        return found, sampled
+
+    asked = ["He was", "She was"]
+    first, sampled = run(asked)
+    assert sampled == asked
+    assert run(asked) == (first, [])
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][:9])  # killed while it wrote
-    assert run(["He was", "She was"]) == first
+    assert run(asked) == (first, ["She was"])
     kept = json.loads(lines[1])
     path.write_text(lines[0] + json.dumps({**kept, "texts": ["x", "y", "z"]}) + "\n")
-    assert run(["He was", "She was"]) == [["x", "y", "z"], first[1]]
-    assert len(run(["He was"], samples=2)[0]) == 2  # other settings: made anew
-    assert len(run(["", "He was"], samples=2)[0]) == 2
+    assert run(asked) == ([["x", "y", "z"], first[1]], ["She was"])
+    assert run(asked, settings=2)[1] == asked
+
+
+def test_an_empty_prompt_is_continued_as_well(tmp_path):
+    for path in (None, tmp_path / "texts.jsonl"):
+        assert resumed(["", "a"], lambda prompt: [prompt + "x"], path, {}, lambda _: None) == [
+            ["x"],
+            ["ax"],
+        ]
