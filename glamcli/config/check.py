@@ -1,7 +1,7 @@
-"""Rules between fields of a recipe, told all at once and before jax is imported.
+"""Rules between fields of a recipe, all reported at once and before jax is imported.
 
-What one field may be is in `schema.py`. Every rule here compares fields, places the problem at
-the field a person would edit, and names the nearest values that work.
+What one field may be is in `schema.py`. Every rule here compares fields, places the problem at the
+field to edit, and names the nearest values that work.
 """
 
 from __future__ import annotations
@@ -60,68 +60,57 @@ def check(loaded: Checkable, mixture: Mixture | None = None) -> list[Problem]:
 
 def _model(recipe: Recipe) -> Found:
     model = recipe.model
-    if recipe.moe and model.num_layers % 2:
-        yield (
-            "model.num_layers",
-            "layers come in pairs (an expert layer, a dense layer), but `model.num_layers` is "
-            f"{model.num_layers}",
-            use(max(2, model.num_layers - 1), model.num_layers + 1),
-        )
-    buckets = model.position_buckets
+    num, buckets, distance = model.num_layers, model.position_buckets, model.position_max_distance
+    if recipe.moe and num % 2:
+        what = f"layers come in pairs (expert, dense), but `model.num_layers` is {num}"
+        yield "model.num_layers", what, use(max(2, num - 1), num + 1)
     if buckets < 4 or buckets % 2:
-        yield (
-            "model.position_buckets",
+        what = (
             "half of the buckets hold one distance each and half share the rest, so "
-            f"`model.position_buckets` must be even and at least 4, not {buckets}",
-            use(max(4, buckets - buckets % 2), max(6, buckets + buckets % 2)),
+            f"`model.position_buckets` must be even and at least 4, not {buckets}"
         )
-    elif model.position_max_distance <= buckets // 2:
-        yield (
-            "model.position_max_distance",
+        below = buckets - buckets % 2
+        yield "model.position_buckets", what, use(max(4, below), max(6, below + 2 * (buckets % 2)))
+    elif distance <= buckets // 2:
+        what = (
             f"the first {buckets // 2} of `model.position_buckets` hold one distance each, so "
-            f"`model.position_max_distance` must be above that, not {model.position_max_distance}",
-            f"use {4 * buckets}",
+            f"`model.position_max_distance` must be above that, not {distance}"
         )
+        yield "model.position_max_distance", what, f"use {4 * buckets}"
 
 
 def _experts(recipe: Recipe) -> Found:
     moe = recipe.moe
     if moe is None:
         return
-    if moe.experts_per_token > moe.num_experts:
-        yield (
-            "moe.num_experts",
-            f"`moe.experts_per_token` is {moe.experts_per_token}, but there is only "
-            f"{moe.num_experts} expert",
-            "use `moe: null` for a model without experts",
+    chosen, num, policy = moe.experts_per_token, moe.num_experts, moe.second_policy
+    if chosen > num:
+        what = f"`moe.experts_per_token` is {chosen}, but there is only {num} expert"
+        yield "moe.num_experts", what, "use `moe: null` for a model without experts"
+    if chosen == 1 and policy != "all":
+        what = (
+            f"there is no second choice with one expert per token, but a policy for it, `{policy}`"
         )
-    if moe.experts_per_token == 1 and moe.second_policy != "all":
-        yield (
-            "moe.second_policy",
-            "with `moe.experts_per_token` 1 there is no second choice, but `moe.second_policy` is "
-            f"`{moe.second_policy}`",
-            "use `all`, or 2 experts per token",
-        )
-    if moe.eval_capacity_factor is not None and moe.eval_dispatch == "dropless":
-        yield (
-            "moe.eval_capacity_factor",
+        yield "moe.second_policy", what, "use `all`, or `moe.experts_per_token` 2"
+    factor = moe.eval_capacity_factor
+    if factor is not None and moe.eval_dispatch == "dropless":
+        what = (
             "`moe.eval_dispatch` is `dropless`, which has no capacity, but "
-            f"`moe.eval_capacity_factor` is {moe.eval_capacity_factor:g}",
-            "remove it, or set `moe.eval_dispatch` to `gather`",
+            f"`moe.eval_capacity_factor` is {factor:g}"
         )
+        yield "moe.eval_capacity_factor", what, "remove it, or set `moe.eval_dispatch` to `gather`"
     for key in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(moe, key)
-        if factor is None or moe.group_tokens * factor >= moe.num_experts:
+        if factor is None or moe.group_tokens * factor >= num:
             continue
-        need = moe.num_experts / factor
-        yield (
-            f"moe.{key}",
-            f"less than one slot per expert and group: {moe.group_tokens} tokens x "
-            f"{factor:g} for {moe.num_experts} experts",
-            f"use `moe.group_tokens` {1 << math.ceil(math.log2(need))} or more"
-            if need < 1e9
-            else f"use {math.ceil(moe.num_experts / moe.group_tokens)} or more",
+        what = (
+            f"less than one slot per expert and group: {moe.group_tokens} tokens x {factor:g} "
+            f"for {num} experts"
         )
+        hint = f"use {math.ceil(num / moe.group_tokens)} or more"
+        if num / factor < 1e9:
+            hint = f"use `moe.group_tokens` {1 << math.ceil(math.log2(num / factor))} or more"
+        yield f"moe.{key}", what, hint
 
 
 def _batch(recipe: Recipe) -> Found:
@@ -133,23 +122,20 @@ def _batch(recipe: Recipe) -> Found:
         return
     group, row = moe.group_tokens, batch.row_tokens
     if group % row and row % group:
-        yield (
-            "moe.group_tokens",
-            f"a group holds whole rows or a row holds whole groups, but `moe.group_tokens` is "
-            f"{group} and `batch.row_tokens` {row}",
-            multiples(group, row),
+        what = (
+            "a group holds whole rows or a row holds whole groups, but `moe.group_tokens` is "
+            f"{group} and `batch.row_tokens` {row}"
         )
+        yield "moe.group_tokens", what, multiples(group, row)
     elif batch.rows % parts == 0 and (batch.rows // parts * row) % group:
         rows = batch.rows // parts
         part = f"each of {batch.accumulate} parts" if batch.accumulate > 1 else "a batch"
-        if microbatches > 1:
-            part = "a microbatch"
-        options = [size * row for size in divisors(rows) if size * row < group]
-        yield (
-            "moe.group_tokens",
-            f"{part} has {rows} rows x {row} tokens, which does not divide into groups of {group}",
-            f"use {options[-1]}" if options else None,
+        part = "a microbatch" if microbatches > 1 else part
+        what = (
+            f"{part} has {rows} rows x {row} tokens, which does not divide into groups of {group}"
         )
+        options = [size * row for size in divisors(rows) if size * row < group]
+        yield "moe.group_tokens", what, f"use {options[-1]}" if options else None
 
 
 def _mesh(recipe: Recipe) -> Found:
@@ -169,38 +155,30 @@ def _tokenizer(recipe: Recipe) -> Found:
     tokenizer, vocab = recipe.data.tokenizer, recipe.model.vocab_size
     if tokenizer.kind == "bytes":
         if vocab < NUM_BYTE_IDS:
-            yield (
-                "model.vocab_size",
-                f"bytes need {NUM_BYTE_IDS} ids, but `model.vocab_size` is {vocab}",
-                use(NUM_BYTE_IDS, 320),
-            )
+            what = f"bytes need {NUM_BYTE_IDS} ids, but `model.vocab_size` is {vocab}"
+            yield "model.vocab_size", what, use(NUM_BYTE_IDS, 320)
         for name in ("path", "train_vocab_size"):
             if getattr(tokenizer, name) is not None:
                 key = f"data.tokenizer.{name}"
                 yield key, f"`{key}` means nothing to the `bytes` tokenizer", "remove it"
         return
     pieces = tokenizer.train_vocab_size
-    if pieces is not None and tokenizer.path is not None:
-        yield (
-            "data.tokenizer.train_vocab_size",
-            "`data.tokenizer.path` names a trained model, and `train_vocab_size` is for training "
-            "one",
-            "remove one of them",
-        )
     if tokenizer.path is not None:
+        if pieces is not None:
+            what = (
+                "`data.tokenizer.path` names a trained model, but `train_vocab_size` is set as well"
+            )
+            yield "data.tokenizer.train_vocab_size", what, "remove one of them"
         return
     key = "model.vocab_size" if pieces is None else "data.tokenizer.train_vocab_size"
-    if (pieces or vocab) < MIN_PIECES:
+    size = pieces or vocab
+    if size < MIN_PIECES:
+        what = f"SentencePiece with byte fallback needs {MIN_PIECES} pieces, but `{key}` is {size}"
+        yield key, what, use(MIN_PIECES, 512)
+    if size > vocab:
         yield (
             key,
-            f"SentencePiece with byte fallback needs {MIN_PIECES} pieces, but `{key}` is "
-            f"{pieces or vocab}",
-            use(MIN_PIECES, 512),
-        )
-    if pieces is not None and pieces > vocab:
-        yield (
-            key,
-            f"`{key}` is {pieces}, more than `model.vocab_size` {vocab}",
+            f"`{key}` is {size}, more than `model.vocab_size` {vocab}",
             f"use at most {vocab}",
         )
 
@@ -214,30 +192,23 @@ def _cache(recipe: Recipe) -> Found:
 
 def _optimizer(recipe: Recipe) -> Found:
     optimizer, steps = recipe.optimizer, recipe.train.steps
-    if optimizer.warmup_steps > steps:
-        yield (
-            "optimizer.warmup_steps",
-            f"`optimizer.warmup_steps` is {optimizer.warmup_steps}, more than the {steps} steps of "
-            "the run",
-            use(0, max(1, steps // 10)),
+    key, warmup, hold = "optimizer.warmup_steps", optimizer.warmup_steps, optimizer.hold_steps
+    if warmup > steps:
+        what = f"`{key}` is {warmup}, more than the {steps} steps of the run"
+        yield key, what, use(0, max(1, steps // 10))
+    elif warmup > hold:
+        what = (
+            f"`{key}` is {warmup}, so the rate would fall (after `optimizer.hold_steps` {hold}) "
+            "before it has risen"
         )
-    elif optimizer.warmup_steps > optimizer.hold_steps:
-        yield (
-            "optimizer.warmup_steps",
-            f"`optimizer.warmup_steps` is {optimizer.warmup_steps}, so the rate would fall (after "
-            f"`optimizer.hold_steps` {optimizer.hold_steps}) before it has risen",
-            f"use `optimizer.hold_steps` {optimizer.warmup_steps} or more",
-        )
-    others = _ADAMW_ONLY if optimizer.name == "adafactor" else _ADAFACTOR_ONLY
+        yield key, what, f"use `optimizer.hold_steps` {warmup} or more"
     defaults = Optimizer()
-    for name in others:
-        value, default = getattr(optimizer, name), getattr(defaults, name)
-        if value != default:
-            yield (
-                f"optimizer.{name}",
-                f"`optimizer.{name}` means nothing to `{optimizer.name}`",
-                f"remove it, or set it to its default {_yaml(default)}",
-            )
+    for name in _ADAMW_ONLY if optimizer.name == "adafactor" else _ADAFACTOR_ONLY:
+        key, default = f"optimizer.{name}", getattr(defaults, name)
+        if getattr(optimizer, name) != default:
+            text = str(default).lower() if isinstance(default, bool) else default
+            what = f"`{key}` means nothing to `{optimizer.name}`"
+            yield key, what, f"remove it, or set it to its default {text}"
 
 
 def _finish(recipe: Recipe) -> Found:
@@ -247,8 +218,8 @@ def _finish(recipe: Recipe) -> Found:
     if finish.suite is None:
         return
     if not finish.shots:
-        yield "finish.shots", "`finish.suite` is asked for with no `finish.shots`", "use [0]"
-    # Found out now rather than after the last step.
+        yield "finish.shots", "`finish.suite` is set, but there are no `finish.shots`", "use [0]"
+    # Checked now rather than after the last step.
     if is_path(finish.suite):
         if not Path(finish.suite).is_file():
             yield "finish.suite", f"no such suite file: `{shown(finish.suite)}`", None
@@ -260,21 +231,15 @@ def _finish(recipe: Recipe) -> Found:
 def _heldout(recipe: Recipe, mixture: Mixture) -> Found:
     if mixture.heldout_frac:
         return
-    if recipe.every.heldout_steps is not None:
-        yield (
-            "every.heldout_steps",
+    if (steps := recipe.every.heldout_steps) is not None:
+        what = (
             "the mixture keeps no document out of training (`heldout_frac` 0), but "
-            f"`every.heldout_steps` is {recipe.every.heldout_steps}",
-            "set it to null, or raise `heldout_frac` in the mixture",
+            f"`every.heldout_steps` is {steps}"
         )
+        yield "every.heldout_steps", what, "set it to null, or raise `heldout_frac` in the mixture"
     if recipe.finish.suite == "quick":
-        yield (
-            "finish.suite",
+        what = (
             "the quick suite is made of held-out documents, but the mixture keeps none "
-            "(`heldout_frac` 0)",
-            "raise `heldout_frac` in the mixture",
+            "(`heldout_frac` 0)"
         )
-
-
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        yield "finish.suite", what, "raise `heldout_frac` in the mixture"

@@ -87,16 +87,16 @@ def _repeats_ignored() -> Callable[[int], bool]:
 
 
 def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
-    is_new, asked = _repeats_ignored(), False
+    is_new, is_first = _repeats_ignored(), True
     while received := receiver.recv(16):
         for number in received:
             if number not in SIGNALS or not is_new(number):
                 continue
-            if asked:
+            if not is_first:
                 if os.isatty(2):
                     os.write(2, SHOW_CURSOR)  # live bars hide it
                 os._exit(128 + number)
-            asked = True
+            is_first = False
             stop.signal = signal.Signals(number)
             if not stop.at_once:
                 progress.say(

@@ -138,7 +138,11 @@ CASES = {
     ),
     "suite name": (["finish.suite=quik"], "no shipped suite is called `quik`", "`quick`"),
     "suite file": (["finish.suite=./no.yaml"], "no such suite file: `", None),
-    "suite without shots": (["finish.suite=quick", "finish.shots=[]"], "no `finish.shots`", "[0]"),
+    "suite without shots": (
+        ["finish.suite=quick", "finish.shots=[]"],
+        "there are no `finish.shots`",
+        "[0]",
+    ),
     "shots": (["finish.shots=[1, 1]"], "`finish.shots` repeats a number: [1, 1]", None),
 }
 
