@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, whoever else writes them at the same time."""
+"""Files that exist whole or not at all, also when several processes write them.
+
+They survive the death of the process, not a power failure: nothing is synced to the disk.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Puts `content` (text as UTF-8) in place of the file, making its folder if need be.
+    """Replaces the file by `content` (text as UTF-8), making its folder if need be.
 
-    Every call writes under a name of its own first: threads, processes and hosts that share a
-    folder may all write the same file, and each leaves a whole one.
+    Every call first writes under a name of its own, so threads, processes and hosts may write the
+    same file at once.
 
     Raises: OSError; what was there before is then still there, and nothing else.
     """

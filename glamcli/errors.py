@@ -1,8 +1,8 @@
-"""What can go wrong for a person, one class per kind, each with its exit code.
+"""Errors that a user can act on, one class per kind, each with its exit code.
 
-Every error says what is wrong (`what`: place, key, value) and, when there is one, the single
-thing to do about it (`hint`). The command line prints both and exits with `exit_code`; a
-traceback shown to a user is a bug. Nothing here imports anything else of the project.
+Every error says what is wrong (`what`: place, key, value) and, if there is one, the thing to do
+about it (`hint`). The command line prints both and exits with `exit_code`; a traceback shown to a
+user is a bug. Nothing here imports anything else of the project.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything a terminal would act on escaped, line ends apart."""
+    """The text with all control characters but line ends escaped."""
     return "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
         for char in text
@@ -40,7 +40,7 @@ def printable(text: str) -> str:
 
 
 class GlamError(Exception):
-    """A mistake a person can act on; no credentials of URLs get into its words."""
+    """A mistake that a user can act on; its texts never contain credentials of URLs."""
 
     exit_code = 1
     is_shown = False
@@ -58,7 +58,7 @@ class GlamError(Exception):
 
 
 class RecipeError(GlamError):
-    """A recipe, mixture or suite file, or a command line, that does not make sense."""
+    """A recipe, mixture or suite file, or a command line, that makes no sense."""
 
     exit_code = 2
 
@@ -76,24 +76,24 @@ class CheckpointError(GlamError):
 
 
 class PlanError(GlamError):
-    """A step that does not fit the devices asked for."""
+    """A step that does not fit the target devices."""
 
     exit_code = 5
 
 
 class TrainError(GlamError):
-    """A run that gave up: its numbers are no longer usable."""
+    """A run that stopped because its numbers are no longer usable."""
 
     exit_code = 6
 
 
 class HostError(GlamError):
-    """Another process of the run did not come, or is gone."""
+    """Another process of the run did not connect, or is gone."""
 
     exit_code = EXIT_PEER_GONE
 
 
 class Preempted(GlamError):
-    """The run was asked to stop, saved its state and can be resumed."""
+    """The run received a signal, saved its state, and can be resumed."""
 
     exit_code = EXIT_PREEMPTED

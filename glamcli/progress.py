@@ -1,4 +1,4 @@
-"""What a program tells the person who waits for it; who shows it is decided elsewhere.
+"""What a program reports while it runs; how it is shown is decided elsewhere.
 
 Programs (train, prepare, evaluate) receive a `Progress` and never print. `glamcli.cli.render`
 implements it three times: a live terminal, plain lines, and one JSON object per line.
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 
 class Phase(Protocol):
-    """One bar: `advance` as units get done, `note` to change the text behind it."""
+    """One bar: `advance` as units are done, `note` to change the text after it."""
 
     def advance(self, units: int = 1) -> None: ...
 
@@ -20,20 +20,22 @@ class Phase(Protocol):
 
 
 class Progress(Protocol):
+    """What programs report through."""
+
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
         """Context manager yielding a `Phase`; `total` is None when it cannot be known."""
         ...
 
     def step(self, values: Mapping[str, Any]) -> None:
-        """The numbers of one training step (the same mapping goes to `metrics.jsonl`)."""
+        """The numbers of one training step, as in `metrics.jsonl`."""
         ...
 
     def say(self, text: str) -> None:
-        """One line worth keeping."""
+        """One line of information."""
         ...
 
     def warn(self, text: str) -> None:
-        """One line worth acting on."""
+        """One line that the user should act on."""
         ...
 
 
@@ -46,7 +48,7 @@ class _SilentPhase:
 
 
 class Silent:
-    """Says nothing: for tests and for use as a library."""
+    """Shows nothing: for tests and for use as a library."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Phase]:

@@ -1,7 +1,7 @@
-"""The `glam` command: a table of subcommands, and how every way of ending looks to a person.
+"""The `glam` command: its table of subcommands, and what every way of ending prints and returns.
 
-Subcommands are imported when they are asked for, so `glam --help` and the recipe commands start
-without jax. Each lives in `glamcli/cli/<name>.py` as `command`.
+A subcommand is imported when it is run, so `glam --help` and the recipe commands start without
+jax. Each is in `glamcli/cli/<name>.py` as `command`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import sys
 import tempfile
 import threading
 import traceback
-from dataclasses import dataclass
 
 import click
 
 import glamcli
 from glamcli import libtpu
-from glamcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, GlamError, printable, redacted
+from glamcli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    GlamError,
+    RecipeError,
+    printable,
+    redacted,
+)
 
 COMMANDS = {
     "train": "Train a recipe, or resume it; the same command does both.",
@@ -32,13 +38,6 @@ COMMANDS = {
     "tokenizer": "Train a tokenizer on a mixture, or look into one.",
     "doctor": "Say what this machine offers to a run, and prove meshes equal.",
 }
-
-
-@dataclass
-class Shell:
-    """Options of the command line that belong to no subcommand."""
-
-    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -62,12 +61,8 @@ class LazyGroup(click.Group):
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
             hint = f"did you mean `glam {near[0]}`?" if near else "`glam --help` lists them"
-            raise _Usage(f"no such command: `{args[0]}`", hint)
+            raise RecipeError(f"no such command: `{args[0]}`", hint)
         return super().resolve_command(ctx, args)
-
-
-class _Usage(GlamError):
-    exit_code = 2
 
 
 @click.group(
@@ -78,10 +73,9 @@ class _Usage(GlamError):
 )
 @click.version_option(glamcli.__version__, prog_name="glam", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def root(ctx: click.Context, debug: bool) -> None:
+def root(debug: bool) -> None:
     """Train and evaluate GLaM-style mixture-of-experts language models."""
-    ctx.ensure_object(Shell).debug = debug
+    del debug  # `_run` looks for it, also after errors in the command line
 
 
 def run(args: list[str] | None = None) -> None:
@@ -91,9 +85,8 @@ def run(args: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
     if not libtpu.has_tpu():
         libtpu.quiet()
-    shell = Shell()
     try:
-        code = _run(args, shell)
+        code = _run(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
     except BrokenPipeError:
         code = _close_broken_pipe()
@@ -103,10 +96,9 @@ def run(args: list[str] | None = None) -> None:
 
 
 def _leave_threads_behind(code: int) -> None:
-    """Ends the process at once if threads would keep it or outlive it: after a failed save, orbax's
-    wait five minutes for a folder that will never be there, which looks like a hang to a
-    supervisor; after an interrupt, XLA's may be computing still, and Python's end under them is a
-    segmentation fault."""
+    """Ends the process at once if threads would keep or outlive it: after a failed save, orbax's
+    wait five minutes for a folder that will never appear; after an interrupt, XLA's may still be
+    computing, and Python's shutdown beneath them is a segmentation fault."""
     waiting = (t for t in threading.enumerate() if t is not threading.main_thread())
     if code == EXIT_INTERRUPTED or any(not thread.daemon for thread in waiting):
         sys.stdout.flush()
@@ -114,13 +106,14 @@ def _leave_threads_behind(code: int) -> None:
         os._exit(code)
 
 
-def _run(args: list[str] | None, shell: Shell) -> int:
+def _run(args: list[str]) -> int:
     """Runs the command; the exit code."""
+    debug = args[:1] == ["--debug"]
     try:
-        result = root.main(args, prog_name="glam", standalone_mode=False, obj=shell)
+        result = root.main(args, prog_name="glam", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except GlamError as error:
-        if shell.debug:
+        if debug:
             click.echo(redacted(traceback.format_exc()), err=True)
         if not error.is_shown:
             complain(error.what, error.hint)
@@ -137,32 +130,30 @@ def _run(args: list[str] | None, shell: Shell) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        _report_bug(error, shell)
+        _report_bug(error, debug)
         return 1
 
 
 def _usage(error: click.ClickException) -> tuple[str, str | None]:
-    """A usage error in the words of this project."""
-    if isinstance(error, click.NoSuchOption):
-        near = difflib.get_close_matches(error.option_name, error.possibilities or [], 1, 0.0)
-        hint = f"did you mean `{near[0]}`?" if near else None
-        if hint is None and error.ctx is not None:
-            hint = f"`{error.ctx.command_path} --help` lists them"
-        return f"no such option: `{error.option_name}`", hint
+    """What and hint of a usage error, in the words of this project."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
-    name = getattr(error, "command_name", None)  # NoSuchCommand, since click 8.4
-    if name is not None and ctx is not None:
-        near = getattr(error, "possibilities", None) or []
-        hint = f"did you mean `{ctx.command_path} {near[0]}`?" if near else None
-        return f"no such command: `{name}`", hint or f"`{ctx.command_path} --help` lists them"
+    path = ctx.command_path if ctx else "glam"
+    near = list(getattr(error, "possibilities", None) or [])
+    listed = f"`{path} --help` lists them"
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, near, 1, 0.0)
+        hint = f"did you mean `{near[0]}`?" if near else listed
+        return f"no such option: `{error.option_name}`", hint
+    if name := getattr(error, "command_name", None):  # NoSuchCommand, since click 8.4
+        hint = f"did you mean `{path} {near[0]}`?" if near else listed
+        return f"no such command: `{name}`", hint
     message = re.sub(r"'([^']*)'", r"`\1`", error.format_message().rstrip("."))
-    what = message[:1].lower() + message[1:]
-    return what, f"see `{ctx.command_path} --help`" if ctx else None
+    return message[:1].lower() + message[1:], f"see `{path} --help`" if ctx else None
 
 
 def complain(what: str, hint: str | None) -> None:
-    """The two lines of an error on stderr; colour only where a terminal shows and a person wants
-    it (no-color.org)."""
+    """Prints the two lines of an error on stderr, in colour only on a terminal and where the user
+    wants it (no-color.org)."""
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     colour = False if plain else None  # None: what the stream is decides
     error = click.style("error: ", fg="red", bold=True)
@@ -171,11 +162,11 @@ def complain(what: str, hint: str | None) -> None:
         click.echo(click.style("hint: ", fg="cyan") + printable(hint), err=True, color=colour)
 
 
-def _report_bug(error: Exception, shell: Shell) -> None:
-    """One line about an error nobody foresaw; its traceback is shown or kept in a file."""
+def _report_bug(error: Exception, debug: bool) -> None:
+    """Prints one line about an unforeseen error; its traceback is shown or written to a file."""
     text = redacted("".join(traceback.format_exception(error)))
     summary = redacted(f"{type(error).__name__}: {error}".split("\n")[0])[:200]
-    if shell.debug:
+    if debug:
         click.echo(text, err=True)
         complain(f"this is a bug in glam: {summary}", None)
         return
@@ -191,6 +182,6 @@ def _report_bug(error: Exception, shell: Shell) -> None:
 
 
 def _close_broken_pipe() -> int:
-    """Whoever read the output left (as in `| head`): be silent, also when Python shuts down."""
+    """The reader of the output is gone (as in `| head`): silent, also when Python shuts down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_BROKEN_PIPE

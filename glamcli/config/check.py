@@ -88,9 +88,7 @@ def _experts(recipe: Recipe) -> Found:
         what = f"`moe.experts_per_token` is {chosen}, but there is only {num} expert"
         yield "moe.num_experts", what, "use `moe: null` for a model without experts"
     if chosen == 1 and policy != "all":
-        what = (
-            f"there is no second choice with one expert per token, but a policy for it, `{policy}`"
-        )
+        what = f"with one expert per token there is no second choice for a policy `{policy}`"
         yield "moe.second_policy", what, "use `all`, or `moe.experts_per_token` 2"
     factor = moe.eval_capacity_factor
     if factor is not None and moe.eval_dispatch == "dropless":

@@ -71,6 +71,7 @@ def _near(name: str, names: dict[str, Path]) -> str:
 
 
 def is_path(text: str) -> bool:
+    """Whether a text means a path; else it is a shipped name."""
     return "/" in text or "\\" in text or text.endswith((".yaml", ".yml", ".json")) or text == "~"
 
 
@@ -85,7 +86,7 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def display(path: Path) -> str:
-    """The path as a person would write it here: relative when it is below the current folder."""
+    """The path as one would type it here: relative when it is below the current folder."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):

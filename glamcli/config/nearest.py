@@ -10,10 +10,12 @@ Found = Iterator[tuple[str, str, str | None]]
 
 
 def use(*values: int) -> str:
+    """The hint `use 2 or 4`."""
     return "use " + " or ".join(str(value) for value in dict.fromkeys(values))
 
 
 def multiples(value: int, of: int) -> str:
+    """The hint to use the multiples next to a value."""
     below = value // of * of
     return use(*([below] if below else []), below + of)
 

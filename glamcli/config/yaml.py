@@ -51,12 +51,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Scalar:
+    """A value as `resolve` reads it."""
+
     value: str | int | float | bool | None
     place: Place
 
 
 @dataclass(frozen=True)
 class Sequence:
+    """A list; its place is that of its first mark."""
+
     items: tuple[Node, ...]
     place: Place
 
