@@ -29,7 +29,8 @@ from glamcli.parallel.mesh import global_batch
 from glamcli.progress import Progress
 from glamcli.train import identity, programs
 from glamcli.train.heldout import Heldout, mean_nats
-from glamcli.train.meter import FAILED_TASKS, Meter
+from glamcli.train.meter import Meter
+from glamcli.train.metrics import FAILED_TASKS
 from glamcli.train.saver import Saver
 from glamcli.train.state import State
 from glamcli.trained import Trained

@@ -25,6 +25,7 @@ from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
 from glamcli.train.guard import check_bad_steps
 from glamcli.train.metrics import (
+    FAILED_TASKS,
     LossSums,
     MetricsFile,
     TensorBoard,
@@ -33,8 +34,6 @@ from glamcli.train.metrics import (
     summarise,
 )
 
-FAILED_TASKS = "eval/failed_tasks"
-"""the number of tasks that could not be scored, beside the scores of the others"""
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
 WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
 

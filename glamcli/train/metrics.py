@@ -27,6 +27,9 @@ Summary = dict[str, Any]
 LossSums = tuple[float, int]
 """Summed loss in nats, and the number of targets it is summed over."""
 
+FAILED_TASKS = "eval/failed_tasks"
+"""The key of the number of tasks that could not be scored, beside the scores of the others."""
+
 COLLAPSE_FRAC = 0.5
 """First choices of one expert that mean its router has collapsed."""
 DROPPED_FRAC = 0.3
@@ -65,7 +68,8 @@ def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: R
     `losses` (`add_losses`), everything else is of this step. `total_loss` is what was
     differentiated, and `balance` the balance loss, 1 when ideal. `softmax_z` and `router_z` are
     means of logsumexp^2, without coefficients. Router numbers are means over expert layers;
-    `_by_layer` lists start at the lowest layer. Numbers that are not finite, and the loss of a
+    `_by_layer` lists start at the lowest layer; `load_by_layer` is each expert's share of choices,
+    before capacity. Numbers that are not finite, and the loss of a
     source without targets, are None.
 
     Units: losses and entropies in nats (a uniform router has ln E).
@@ -99,7 +103,7 @@ def _routing(stats: Mapping[str, Any]) -> Summary:
     served = ("unserved_frac", "served_one_frac", "served_two_frac")
     layers |= dict(zip(served, np.asarray(stats["served_3"], np.float64).T, strict=True))
     layers["max_first_frac"] = np.asarray(stats["first_E"], np.float64).max(axis=1)
-    load = np.asarray(stats["load_E"], np.float64)
+    load = np.asarray(stats["wanted_E"], np.float64)
     dead = np.sum(load == 0, axis=1)
     return {
         **{name: _finite(values.mean()) for name, values in layers.items()},

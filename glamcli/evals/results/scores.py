@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glamcli.errors import GlamError
+from glamcli.train.metrics import FAILED_TASKS
 
 RESULTS_FORMAT = 2
 """2 since scores count ties and records of items hold classes; 1 is still read."""
@@ -166,8 +167,6 @@ class Results:
     def curves(self) -> dict[str, float]:
         """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
         tasks failed."""
-        from glamcli.train.meter import FAILED_TASKS  # imports jax, which readers do not need
-
         found = {FAILED_TASKS: float(len({each.task for each in self.failures}))}
         for score in self.scores:
             for each in score.measured:

@@ -38,6 +38,7 @@ SUMS = {
     "routing": {
         "balance_loss": [1.0, 1.5],
         "router_z_loss": [4.0, 1.0],
+        "wanted_E": [[0.25] * 4, [0.7, 0.3, 0.0, 0.0]],
         "load_E": [[0.25] * 4, [0.5, 0.5, 0.0, 0.0]],
         "first_E": [[0.25] * 4, [0.9, 0.1, 0.0, 0.0]],
         "dropped_first_frac": [0.0, 0.5],
@@ -97,7 +98,7 @@ def test_router_numbers_are_told_by_layer_and_as_means():
     assert got["served_one_frac_by_layer"] == [0.1, 0.4]
     assert got["served_two_frac"] == pytest.approx(0.65)
     assert got["served_two_frac_by_layer"] == [0.9, 0.4]
-    assert got["load_by_layer"] == [[0.25] * 4, [0.5, 0.5, 0.0, 0.0]]
+    assert got["load_by_layer"] == [[0.25] * 4, [0.7, 0.3, 0.0, 0.0]]  # before capacity evens it
 
 
 def test_a_dense_model_has_no_router_numbers():
@@ -116,7 +117,7 @@ def test_alarms_name_the_layer_and_the_knob():
         "or `moe.balance_coef` (now 0.01)"
     )
     dead = routing(
-        load_E=[[0.25] * 4, [1.0, 0.0, 0.0, 0.0]], first_E=[[0.25] * 4] * 2, dropped_frac=[0, 0]
+        wanted_E=[[0.25] * 4, [1.0, 0.0, 0.0, 0.0]], first_E=[[0.25] * 4] * 2, dropped_frac=[0, 0]
     )
     assert alarms(dead, MOE) == [
         "expert layer 2: 3 of 4 experts get no token; raise `moe.balance_coef` (now 0.01)"
@@ -124,7 +125,7 @@ def test_alarms_name_the_layer_and_the_knob():
 
 
 def test_a_balanced_router_raises_no_alarm():
-    calm = routing(load_E=[[0.25] * 4] * 2, first_E=[[0.25] * 4] * 2, dropped_frac=[0.1, 0.1])
+    calm = routing(wanted_E=[[0.25] * 4] * 2, first_E=[[0.25] * 4] * 2, dropped_frac=[0.1, 0.1])
     assert alarms(calm, MOE) == []
 
 
