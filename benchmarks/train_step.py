@@ -100,7 +100,7 @@ def time_one(options: argparse.Namespace) -> None:
     from glamcli.train.step import make_train_step
 
     recipe = Recipe.model_validate(recipe_values(options))
-    decoder = make_decoder(recipe, make_mesh(recipe.mesh))
+    decoder = make_decoder(recipe, make_mesh(recipe.mesh).shape)
     state = init_state(decoder, recipe.optimizer, recipe.seed)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, recipe.model.vocab_size, (ROWS, ROW_TOKENS + 1), dtype=np.int32)

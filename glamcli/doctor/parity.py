@@ -283,7 +283,7 @@ class Parity:
 
 def _decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
     """Stacked on one device as well, so that parameters have the same names everywhere."""
-    return replace(programs.make_decoder(recipe, mesh), apart=False)
+    return replace(programs.make_decoder(recipe, mesh.shape), apart=False)
 
 
 def _step(decoder: Decoder, recipe: Recipe, state: State, batch: Any) -> tuple[State, Any, Any]:

@@ -13,6 +13,7 @@ Letters of array axes, in the whole package:
     C slots per expert, group    F tokens of all groups        O continuations of one context
     K experts per token          Q rows of the experts' queue  Y scored targets
     Z copies of a stage's weights  J candidates for a token    W beam width
+    A accumulated parts
 
 `x_BSM` is an array [B, S, M]. A digit is a size.
 """

@@ -84,7 +84,7 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     """
     mesh = make_mesh(recipe.mesh, topology.devices(target))
     started, cpu_started = time.monotonic(), time.process_time()
-    decoder = programs.make_decoder(recipe, mesh)
+    decoder = programs.make_decoder(recipe, mesh.shape)
     traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
     flops = matrix_flops(traced.jaxpr, mesh.size)
     lowered = traced.lower()

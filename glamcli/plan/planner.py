@@ -19,7 +19,7 @@ from glamcli.plan.network import Network
 from glamcli.plan.schedule import Time, by_kind, step_time
 from glamcli.plan.topology import Target
 from glamcli.train import automesh
-from glamcli.train.programs import decoder_for
+from glamcli.train.programs import make_decoder
 
 GIB = 2**30
 
@@ -123,7 +123,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         return _by_formula(recipe, target, prices)
     shape = mesh_shape(recipe.mesh, num_devices)
     _check_slices(target, shape)
-    decoder_for(recipe, shape)  # refuses what does not divide
+    make_decoder(recipe, shape)  # refuses what does not divide
     state = state_bytes(recipe, shape)
     _refuse_state(recipe, target, state, shape)
     try:
@@ -178,7 +178,7 @@ def _compiled_plan(
 
 def _by_formula(recipe: Recipe, target: Target, prices: Prices) -> Plan:
     shape = mesh_shape(recipe.mesh, target.num_devices)
-    decoder_for(recipe, shape)  # refuses what does not divide
+    make_decoder(recipe, shape)  # refuses what does not divide
     state = state_bytes(recipe, shape)
     found = formula.estimate(recipe, state, Network(target, None, shape))
     chip = target.chip

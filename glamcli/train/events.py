@@ -4,7 +4,7 @@ Each event says whether it is due after a step; its `run` does it, and returns w
 short because the run was asked to stop, which then has to stop at this very step. The loop goes
 through them in this order, so what is due at a step is in the metrics before the checkpoint of that
 step is written, and a run resumed from it has lost nothing and repeats nothing. Only a run that was
-asked to stop skips held-out loss and scores; it computes them when it is resumed (`is_missing`).
+asked to stop skips held-out loss and scores, and computes them when it is resumed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
-from glamcli.errors import GlamError
+from glamcli.errors import CheckpointError, GlamError
 from glamcli.hosts.join import Host
 from glamcli.hosts.signals import Stop
 from glamcli.hosts.watchdog import LONG, Watchdog
@@ -31,8 +32,7 @@ from glamcli.train import identity, programs
 from glamcli.train.heldout import Heldout, mean_nats
 from glamcli.train.meter import Meter
 from glamcli.train.metrics import FAILED_TASKS
-from glamcli.train.saver import Saver
-from glamcli.train.state import State
+from glamcli.train.state import State, abstract_state, stack_blocks
 from glamcli.trained import Trained
 
 Evaluate = Callable[[Trained, Progress, Callable[[], None]], Mapping[str, float]]
@@ -74,15 +74,15 @@ class Running:
         """Gives a state the form of checkpoints and finished models. Compiled at first use."""
         if not self.decoder.apart:
             return lambda state: state
-        return programs.lower_stacking(self.decoder, self.recipe, self.mesh).compile()
-
-    def is_on_file(self, step: int, prefix: str) -> bool:
-        """Whether the metrics have such numbers of a step; only the first process can see them."""
-        return self.host.gather(f"has {prefix}", self.meter.has(step, prefix))[0]
+        state = abstract_state(self.decoder, self.recipe.optimizer, self.mesh)
+        return jax.jit(stack_blocks).lower(state).compile()
 
 
 class HeldoutLoss:
     """The held-out loss of every source, every `every.heldout_steps` and after the last step."""
+
+    prefix = "heldout/"
+    """of its numbers in the metrics."""
 
     def __init__(self, running: Running):
         self._running = running
@@ -104,10 +104,6 @@ class HeldoutLoss:
             step == recipe.train.steps
             or (_is_due(step, recipe.every.heldout_steps) and not stopping)
         )
-
-    def is_missing(self, step: int) -> bool:
-        """Whether it was due at `step` and is not in the metrics."""
-        return self.is_due(step) and not self._running.is_on_file(step, "heldout/")
 
     def run(self, step: int, state: State) -> bool:
         """Scores every source, and writes and prints the losses."""
@@ -140,6 +136,9 @@ class HeldoutLoss:
 class TaskScores:
     """Scores of tasks, every `every.eval_steps`. A failure costs the scores and nothing else."""
 
+    prefix = "eval/"
+    """of its numbers in the metrics."""
+
     def __init__(self, running: Running, stop: Stop, evaluate: Evaluate | None):
         self._running = running
         self._stop = stop
@@ -150,10 +149,6 @@ class TaskScores:
     def is_due(self, step: int, stopping: bool = False) -> bool:
         due = _is_due(step, self._running.recipe.every.eval_steps)
         return self._evaluate is not None and due and not stopping
-
-    def is_missing(self, step: int) -> bool:
-        """Whether they were due at `step` and are not in the metrics."""
-        return self.is_due(step) and not self._running.is_on_file(step, "eval/")
 
     def run(self, step: int, state: State) -> bool:
         """Scores, or none and True when a process that runs alone is asked to stop meanwhile."""
@@ -192,38 +187,67 @@ class Abandoned(Exception):
 
 class Save:
     """A checkpoint, every `every.checkpoint_steps`, after the last step, before the run stops, and
-    after a save that failed."""
+    after a save that failed.
 
-    def __init__(self, running: Running, saver: Saver):
+    A save fails for reasons that pass (a full disk that somebody empties, a file server that comes
+    back), and a run that has just trained for hours should not end with it. Nothing is lost by
+    continuing: the next save has the newer state.
+
+    Raises: CheckpointError, from every method but `is_due`, when a save failed and so did the one
+        before; with several processes when one failed, as all would have to agree to try again.
+    """
+
+    def __init__(self, running: Running, checkpoints: Checkpoints):
         self._running = running
-        self._saver = saver
+        self._checkpoints = checkpoints
+        self.is_owed = False
+        """whether a save failed and none was started since."""
+        self._has_failed = False
 
     def is_due(self, step: int, stopping: bool = False) -> bool:
         recipe = self._running.recipe
         due = step == recipe.train.steps or _is_due(step, recipe.every.checkpoint_steps)
-        return due or stopping or self._saver.is_owed
+        return due or stopping or self.is_owed
+
+    def poll(self) -> None:
+        """Notices how the save in progress ended; call once per training step."""
+        self._note(self._checkpoints.poll)
 
     def run(self, step: int, state: State) -> bool:
-        """Starts it; the metrics up to this step are on disk before it is complete."""
+        """Starts saving, after the save in progress; the metrics up to this step are on disk by
+        then."""
         run = self._running
         run.watchdog.beat(f"saving step {step}", LONG)
         run.meter.flush()
-        self._saver.save(step, run.stacked(state), self._meta(step))
+        self._note(self._checkpoints.wait)
+        self.is_owed = False
+        meta = identity.at_step(run.run_identity, run.dataset, step)
+        meta["loss_sums"] = run.meter.loss_sums
+        self._note(lambda: self._checkpoints.save(step, run.stacked(state), meta))
         run.meter.restart_clock()
         return False
 
     def finish(self, step: int, state: State) -> None:
         """Returns when the checkpoint of `step`, which was started, is complete."""
-        run = self._running
-        run.watchdog.beat(f"saving step {step}", LONG)
-        with run.progress.phase("saving"):
-            self._saver.finish(step, run.stacked(state), self._meta(step))
+        self._running.watchdog.beat(f"saving step {step}", LONG)
+        with self._running.progress.phase("saving"):
+            self._note(self._checkpoints.wait)
+            if self.is_owed:
+                self.run(step, state)
+                self._note(self._checkpoints.wait)
 
-    def _meta(self, step: int) -> dict[str, Any]:
-        """Taken after `flush`: the numbers of `step` are in the loss sums."""
-        run = self._running
-        meta = identity.at_step(run.run_identity, run.dataset, step)
-        return {**meta, "loss_sums": run.meter.loss_sums}
+    def _note(self, attempt: Callable[[], int | None]) -> None:
+        try:
+            step = attempt()
+        except CheckpointError as error:
+            if self._has_failed or self._checkpoints.host.count > 1:
+                raise
+            self._has_failed = self.is_owed = True
+            self._running.progress.warn(f"{error.what}; trying again ({error.hint})")
+        else:
+            if step is not None:
+                self._has_failed = False
+                self._running.progress.say(f"step {step}: saved")
 
 
 def _is_due(step: int, period: int | None) -> bool:

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 import glamcli
 from glamcli.config.schema import Recipe
 from glamcli.config.sharding import MESH_AXES
+from glamcli.data.cache import json_digest
 from glamcli.data.open import Dataset
 from glamcli.errors import RecipeError
 from glamcli.hosts.join import Host
@@ -88,11 +89,6 @@ def recipe_hash(recipe: Recipe) -> str:
     return json_digest(recipe.model_dump(mode="json"))
 
 
-def json_digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 over values for JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that compute, by name."""
     found = {"glamcli": glamcli.__version__, "python": platform.python_version()}
@@ -138,22 +134,24 @@ def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key, before, after in _unequal(saved.get(part, {}), now.get(part, {}))
     ]
     sizes = ("mesh.auto", *(f"mesh.{axis}" for axis in MESH_AXES))  # part of the topology
-    for key, before, after in _changed(saved["recipe"], now["recipe"]):
-        if _is_under(key, LAYOUT) and key not in sizes:
-            found.append(f"`{key}` was {_short(before)}, is {_short(after)}")
+    found += [
+        f"`{key}` was {_short(before)}, is {_short(after)}"
+        for key, before, after in _changed(saved["recipe"], now["recipe"])
+        if _is_under(key, LAYOUT) and key not in sizes
+    ]
     if _draws(saved) != _draws(now):
         found.append("second experts are drawn differently")
     return found
 
 
 def _draws(run: Mapping[str, Any]) -> Any:
-    """What the draws of second experts depend on besides the seed, step and layer: in a pipeline
-    they are made per microbatch and data shard."""
-    recipe, mesh = run["recipe"], run["topology"].get("mesh", {})
-    moe = recipe["moe"]
+    """What the draws of second experts depend on besides seed, step and layer: in a pipeline they
+    are made per microbatch and data shard."""
+    moe, mesh = run["recipe"]["moe"], run["topology"].get("mesh", {})
     if moe is None or moe["second_policy"] == "all" or mesh.get("stage", 1) == 1:
         return None
-    return recipe["pipeline"]["microbatches"], [mesh[axis] for axis in ("slice", "data", "expert")]
+    shards = [mesh[axis] for axis in ("slice", "data", "expert")]
+    return run["recipe"]["pipeline"]["microbatches"], shards
 
 
 def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:

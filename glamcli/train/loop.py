@@ -43,7 +43,6 @@ from glamcli.train.folder import (
     write_run_files,
 )
 from glamcli.train.meter import Meter
-from glamcli.train.saver import Saver
 from glamcli.train.state import State, abstract_state, init_state, unstack_blocks
 from glamcli.trained import Trained
 
@@ -97,7 +96,7 @@ def train(
         stop.at_once = False
         progress = progress if host.is_first else Silent()
         mesh = make_mesh(_layout(recipe, host, progress))
-        decoder = programs.make_decoder(recipe, mesh)
+        decoder = programs.make_decoder(recipe, mesh.shape)
         run_identity = identity.identity(recipe, dataset, mesh)
         check_resumption(run_dir, start, saved, run_identity, dataset, progress)
         if host.is_first:
@@ -105,17 +104,18 @@ def train(
 
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
         stack.enter_context(closing(checkpoints))
-        saver, pace, pulse = Saver(checkpoints, progress), Pace(host.name), Pulse(3)
+        pace, pulse = Pace(host.name), Pulse(3)
         folder = run_dir if host.is_first else None
         meter = stack.enter_context(
-            Meter(recipe, dataset.source_names, folder, start, progress, pace, saver.newest, saved)
+            Meter(recipe, dataset.source_names, folder, start, progress, pace, checkpoints, saved)
         )
         stack.enter_context(host.failing_together())
         watchdog = stack.enter_context(_watchdog(recipe, host))
         run = Running(
             recipe, run_dir, dataset, mesh, decoder, run_identity, meter, watchdog, progress, host
         )
-        heldout, tasks, save = HeldoutLoss(run), TaskScores(run, stop, evaluate), Save(run, saver)
+        heldout, save = HeldoutLoss(run), Save(run, checkpoints)
+        tasks = TaskScores(run, stop, evaluate)
         state = _first_state(run, checkpoints, start)
         train_step = _compiled_step(run)
         _catch_up((heldout, tasks), run, stop, start, state)
@@ -130,7 +130,7 @@ def train(
                 if step < last:
                     batch = next(batches)
                 meter.add(step, sums)  # reads the numbers of the step before
-                saver.poll()
+                save.poll()
                 bar.advance()
                 stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
                 for event in (heldout, tasks, save):
@@ -183,9 +183,9 @@ def _compiled_step(run: Running) -> Any:
     run.watchdog.beat("compiling", LONG)
     with run.progress.phase("compiling"):
         num_sources = len(run.dataset.source_names)
-        lowered = programs.lower_train_step(run.decoder, run.recipe, num_sources, run.mesh)
+        traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh)
         _ = run.stacked
-        return lowered.compile(programs.compiler_options(run.recipe, run.mesh))
+        return traced.lower().compile(programs.compiler_options(run.recipe, run.mesh))
 
 
 def _catch_up(
@@ -198,7 +198,11 @@ def _catch_up(
     for event in (*events, None):
         if run.host.any("stop", stop.requested):
             raise Preempted(f"asked to stop before step {step + 1}", hint="rerun the same command")
-        if event is not None and step and event.is_missing(step):
+        if event is None or step == 0 or not event.is_due(step):
+            continue
+        # The first process alone can see what is in the metrics.
+        has = run.meter.has(step, event.prefix)
+        if not run.host.gather(f"has {event.prefix}", has)[0]:
             event.run(step, state)
 
 

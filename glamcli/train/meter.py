@@ -11,19 +11,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import tokens_per_step
+from glamcli.errors import CheckpointError, TrainError
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
-from glamcli.train.guard import check_bad_steps
 from glamcli.train.metrics import (
     FAILED_TASKS,
     LossSums,
@@ -56,13 +57,13 @@ class Meter(AbstractContextManager["Meter"]):
         start: int,
         progress: Progress,
         pace: Pace,
-        last_good: Callable[[], int | None],
+        checkpoints: Checkpoints,
         saved: Mapping[str, Any],
     ):
-        """`last_good` finds the newest complete checkpoint, for the message of a run that gives
-        up; `saved` is the metadata of the checkpoint of `start`, empty for a new run."""
+        """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
+        one that it continues, empty for a new run."""
         self._pace = pace
-        self._last_good = last_good
+        self._checkpoints = checkpoints
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
@@ -173,7 +174,19 @@ class Meter(AbstractContextManager["Meter"]):
             # Shown at once, for those who wait; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
-        check_bad_steps(bad_steps, self.recipe.train.max_bad_steps, step, self._last_good)
+        if bad_steps >= self.recipe.train.max_bad_steps:
+            self._give_up(step, bad_steps)
+
+    def _give_up(self, step: int, bad_steps: int) -> None:
+        with suppress(CheckpointError):  # a save in progress may be the newest
+            self._checkpoints.wait()
+        newest, steps = self._checkpoints.latest(), "steps" if bad_steps > 1 else "step"
+        raise TrainError(
+            f"updates not finite at step {step} for {bad_steps} {steps} in a row",
+            hint="there is no checkpoint to go back to"
+            if newest is None
+            else f"last good checkpoint: step {newest}",
+        )
 
     def _timing(self, step: int) -> dict[str, Any]:
         """Mean speed since the last line."""

@@ -259,11 +259,11 @@ class TensorBoard:
             folder.mkdir(parents=True, exist_ok=True)
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self._writer = RecordWriter(str(folder / name))
-        self._add(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(file_version="brain.Event:2")
         if step:
             # Readers forget what an earlier process wrote after the step that is resumed from.
             restart = proto.SessionLog(status=proto.SessionLog.START)
-            self._add(self._event(wall_time=time.time(), step=step + 1, session_log=restart))
+            self._add(step=step + 1, session_log=restart)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Adds every number of a summary at its `step`."""
@@ -272,46 +272,33 @@ class TensorBoard:
             for name, value in values.items()
             for tag, number in _curves(name, value)
         ]
-        self._add(
-            self._event(
-                wall_time=time.time(),
-                step=values["step"],
-                summary=self._values(value=scalars),
-            )
-        )
+        self._add(step=values["step"], summary=self._values(value=scalars))
 
     def flush(self) -> None:
+        """Everything added so far is in the file when this returns."""
         self._try(lambda: self._writer.flush())
 
     def close(self) -> None:
-        self._try(lambda: self._writer.close())
-        self._writer = None
+        """Ends the file."""
+        if self._writer is not None:
+            with self._tolerance:
+                self._writer.close()
 
-    def _add(self, event: Any) -> None:
+    def _add(self, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), **content)
         self._try(lambda: self._writer.write(event.SerializeToString()))
 
     def _try(self, action: Callable[[], object]) -> None:
-        if self._writer is None:
-            return
-        with self._tolerance:
-            action()
-            return
-        broken, self._writer = self._writer, None
-        with self._tolerance:
-            broken.close()
+        if not self._tolerance.warned:
+            with self._tolerance:
+                action()
 
 
 def _curves(name: str, value: Any) -> list[tuple[str, float]]:
     """The curves a value belongs to: itself, or one per layer; none for text, None and experts."""
     if name in ("step", "unix_seconds"):  # every event has both
         return []
-    layers = (
-        [(f"{name}/{i + 1}", part) for i, part in enumerate(value)]
-        if isinstance(value, list)
-        else [(name, value)]
-    )
-    return [
-        (curve, float(number))
-        for curve, number in layers
-        if isinstance(number, int | float) and not isinstance(number, bool)
-    ]
+    layers = {name: value}
+    if isinstance(value, list):
+        layers = {f"{name}/{number}": part for number, part in enumerate(value, 1)}
+    return [(curve, float(x)) for curve, x in layers.items() if isinstance(x, int | float)]

@@ -8,6 +8,7 @@ dtype or sharding where `jit` would quietly compile once more.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import local_rows
-from glamcli.train.state import abstract_state, stack_blocks, state_shardings
+from glamcli.train.state import abstract_state, state_shardings
 from glamcli.train.step import make_heldout_step, make_train_step
 
 WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
@@ -29,16 +30,11 @@ UNCUT = "1000000"
 """MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any."""
 
 
-def make_decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
-    """The recipe's model, proven to split over the mesh.
+def make_decoder(recipe: Recipe, mesh_shape: Mapping[str, int]) -> Decoder:
+    """The recipe's model for a mesh of this shape, checked to split over it.
 
     Raises: RecipeError when weights or rows do not divide over the mesh's axes.
     """
-    return decoder_for(recipe, dict(mesh.shape))
-
-
-def decoder_for(recipe: Recipe, mesh_shape: dict[str, int]) -> Decoder:
-    """The same for a mesh that is known by its shape alone."""
     check_divides(indivisible(recipe, mesh_shape))
     decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, Layout.of(recipe.mesh))
     if math.prod(mesh_shape.values()) == 1:
@@ -46,13 +42,9 @@ def decoder_for(recipe: Recipe, mesh_shape: dict[str, int]) -> Decoder:
     return decoder
 
 
-def lower_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:
-    """The training step (state, batch) -> (state, sums); the state is updated in place."""
-    return trace_train_step(decoder, recipe, num_sources, mesh).lower()
-
-
 def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Traced:
-    """The same before it is lowered, when its operations can still be counted."""
+    """The training step (state, batch) -> (state, sums), to be lowered and compiled; its operations
+    can be counted. The state is updated in place."""
     state = abstract_state(decoder, recipe.optimizer, mesh)
     step = jax.jit(
         make_train_step(decoder, recipe, num_sources),
@@ -67,11 +59,6 @@ def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
     """What XLA is told beside the text of a program of training."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
     return {WINDOWED_FROM_MIB: UNCUT} if off else {}
-
-
-def lower_stacking(decoder: Decoder, recipe: Recipe, mesh: Mesh) -> Lowered:
-    """The program state -> the form of checkpoints, for a decoder whose blocks are apart."""
-    return jax.jit(stack_blocks).lower(abstract_state(decoder, recipe.optimizer, mesh))
 
 
 def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:

@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from glamcli.config.schema import Optimizer
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import stack, unstack
+from glamcli.parallel.axes import Tree
 from glamcli.train.optimizer import make_optimizer, optimizer_axes
-
-Tree = Any
 
 
 class State(NamedTuple):

@@ -28,14 +28,12 @@ from jax import Array
 from glamcli.config.schema import Loss, Moe, Recipe
 from glamcli.config.stages import schedule
 from glamcli.model.decoder import Decoder
-from glamcli.parallel.axes import Layout
-from glamcli.train import guard
+from glamcli.parallel.axes import Layout, Tree
 from glamcli.train.optimizer import checked_update, global_norm, learning_rate, parameter_norm
 from glamcli.train.state import State
 
-Batch = Mapping[str, Array]
 Sums = dict[str, Any]
-Tree = Any
+_Batch = Mapping[str, Array]
 
 ROUTER_STREAM = 1
 """Keeps the routers' draws apart from the initial weights, which use the bare seed."""
@@ -43,7 +41,7 @@ ROUTER_STREAM = 1
 
 def make_train_step(
     decoder: Decoder, recipe: Recipe, num_sources: int
-) -> Callable[[State, Batch], tuple[State, Sums]]:
+) -> Callable[[State, _Batch], tuple[State, Sums]]:
     """The function (state, batch) -> (next state, sums).
 
     `batch` holds `tokens`, `targets`, `segments` [B, S] and `source` [B], all int32; padding has
@@ -51,20 +49,20 @@ def make_train_step(
     state; a gradient norm that overflows float32 counts as one.
     """
 
-    def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
+    def train_step(state: State, batch: _Batch) -> tuple[State, Sums]:
         grads, sums = gradient(decoder, recipe, num_sources, state, batch)
-        after, told = update(decoder, recipe, state, grads)
-        return after, sums | told
+        after, numbers = update(decoder, recipe, state, grads)
+        return after, sums | numbers
 
     return train_step
 
 
 def make_heldout_step(
     decoder: Decoder, recipe: Recipe, num_sources: int
-) -> Callable[[Tree, Batch], Sums]:
+) -> Callable[[Tree, _Batch], Sums]:
     """The function (params, batch) -> sums of the loss, routed as for evaluation."""
 
-    def heldout_step(params: Tree, batch: Batch) -> Sums:
+    def heldout_step(params: Tree, batch: _Batch) -> Sums:
         x_BSM, _ = decoder.hidden(
             params,
             batch["tokens"],
@@ -79,7 +77,14 @@ def make_heldout_step(
 
 
 def update(decoder: Decoder, recipe: Recipe, state: State, grads: Tree) -> tuple[State, Sums]:
-    """The state after this gradient, and what is told about the step."""
+    """The state after this gradient, and numbers of the step for the metrics.
+
+    Where the gradient or the update is not finite (a finite gradient gives such an update when the
+    optimizer's own arithmetic overflows), weights and optimizer state keep every bit and the step
+    is counted as bad. The reference code zeroes a bad gradient but lets the optimizer's averages
+    decay; GLaM section 5 skips the update (see also paxml). `step` advances either way, so that a
+    bad batch is not met again.
+    """
     with jax.named_scope("optimizer"):
         grad_norm = global_norm(grads)
         updates, opt_state, finite = checked_update(
@@ -87,7 +92,16 @@ def update(decoder: Decoder, recipe: Recipe, state: State, grads: Tree) -> tuple
         )
         finite &= jnp.isfinite(grad_norm)
         params = jax.tree.map(jnp.add, state.params, updates)
-        after = guard.advance(state, finite, params, opt_state)
+        # A choice per element, not a branch: it fuses with the addition of the update, so a good
+        # step pays nothing (measured), and it is the same program on every device.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        bad = jnp.logical_not(finite).astype(jnp.int32)
+        bad_steps = (state.bad_steps + 1) * bad
+        after = State(state.step + 1, params, opt_state, bad_steps, state.bad_steps_total + bad)
     return after, {
         "step": after.step,
         "learning_rate": learning_rate(recipe.optimizer, state.opt_state["count"] + 1),
@@ -100,7 +114,7 @@ def update(decoder: Decoder, recipe: Recipe, state: State, grads: Tree) -> tuple
 
 
 def gradient(
-    decoder: Decoder, recipe: Recipe, num_sources: int, state: State, batch: Batch
+    decoder: Decoder, recipe: Recipe, num_sources: int, state: State, batch: _Batch
 ) -> tuple[Tree, Sums]:
     """Gradient of the whole batch's loss, and its sums, part by part."""
     num_parts = recipe.batch.accumulate
@@ -108,7 +122,7 @@ def gradient(
     parts = {name: _split(x, num_parts, decoder.layout) for name, x in batch.items()}
     parts |= {"part": jnp.arange(num_parts, dtype=jnp.int32), **_shares(parts, recipe)}
 
-    def part_gradient(part: Batch) -> tuple[Tree, Sums]:
+    def part_gradient(part: _Batch) -> tuple[Tree, Sums]:
         part_key = None if key is None else jax.random.fold_in(key, part["part"])
 
         def objective(params: Tree) -> tuple[Array, Sums]:
@@ -126,7 +140,7 @@ def gradient(
     if num_parts == 1:
         return part_gradient({name: x[0] for name, x in parts.items()})
 
-    def add(total: Tree, part: Batch) -> tuple[Tree, None]:
+    def add(total: Tree, part: _Batch) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, part_gradient(part)), None
 
     first = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in parts.items()}
@@ -144,38 +158,38 @@ def _split(x: Array, num_parts: int, layout: Layout) -> Array:
     return layout.constrain(split, None, "batch", *(None,) * (x.ndim - 1))
 
 
-def _shares(parts: Batch, recipe: Recipe) -> dict[str, Array]:
+def _shares(parts: _Batch, recipe: Recipe) -> dict[str, Array]:
     """What each part counts for in the whole batch, [parts] each.
 
     `per_target` is 1 / denominator; the mean over routing groups becomes a sum of the parts'
     means times `group_share`, the mean over tokens of those times `token_share`.
     """
-    real_PBS = parts["segments"] != 0
-    num_parts = real_PBS.shape[0]
-    tokens_P = jnp.sum(real_PBS, axis=(1, 2), dtype=jnp.int32)
-    num_targets = jnp.maximum(jnp.sum(tokens_P), 1)
+    real_ABS = parts["segments"] != 0
+    num_parts = real_ABS.shape[0]
+    tokens_A = jnp.sum(real_ABS, axis=(1, 2), dtype=jnp.int32)
+    num_targets = jnp.maximum(jnp.sum(tokens_A), 1)
     if recipe.loss.denominator == "positions":
-        num_targets = jnp.asarray(real_PBS.size, jnp.int32)
+        num_targets = jnp.asarray(real_ABS.size, jnp.int32)
     shares = {
         "per_target": jnp.full(num_parts, 1.0, jnp.float32) / num_targets.astype(jnp.float32),
-        "token_share": _share(tokens_P),
+        "token_share": _share(tokens_A),
     }
     if recipe.moe is None:
         return shares
     if recipe.moe.balance_padding == "legacy":
         group_share = jnp.full(num_parts, 1.0 / num_parts, jnp.float32)
     else:
-        real_PGS = real_PBS.reshape(num_parts, -1, recipe.moe.group_tokens)
-        group_share = _share(jnp.sum(jnp.any(real_PGS, axis=2), axis=1, dtype=jnp.int32))
+        real_AGS = real_ABS.reshape(num_parts, -1, recipe.moe.group_tokens)
+        group_share = _share(jnp.sum(jnp.any(real_AGS, axis=2), axis=1, dtype=jnp.int32))
     return shares | {"group_share": group_share}
 
 
-def _share(count_P: Array) -> Array:
-    count_P = count_P.astype(jnp.float32)
-    return count_P / jnp.maximum(jnp.sum(count_P), 1.0)
+def _share(count_A: Array) -> Array:
+    count_A = count_A.astype(jnp.float32)
+    return count_A / jnp.maximum(jnp.sum(count_A), 1.0)
 
 
-def _loss_sums(nats_BS: Array, logz_BS: Array, batch: Batch, num_sources: int) -> Sums:
+def _loss_sums(nats_BS: Array, logz_BS: Array, batch: _Batch, num_sources: int) -> Sums:
     """Sums over real targets, of all and by source."""
     real_BS = batch["segments"] != 0
     nats_B = jnp.sum(jnp.where(real_BS, nats_BS, 0.0), axis=1)
@@ -191,7 +205,7 @@ def _loss_sums(nats_BS: Array, logz_BS: Array, batch: Batch, num_sources: int) -
     }
 
 
-def _loss(sums: Sums, stats: Sums, part: Batch, loss: Loss, moe: Moe | None) -> Array:
+def _loss(sums: Sums, stats: Sums, part: _Batch, loss: Loss, moe: Moe | None) -> Array:
     """A part's share of the loss that the module docstring states."""
     total = (sums["loss_nats"] + loss.z_coef * sums["z_sum"]) * part["per_target"]
     if moe is None:
@@ -205,7 +219,7 @@ def _loss(sums: Sums, stats: Sums, part: Batch, loss: Loss, moe: Moe | None) -> 
     return total
 
 
-def _weighted(stats: Sums, part: Batch) -> Sums:
+def _weighted(stats: Sums, part: _Batch) -> Sums:
     """Router statistics times the part's share, so that parts add up to means over the batch."""
     return {
         name: value * part["group_share" if name == "balance_loss" else "token_share"]

@@ -33,8 +33,8 @@ def compiled(*sets):
     """The step's HLO and its collectives."""
     recipe = load_recipe("test-tiny", [*SIZES, *sets]).recipe
     mesh = make_mesh(recipe.mesh)
-    decoder = programs.make_decoder(recipe, mesh)
-    text = programs.lower_train_step(decoder, recipe, 2, mesh).compile().as_text()
+    decoder = programs.make_decoder(recipe, mesh.shape)
+    text = programs.trace_train_step(decoder, recipe, 2, mesh).lower().compile().as_text()
     assert text is not None
     return Module(text), collectives(text, mesh.shape)
 

@@ -5,7 +5,7 @@ from glamcli.config import schema
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError, RecipeError
 from glamcli.parallel.mesh import make_mesh, mesh_shape
-from glamcli.train.programs import decoder_for
+from glamcli.train.programs import make_decoder
 
 
 def test_auto_takes_the_devices_that_the_other_axes_leave():
@@ -39,7 +39,7 @@ def test_an_error_of_the_devices_is_placed_in_the_recipe(tmp_path):
     path.write_text("extends: test-tiny\nbatch:\n  rows: 6\nmesh:\n  data: auto\n")
     loaded = load_recipe(path)
     with pytest.raises(RecipeError, match=r"mine\.yaml:3: `batch\.rows` is 6"), loaded.placing():
-        decoder_for(loaded.recipe, mesh_shape(loaded.recipe.mesh, 4))
+        make_decoder(loaded.recipe, mesh_shape(loaded.recipe.mesh, 4))
     asked = load_recipe(path, ["mesh.data=2"])
     with pytest.raises(PlanError, match=r"^--set: the mesh asks for 2 devices"), asked.placing():
         mesh_shape(asked.recipe.mesh, 4)

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import TrainError
 from glamcli.hosts.join import ALONE
@@ -48,9 +49,11 @@ def sums(step: int, bad_steps: int = 0):
     }
 
 
-def meter(tmp_path, start=0, progress=None, last_good=lambda: None, saved=None):
+def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None):
     names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
-    return Meter(RECIPE, names, tmp_path, start, progress, pace, last_good, saved or {})
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.latest = lambda: max(saved_steps, default=None)
+    return Meter(RECIPE, names, tmp_path, start, progress, pace, checkpoints, saved or {})
 
 
 def lines(tmp_path):
@@ -117,7 +120,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
 
 def test_bad_steps_are_told_and_end_the_run_naming_the_last_checkpoint(tmp_path):
     heard = Heard()
-    with meter(tmp_path, progress=heard, last_good=lambda: 4) as read:
+    with meter(tmp_path, progress=heard, saved_steps=(2, 4)) as read:
         for bad in range(1, LIMIT):
             read.add(bad, sums(bad, bad_steps=bad) | {"grad_norm": np.float32("nan")})
         read.add(LIMIT, sums(LIMIT, bad_steps=LIMIT))
@@ -128,6 +131,15 @@ def test_bad_steps_are_told_and_end_the_run_naming_the_last_checkpoint(tmp_path)
     assert heard.warnings[0] == "step 1: gradients are not finite, weights stay as they were"
     assert heard.warnings[-1].startswith(f"step {LIMIT}: the update is not finite")
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, LIMIT + 1))
+
+
+def test_a_run_that_gives_up_without_a_checkpoint_says_so(tmp_path):
+    with meter(tmp_path) as read:
+        read.add(1, sums(1, bad_steps=LIMIT))
+        with pytest.raises(TrainError) as caught:
+            read.flush()
+    assert caught.value.what == f"updates not finite at step 1 for {LIMIT} steps in a row"
+    assert caught.value.hint == "there is no checkpoint to go back to"
 
 
 def test_held_out_losses_have_lines_of_their_own(tmp_path):
