@@ -1,4 +1,4 @@
-"""`mesh: auto`: the layout for the devices that are there.
+"""`mesh: auto`: a layout for the devices at hand.
 
 Of all ways to divide the devices into `data` x `expert` x `model` that divide the recipe's rows and
 widths, the one with
@@ -11,9 +11,9 @@ widths, the one with
    gather their weights;
 3. and the rest as `data`.
 
-Where none leaves that much room, it is the one that takes least; where that is more than a device
-has, the run is refused. `slice` and `stage` stay as the recipe says. Activations are not counted:
-`glam plan` compiles the step and knows them.
+Where none leaves that much room, the one that takes least is chosen; where that is more than a
+device has, the run is refused. `slice` and `stage` stay as the recipe says. Activations are not
+counted: `glam plan` compiles the step and knows them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOM = 0.6
 
 @dataclass(frozen=True)
 class Choice:
-    """A layout, and what it asks of every device."""
+    """A layout, and what it needs on every device."""
 
     mesh: schema.Mesh
     num_bytes: int
@@ -59,7 +59,7 @@ class Choice:
 
 
 def choose(recipe: Recipe, num_devices: int, device_bytes: int) -> Choice:
-    """The layout of the recipe on so many devices with so much memory each (rule above).
+    """The layout of the recipe on `num_devices` of `device_bytes` memory each (rule above).
 
     Raises:
         PlanError: nothing divides, or nothing fits.
@@ -97,7 +97,8 @@ def choose(recipe: Recipe, num_devices: int, device_bytes: int) -> Choice:
     if least.num_bytes > device_bytes:
         need = num_devices * least.num_bytes / device_bytes / ROOM
         raise PlanError(
-            f"too large for {num_devices} devices: {least}", f"about {need:,.0f} fit it"
+            f"too large for {num_devices} devices: {least}",
+            hint=f"about {need:,.0f} devices would hold it",
         )
     return least
 
@@ -113,10 +114,10 @@ def device_bytes() -> int:
 
 
 def _candidates(recipe: Recipe, num_devices: int) -> Iterator[schema.Mesh]:
-    """Every mesh over so many devices that the recipe's rows and widths divide over."""
+    """Every mesh over `num_devices` that the recipe's rows and widths divide over."""
     left, rest = divmod(num_devices, recipe.mesh.slice * recipe.mesh.stage)
     if rest:
-        mesh_shape(recipe.mesh, num_devices)  # says so
+        mesh_shape(recipe.mesh, num_devices)  # raises, with the sizes
     for model in divisors(left):
         for expert in divisors(left // model) if recipe.moe else (1,):
             sizes = {"data": left // model // expert, "expert": expert, "model": model}

@@ -81,33 +81,27 @@ class Running:
 class HeldoutLoss:
     """The held-out loss of every source, every `every.heldout_steps` and after the last step."""
 
-    prefix = "heldout/"
-    """of its numbers in the metrics."""
+    prefix = "heldout/"  # of its numbers in the metrics
 
     def __init__(self, running: Running):
         self._running = running
         prepared, recipe = running.dataset.prepared, running.recipe
-        self._rows = Heldout(
+        self.rows = Heldout(
             prepared.heldout, prepared.train, recipe.heldout.rows, programs.heldout_rows(recipe)
         )
         self.nats: dict[str, float] = {}
-        """of the newest evaluation, by source, per token."""
-
-    @property
-    def unigram_nats(self) -> dict[str, float]:
-        """What token frequencies alone would score on the same rows."""
-        return self._rows.unigram_nats
+        """the newest losses by source, nats per token."""
 
     def is_due(self, step: int, stopping: bool = False) -> bool:
         recipe = self._running.recipe
-        return self._rows.num_batches > 0 and (
+        return self.rows.num_batches > 0 and (
             step == recipe.train.steps
             or (_is_due(step, recipe.every.heldout_steps) and not stopping)
         )
 
     def run(self, step: int, state: State) -> bool:
         """Scores every source, and writes and prints the losses."""
-        run, rows = self._running, self._rows
+        run, rows = self._running, self.rows
         run.meter.flush()
         heldout_step = self._compiled
         layout = programs.abstract_batch(run.recipe, run.mesh, rows.batch_rows)
@@ -137,7 +131,6 @@ class TaskScores:
     """Scores of tasks, every `every.eval_steps`. A failure costs the scores and nothing else."""
 
     prefix = "eval/"
-    """of its numbers in the metrics."""
 
     def __init__(self, running: Running, stop: Stop, evaluate: Evaluate | None):
         self._running = running

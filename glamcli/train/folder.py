@@ -1,4 +1,5 @@
-"""A run's folder: who holds it, what it holds already, and the files beside the checkpoints."""
+"""A run's folder: locking it, comparing what it contains with the run that starts, and the files
+beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ from glamcli.train.heldout import warn_of_unscored
 
 
 def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
-    """The first process holds the run folder, and all of them see that it is the same one."""
+    """Locks the run folder, in the first process; all of them check that they see the same one.
+
+    Raises: CheckpointError when another run uses it, or a process does not see it.
+    """
     if host.is_first:
         stack.enter_context(locked(run_dir))
     apart = [host.name(index) for index, sees in enumerate(host.shares(run_dir)) if not sees]
     if apart:
         raise CheckpointError(
             f"{', '.join(apart)} does not see the run folder {run_dir} of {host.name(0)}",
-            hint="several machines need a run folder on a file system that they share",
+            hint="several machines need a run folder on a shared file system",
         )
 
 
@@ -99,7 +103,7 @@ def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> Non
 def write_run_files(
     run_dir: Path, recipe: Recipe, run_identity: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Keeps the recipe, the run's identity and its tokenizer beside the checkpoints.
+    """Writes the recipe, the run's identity and its tokenizer beside the checkpoints.
 
     Raises: CheckpointError when the folder cannot be written.
     """

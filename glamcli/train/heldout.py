@@ -1,9 +1,8 @@
-"""Held-out loss per source: which rows are scored, and what a model that knows nothing but
-frequencies would score on them.
+"""Held-out loss per source: which rows are scored, and the baseline of token frequencies.
 
-The yardstick is the entropy of a source's single tokens, counted on its training rows: the best
+The baseline is the entropy of a source's single tokens, counted on its training rows: the best
 that a model which ignores context can score on such text. A loss clearly below it is learned from
-context. A handful of held-out rows would make it too low: few tokens cannot show a long tail.
+context. Counted on a handful of held-out rows it would be too low: few tokens lack the long tail.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from glamcli.data.open import Dataset
 from glamcli.data.rows import Rows
 from glamcli.progress import Progress
 
-ENTROPY_ROWS = 512  # training rows counted for the yardstick, per source
+ENTROPY_ROWS = 512  # training rows counted for the baseline, per source
 
 
 class Heldout:
-    """Held-out rows of every source, at most `limit` each, as batches of `batch_rows`.
+    """Held-out rows of every source, at most `limit` each, in batches of `batch_rows`.
 
-    The last batch is filled up with padding, so that one compiled program scores all of them.
+    The last batch is filled with padding, so that one compiled program scores all of them.
     """
 
     def __init__(
@@ -68,7 +67,8 @@ def mean_nats(names: tuple[str, ...], sums: list[Mapping[str, Any]]) -> dict[str
 
 
 def warn_of_unscored(dataset: Dataset, steps: int, progress: Progress) -> None:
-    """Warns of sources that are trained on and have no held-out rows, unless none were wanted."""
+    """Warns of sources that are trained on and have no held-out rows, unless the mixture holds
+    none out."""
     if dataset.mixture.heldout_frac == 0:
         return
     for line in dataset.summary(steps):
@@ -81,7 +81,7 @@ def warn_of_unscored(dataset: Dataset, steps: int, progress: Progress) -> None:
 
 
 def _spread(rows: Rows, limit: int) -> list[dict[str, np.ndarray]]:
-    """Rows at even distances, because neighbours often hold one long document."""
+    """Rows at even distances, because neighbours often belong to one long document."""
     count = min(limit, len(rows))
     return [dict(rows[i * len(rows) // count]) for i in range(count)]
 

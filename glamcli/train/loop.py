@@ -141,7 +141,7 @@ def train(
         save.finish(step, state)
         _leave_if_asked(run, stop, step)
         model = run.trained(step, state)
-        return Outcome(step, model, heldout.nats, heldout.unigram_nats, tasks.num_failed)
+        return Outcome(step, model, heldout.nats, heldout.rows.unigram_nats, tasks.num_failed)
 
 
 def _watchdog(recipe: Recipe, host: Host) -> Watchdog:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -25,15 +24,8 @@ from glamcli.config.sizes import tokens_per_step
 from glamcli.errors import CheckpointError, TrainError
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
-from glamcli.train.metrics import (
-    FAILED_TASKS,
-    LossSums,
-    MetricsFile,
-    TensorBoard,
-    add_losses,
-    alarms,
-    summarise,
-)
+from glamcli.train import metrics
+from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoard
 
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
 WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
@@ -81,13 +73,7 @@ class Meter(AbstractContextManager["Meter"]):
         self._clock = time.monotonic()
         self._steps_timed = 0
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        del kind, error, trace
+    def __exit__(self, *error: object) -> None:
         for file in self._files:
             file.close()
 
@@ -129,7 +115,7 @@ class Meter(AbstractContextManager["Meter"]):
         )
         self.progress.say(f"step {step}: held-out loss (unigram entropy) {losses}")
         if self.recipe.moe is not None and "max_first_frac_by_layer" in self._latest:
-            for alarm in alarms(self._latest, self.recipe.moe):
+            for alarm in metrics.alarms(self._latest, self.recipe.moe):
                 self.progress.warn(f"step {step}: {alarm}")
         self.restart_clock()
 
@@ -145,8 +131,8 @@ class Meter(AbstractContextManager["Meter"]):
         self.restart_clock()
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether numbers of `step` whose names begin so are on file; asked before a later step
-        is."""
+        """Whether the metrics have numbers of `step` with this prefix. Only right while there are
+        no lines of later steps."""
         try:
             text = self._path.read_text() if self._path else ""
             lines = [json.loads(line) for line in text.splitlines()[-3:]]
@@ -159,8 +145,8 @@ class Meter(AbstractContextManager["Meter"]):
     def _read(self, step: int, sums: Any) -> None:
         with self._pace.waiting():
             values = jax.device_get(sums)
-        self.loss_sums = add_losses(self.loss_sums, values, self.source_names)
-        self._latest = summarise(values, self.loss_sums, self.recipe)
+        self.loss_sums = metrics.add_losses(self.loss_sums, values, self.source_names)
+        self._latest = metrics.summarise(values, self.loss_sums, self.recipe)
         self._steps_timed += 1
         bad_steps = self._latest["bad_steps"]
         if bad_steps:

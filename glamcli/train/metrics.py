@@ -13,7 +13,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,11 @@ COLLAPSE_FRAC = 0.5
 DROPPED_FRAC = 0.3
 DEAD_FRAC = 0.5
 
-# Name of a router statistic -> name in the summary; its layers are under `<name>_by_layer`.
-ROUTING = {
-    "balance_loss": "balance",
-    "dropped_frac": "dropped_frac",
-    "dropped_first_frac": "dropped_first_frac",
-    "dropped_second_frac": "dropped_second_frac",
-    "router_entropy_nats": "router_entropy_nats",
-    "router_z_loss": "router_z",
-}
+# Router statistics in the summary, without `_loss`; those of the layers are `<name>_by_layer`.
+ROUTING = (
+    *("balance_loss", "dropped_frac", "dropped_first_frac", "dropped_second_frac"),
+    *("router_entropy_nats", "router_z_loss"),
+)
 
 
 def add_losses(
@@ -51,13 +48,13 @@ def add_losses(
 ) -> dict[str, LossSums]:
     """Totals (summed nats, number of targets) of all targets (`""`) and of every source, after
     another step with these sums."""
-    step = {"": (sums["loss_nats"], sums["num_targets"])}
-    by_source = zip(sums["source_nats"], sums["source_targets"], strict=True)
-    step |= zip(source_names, by_source, strict=True)
-    before = {name: totals.get(name, (0.0, 0)) for name in step}
+    names = ("", *source_names)
+    nats = (sums["loss_nats"], *sums["source_nats"])
+    counts = (sums["num_targets"], *sums["source_targets"])
+    before = [totals.get(name, (0.0, 0)) for name in names]
     return {
-        name: (before[name][0] + float(nats), before[name][1] + int(count))
-        for name, (nats, count) in step.items()
+        name: (total + float(more), num + int(count))
+        for name, (total, num), more, count in zip(names, before, nats, counts, strict=True)
     }
 
 
@@ -69,8 +66,7 @@ def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: R
     differentiated, and `balance` the balance loss, 1 when ideal. `softmax_z` and `router_z` are
     means of logsumexp^2, without coefficients. Router numbers are means over expert layers;
     `_by_layer` lists start at the lowest layer; `load_by_layer` is each expert's share of choices,
-    before capacity. Numbers that are not finite, and the loss of a
-    source without targets, are None.
+    before capacity. Numbers that are not finite, and losses without targets, are None.
 
     Units: losses and entropies in nats (a uniform router has ln E).
     """
@@ -99,7 +95,7 @@ def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: R
 
 def _routing(stats: Mapping[str, Any]) -> Summary:
     """Router statistics [expert layers, ...] as means and lists."""
-    layers = {name: np.asarray(stats[key], np.float64) for key, name in ROUTING.items()}
+    layers = {n.removesuffix("_loss"): np.asarray(stats[n], np.float64) for n in ROUTING}
     served = ("unserved_frac", "served_one_frac", "served_two_frac")
     layers |= dict(zip(served, np.asarray(stats["served_3"], np.float64).T, strict=True))
     layers["max_first_frac"] = np.asarray(stats["first_E"], np.float64).max(axis=1)
@@ -115,8 +111,8 @@ def _routing(stats: Mapping[str, Any]) -> Summary:
 
 
 def alarms(summary: Summary, moe: Moe) -> list[str]:
-    """What is wrong with the routers at this step: a line per expert layer and trouble, naming
-    the layer and the knob. Empty when all is well."""
+    """What is wrong with the routers at this step: a line per expert layer and problem, naming
+    the layer and the setting to change. Empty when all is well."""
     balance = f"`moe.balance_coef` (now {moe.balance_coef:g})"
     capacity = f"`moe.capacity_factor` (now {moe.capacity_factor:g})"
     E = moe.num_experts
@@ -147,27 +143,23 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-class _Tolerance:
-    """Lets file trouble pass with a warning, the first time."""
+class _Output:
+    """Something to write to, whose trouble costs a warning, the first time, and no run."""
 
     def __init__(self, path: Path, progress: Progress):
-        self.path, self.progress, self.warned = path, progress, False
+        self._path, self._progress, self._warned = path, progress, False
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, OSError):
-            return False
-        if not self.warned:
-            self.warned = True
-            self.progress.warn(
-                f"{self.path} cannot be written ({error.strerror or error}); training goes on"
-            )
-        return True
+    @contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason, known, self._warned = error.strerror or error, self._warned, True
+            if not known:
+                self._progress.warn(f"{self._path} cannot be written ({reason}); training goes on")
 
 
-class MetricsFile:
+class MetricsFile(_Output):
     """`metrics.jsonl`: one JSON object per line, each with its `step`, in order of steps.
 
     A line is written by one call and removed if it did not fit, so that neither a reader nor a
@@ -176,9 +168,9 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int, progress: Progress):
-        self._tolerance = _Tolerance(path, progress)
+        super().__init__(path, progress)
         self._file: int | None = None
-        with self._tolerance:
+        with self._tolerating():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 _keep_up_to(path, step)
@@ -192,7 +184,7 @@ class MetricsFile:
         line = (json.dumps(known, allow_nan=False) + "\n").encode()
         if self._file is None:
             return
-        with self._tolerance:
+        with self._tolerating():
             end = os.fstat(self._file).st_size
             try:
                 if os.write(self._file, line) < len(line):
@@ -204,7 +196,7 @@ class MetricsFile:
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns."""
         if self._file is not None:
-            with self._tolerance:
+            with self._tolerating():
                 os.fsync(self._file)
 
     def close(self) -> None:
@@ -236,7 +228,7 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-class TensorBoard:
+class TensorBoard(_Output):
     """Event files of the numbers in a summary; lists become one curve per layer, except lists
     of experts: a curve each would bury the others.
 
@@ -253,9 +245,9 @@ class TensorBoard:
         proto: Any = event_pb2
         values: Any = summary_pb2
         self._event, self._values = proto.Event, values.Summary
-        self._tolerance = _Tolerance(folder, progress)
+        super().__init__(folder, progress)
         self._writer: Any = None
-        with self._tolerance:
+        with self._tolerating():
             folder.mkdir(parents=True, exist_ok=True)
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self._writer = RecordWriter(str(folder / name))
@@ -281,7 +273,7 @@ class TensorBoard:
     def close(self) -> None:
         """Ends the file."""
         if self._writer is not None:
-            with self._tolerance:
+            with self._tolerating():
                 self._writer.close()
 
     def _add(self, **content: Any) -> None:
@@ -289,8 +281,8 @@ class TensorBoard:
         self._try(lambda: self._writer.write(event.SerializeToString()))
 
     def _try(self, action: Callable[[], object]) -> None:
-        if not self._tolerance.warned:
-            with self._tolerance:
+        if not self._warned:
+            with self._tolerating():
                 action()
 
 

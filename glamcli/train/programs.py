@@ -1,8 +1,8 @@
-"""The compiled programs of a run: one training step, one held-out step, one before a save.
+"""The programs of a run, before they are compiled: the training step and the held-out step.
 
-They are lowered from shapes alone, so the same text compiles for devices that are here, devices
-that are only described, and a state that was restored. The executable refuses a wrong shape,
-dtype or sharding where `jit` would quietly compile once more.
+They are lowered from shapes alone, so the same text compiles for devices at hand, devices that are
+only described, and a state that was restored. The executable refuses a wrong shape, dtype or
+sharding where `jit` would silently compile once more.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: M
 
 
 def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
-    """What XLA is told beside the text of a program of training."""
+    """Options of XLA for both programs."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
     return {WINDOWED_FROM_MIB: UNCUT} if off else {}
 

@@ -1,7 +1,7 @@
-"""What training carries from step to step: one pytree, and where every leaf of it lives.
+"""What training carries from step to step: one pytree, and the sharding of every leaf.
 
-Everything is here or is a pure function of `step`: the rows of a batch, the randomness of the
-routers, the learning rate. The loop holds one `State`, checkpoints save it.
+Everything else is a pure function of `step`: the rows of a batch, the randomness of the routers,
+the learning rate. The loop has one `State`; checkpoints save it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class State(NamedTuple):
 
 
 def init_state(decoder: Decoder, settings: Optimizer, seed: int, mesh: Mesh | None = None) -> State:
-    """The state before the first step; on a mesh every leaf is made where it lives, in parts.
+    """The state before the first step; on a mesh every device computes its own parts.
 
     The values depend on the seed alone, not on the mesh.
     """
-    where = None if mesh is None else state_shardings(decoder, settings, mesh)
-    return jax.jit(lambda: _new_state(decoder, settings, seed), out_shardings=where)()
+    shardings = None if mesh is None else state_shardings(decoder, settings, mesh)
+    return jax.jit(lambda: _new_state(decoder, settings, seed), out_shardings=shardings)()
 
 
 def abstract_state(decoder: Decoder, settings: Optimizer, mesh: Mesh | None = None) -> State:
@@ -62,14 +62,14 @@ def state_axes(decoder: Decoder, settings: Optimizer) -> State:
 
 
 def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
-    """Where every leaf lives on `mesh`."""
-    place = decoder.layout.shardings
-    return State._make(place(mesh, part) for part in state_axes(decoder, settings))
+    """The sharding of every leaf on `mesh`."""
+    parts = state_axes(decoder, settings)
+    return State._make(decoder.layout.shardings(mesh, part) for part in parts)
 
 
 def stack_blocks(state: State) -> State:
-    """A state whose blocks are apart (`Decoder.apart`) as one whose blocks are stacked: the form
-    of checkpoints, which depends on neither depth nor devices."""
+    """A state with separate blocks (`Decoder.apart`) as one with stacked blocks: the form of
+    checkpoints, which depends on neither depth nor devices."""
     return _with_blocks(state, stack)
 
 

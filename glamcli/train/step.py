@@ -13,7 +13,7 @@ where each router loss is summed or averaged over expert layers (`moe.balance_ov
 A batch may be split into parts to save memory (`batch.accumulate`). Every share of a part in the
 whole (its targets, routing groups, tokens) is counted before the first part runs, so the parts'
 gradients simply add up to the gradient of the whole, padding or not. `random` and `sampling`
-second choices are drawn per part, so for those the split changes the draw.
+second choices are drawn per part, so the split changes those draws.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ def gradient(
 
 
 def _split(x: Array, num_parts: int, layout: Layout) -> Array:
-    """[B, ...] -> [parts, B / parts, ...], the rows of a part contiguous: a routing group may
-    span rows, and then holds the same ones as without parts."""
+    """[B, ...] -> [A, B / A, ...], the rows of a part contiguous: a routing group may span rows,
+    and then has the same ones as without parts."""
     split = x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
     return layout.constrain(split, None, "batch", *(None,) * (x.ndim - 1))
 
 
 def _shares(parts: _Batch, recipe: Recipe) -> dict[str, Array]:
-    """What each part counts for in the whole batch, [parts] each.
+    """The weight of each part in the whole batch, [A] each.
 
     `per_target` is 1 / denominator; the mean over routing groups becomes a sum of the parts'
     means times `group_share`, the mean over tokens of those times `token_share`.
@@ -229,7 +229,7 @@ def _weighted(stats: Sums, part: _Batch) -> Sums:
 
 def _router_key(recipe: Recipe, step: Array) -> Array | None:
     """Randomness of this step's second choices: a function of seed and step, so a resumed run
-    draws the same ones with nothing saved."""
+    draws the same ones without saving anything."""
     if recipe.moe is None or recipe.moe.second_policy == "all":
         return None
     stream = jax.random.fold_in(jax.random.key(recipe.seed), ROUTER_STREAM)

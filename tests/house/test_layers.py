@@ -23,7 +23,7 @@ ROWS = (
     ("glamcli.beam_search", 4),
     ("glamcli.train.loop", 7),
     ("glamcli.train.events", 7),
-    ("glamcli.train.saver", 7),
+    ("glamcli.train.meter", 7),
     ("glamcli.train.folder", 7),
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 5),
