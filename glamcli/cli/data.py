@@ -38,7 +38,7 @@ def command() -> None:
 def prepare_data(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Tokenise and pack the sources of RECIPE, so that training starts at once.
 
-    Training does this by itself; what is already prepared is kept. Another mixture for the same
+    Training does this when needed; what is already prepared is kept. Another mixture for the same
     recipe: `--set data.mixture=NAME`.
     """
     loaded, data = _open(recipe, sets, render.make_progress(as_json))

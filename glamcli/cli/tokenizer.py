@@ -14,7 +14,6 @@ from glamcli.config import yaml
 from glamcli.config.files import display, find, shipped
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
-from glamcli.config.schema import Recipe
 from glamcli.errors import RecipeError, printable
 from glamcli.progress import Progress
 
@@ -42,8 +41,8 @@ def train_tokenizer(
 ) -> None:
     """Train a SentencePiece tokenizer on the training documents of a mixture, by its weights.
 
-    Without `--out` it goes where training looks for the recipe's tokenizer (training also does
-    this by itself).
+    Without `--out` it is written to the cache, where training looks for it (and trains it if
+    it is not there).
     """
     from glamcli.data.cache import cache_dir, user_cache_dir
     from glamcli.data.split import divide_mixture
@@ -64,9 +63,16 @@ def train_tokenizer(
         mixture, cache = load_mixture(recipe.data.mixture), cache_dir(recipe)
         vocab_size = recipe.data.tokenizer.train_vocab_size or recipe.model.vocab_size
         if out is None:
-            _refuse_untrained(recipe)
-            tokenizer = open_tokenizer(recipe, mixture, cache, progress)
-            _show_summary(tokenizer, as_json)
+            settings = recipe.data.tokenizer
+            if settings.kind == "bytes":
+                raise RecipeError(
+                    "the recipe's tokenizer is plain bytes, which are not trained",
+                    hint="add `--set data.tokenizer.kind=sentencepiece`",
+                )
+            if settings.path is not None:
+                what = f"the recipe's tokenizer is the file {settings.path}"
+                raise RecipeError(what, hint="write another with `--out`")
+            _show_summary(open_tokenizer(recipe, mixture, cache, progress), as_json)
             return
     sides = divide_mixture(mixture, cache, progress)
     with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
@@ -83,7 +89,7 @@ def train_tokenizer(
 def show_tokenizer(
     file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the tokenizer of a model file or recipe, and how it cuts TEXT into pieces."""
+    """Show the tokenizer of a model file or recipe, and the pieces of TEXT."""
     tokenizer = _load(file_or_recipe, sets, render.make_progress(as_json))
     if text is None:
         _show_summary(tokenizer, as_json)
@@ -111,20 +117,6 @@ def _is_mixture(name_or_path: str) -> bool:
         return True
     path = find("recipes", name_or_path)
     return any(key == "sources" for key in yaml.plain(yaml.read_tree(path, display(path))))
-
-
-def _refuse_untrained(recipe: Recipe) -> None:
-    """Raises: RecipeError when the recipe's tokenizer is not one that is trained."""
-    spec = recipe.data.tokenizer
-    if spec.kind == "bytes":
-        raise RecipeError(
-            "the recipe's tokenizer is plain bytes, which are not trained",
-            hint="add `--set data.tokenizer.kind=sentencepiece`",
-        )
-    if spec.path is not None:
-        raise RecipeError(
-            f"the recipe's tokenizer is the file {spec.path}", hint="write another with `--out`"
-        )
 
 
 def _load(file_or_recipe: str, sets: tuple[str, ...], progress: Progress) -> Tokenizer:

@@ -24,13 +24,7 @@ from typing import Any, Literal
 from glamcli.config.schema import Recipe
 from glamcli.errors import DataError
 
-_SUFFIXES = {
-    "rows": "",
-    "tokenizers": ".model",
-    "heldout": ".json",
-    "mixtures": ".json",
-    "plans": ".json.gz",
-}
+_SUFFIXES = {"rows": "", "tokenizers": ".model", "plans": ".json.gz"}
 # A full disk; these errors come without the name of a file.
 _DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,12 +43,10 @@ def cache_dir(recipe: Recipe) -> Path:
 
 
 def cache_path(
-    cache: Path,
-    kind: Literal["rows", "tokenizers", "heldout", "mixtures", "plans"],
-    key: str,
+    cache: Path, kind: Literal["rows", "tokenizers", "heldout", "mixtures", "plans"], key: str
 ) -> Path:
     """The file or folder of one entry."""
-    return cache / kind / (key + _SUFFIXES[kind])
+    return cache / kind / (key + _SUFFIXES.get(kind, ".json"))
 
 
 def compiled_dir(cache: Path) -> Path:

@@ -1,10 +1,10 @@
-"""Real text that every machine with Python and this package already has.
+"""Text that every machine with Python and this package already has.
 
 `reference` is the language reference inside `pydoc_data`; the other parts are docstrings, one
 document each, headed by the name and signature they describe. Sources are parsed, never imported.
-Topics that quote others and docstrings that repeat are dropped: held out, they would be known.
-Which files there are, and their order, depend on the Python version and on the versions of the
-packages named here (all of them our own dependencies), not on what else is installed.
+Topics that quote others and docstrings that repeat are dropped: a held-out one would be in training
+too. The files and their order depend on the versions of Python and of the packages named here (all
+of them our own dependencies), not on what else is installed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from glamcli.errors import DataError
 # The packages of every part but `reference` and `stdlib`.
 PACKAGES = {"numpy": ("numpy",), "scipy": ("scipy",), "jax": ("jax", "flax", "optax")}
 PARTS = ("reference", "stdlib", *PACKAGES)
-# Tests and vendored copies; and what distributions ship as packages of their own (Debian).
+# Tests, vendored copies, and what distributions such as Debian ship as separate packages.
 SKIPPED = {"test", "tests", "__pycache__", "site-packages", "dist-packages", "_vendor"} | {
     *("third_party", "pydoc_data", "idlelib", "lib2to3", "turtledemo", "ensurepip"),
     *("tkinter", "distutils", "venv", "array_api_compat"),
 }
 # Files with a smaller share of quoted text cost more time to parse than they give.
 MIN_QUOTED_FRAC = 0.15
-# A topic is dropped when more of it stands in longer ones; shorter paragraphs are not compared.
+# A topic is dropped when more of it is in longer ones; shorter paragraphs are not compared.
 MAX_REPEATED_FRAC = 0.3
 MIN_PARAGRAPH_CHARS = 100
 
@@ -76,15 +76,11 @@ def _python_files(root: Path, prefix: str) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def embedded_documents(part: str) -> Iterator[tuple[str, int]]:
-    """The documents of a part, each with the bytes of the part's files used up to its end."""
-    yield from _documents(part)
-
-
 @functools.cache
-def _documents(part: str) -> list[tuple[str, int]]:
+def embedded_documents(part: str) -> list[tuple[str, int]]:
+    """The documents of a part, each with the bytes of the part's files used up to its end."""
     # Kept for the life of the process: a first run needs them for the tokenizer and for the rows.
-    out = []
+    documents = []
     seen: set[str] = set()
     num_bytes = 0
     with _no_garbage_collection():
@@ -92,13 +88,12 @@ def _documents(part: str) -> list[tuple[str, int]]:
             source = path.read_bytes()
             num_bytes += len(source)
             text = source.decode("utf-8", "replace")
-            found = _topics(text) if part == "reference" else _docstrings(text, name)
-            for document in found:
+            for document in _topics(text) if part == "reference" else _docstrings(text, name):
                 body = _on_one_line(document.partition("\n")[2])
                 if part == "reference" or body not in seen:
-                    out.append((document, num_bytes))
+                    documents.append((document, num_bytes))
                 seen.add(body)
-    return out
+    return documents
 
 
 @contextmanager
@@ -122,7 +117,7 @@ def _topics(text: str) -> Iterator[str]:
 
 
 def _unrepeated(texts: list[str]) -> list[str]:
-    """The texts, in their order, without those that mostly stand in longer ones."""
+    """The texts, in their order, without those that are mostly in longer ones."""
     seen: set[str] = set()
     kept: set[str] = set()
     for text in sorted(set(texts), key=lambda text: (-len(text), text)):

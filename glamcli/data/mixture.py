@@ -1,7 +1,7 @@
 """Which prepared row is row k of a run: arithmetic, nothing to store and nothing to replay.
 
 Row k is a pure function of (seed, stages, k, rows per source), so resuming is starting at k, any
-number of hosts agree without talking, and "what did step N see" needs no log. Two ideas:
+number of hosts agree without a message, and "what did step N see" needs no log. Two ideas:
 
 - Interleaving. A Huffman tree over the weights splits 0, 1, 2, ... in two at every node: of the
   first c rows that reach a node, round(c x share) go left. A source's rows in any window of
@@ -9,7 +9,7 @@ number of hosts agree without talking, and "what did step N see" needs no log. T
   and both counting and locating take one step per level of the tree.
 - Shuffling. A source's own sequence is epoch after epoch of its rows, each epoch in an order that
   depends on (seed, source name, epoch) alone (`shuffle.py`). Changing weights or adding sources
-  only changes when a source is asked for its next row, never which row that is.
+  only changes when the next row of a source comes, never which row that is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_RANGE = 2**20
 
 
 class RowOrigin(NamedTuple):
-    """One row of the run: which source, which pass over it, and which of its rows."""
+    """Where a row of the run comes from: source, pass over it, and which of its rows."""
 
     source: str
     epoch: int
@@ -55,14 +55,11 @@ class RowOrigins(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Leaf:
-    source: int
-
-
-@dataclass(frozen=True)
 class _Split:
-    left: _Leaf | _Split
-    right: _Leaf | _Split
+    """A node of the tree; a leaf is the index of a source."""
+
+    left: int | _Split
+    right: int | _Split
     left_parts: int
     parts: int
 
@@ -81,7 +78,7 @@ class _Split:
 class _Stage:
     first_row: int
     parts: dict[str, int]
-    tree: _Leaf | _Split
+    tree: int | _Split
     used: tuple[int, ...]
     """rows of every source consumed by earlier stages."""
 
@@ -92,7 +89,7 @@ class Schedule:
     `stages` are (first row, weights) pairs, the first at row 0; a source without a weight has
     none. Weights are relative and decimal: 0.42 means 42/100 exactly.
 
-    Raises: RecipeError for weights that make no sense, DataError when a weighted source is empty.
+    Raises: RecipeError for weights without a meaning, DataError when a weighted source is empty.
     """
 
     def __init__(
@@ -108,26 +105,21 @@ class Schedule:
         self.names = tuple(num_rows)
         self._stages: list[_Stage] = []
         for first_row, weights in stages:
-            self._append(first_row, dict(weights))
-
-    def _append(self, first_row: int, weights: dict[str, float]) -> None:
-        used = (0,) * len(self.names)
-        if self._stages:
-            before = self._stages[-1]
-            if first_row <= before.first_row:
-                raise ValueError(f"stage at row {first_row} is not after row {before.first_row}")
-            used = self._used(first_row)
-        parts = integer_weights(weights)
-        for name in parts:
-            if name not in self.num_rows:
-                raise RecipeError(f"the mixture gives a weight to `{name}`, which is no source")
-            if not self.num_rows[name]:
-                raise DataError(
-                    f"source `{name}` has weight {weights[name]} but no rows",
-                    hint="set its weight to 0, or check its path and filters",
-                )
-        tree = _huffman(parts, self.names)
-        self._stages.append(_Stage(first_row, parts, tree, used))
+            if self._stages and first_row <= (before := self._stages[-1].first_row):
+                raise ValueError(f"stage at row {first_row} is not after row {before}")
+            parts = integer_weights(weights)
+            for name in parts:
+                if name not in self.num_rows:
+                    raise RecipeError(
+                        f"the mixture gives a weight to `{name}`, which is not a source"
+                    )
+                if not self.num_rows[name]:
+                    raise DataError(
+                        f"source `{name}` has weight {weights[name]} but no rows",
+                        hint="set its weight to 0, or check its path and filters",
+                    )
+            used = self._used(first_row) if self._stages else (0,) * len(self.names)
+            self._stages.append(_Stage(first_row, parts, _huffman(parts, self.names), used))
 
     def _stage(self, k: int) -> _Stage:
         return next(stage for stage in reversed(self._stages) if stage.first_row <= k)
@@ -138,12 +130,6 @@ class Schedule:
         used = list(stage.used)
         _count(stage.tree, k - stage.first_row, used)
         return tuple(used)
-
-    def weights(self, k: int) -> dict[str, float]:
-        """Share of every source at row k, as realised: sums to 1."""
-        parts = self._stage(k).parts
-        total = sum(parts.values())
-        return {name: parts.get(name, 0) / total for name in self.names}
 
     def counts(self, k0: int, k1: int) -> dict[str, int]:
         """Rows of every source among rows k0..k1, by arithmetic."""
@@ -180,7 +166,7 @@ class Schedule:
     def _fill(
         self,
         stage: _Stage,
-        node: _Leaf | _Split,
+        node: int | _Split,
         start: int,
         stop: int,
         at: np.ndarray,
@@ -195,10 +181,10 @@ class Schedule:
             self._fill(stage, node.left, left0, left1, at[left], origins)
             self._fill(stage, node.right, start - left0, stop - left1, at[~left], origins)
             return
-        name = self.names[node.source]
+        name = self.names[node]
         size = self.num_rows[name]
-        index = np.arange(start, stop, dtype=np.int64) + stage.used[node.source]
-        origins.source[at] = node.source
+        index = np.arange(start, stop, dtype=np.int64) + stage.used[node]
+        origins.source[at] = node
         origins.epoch[at] = index // size
         for epoch in range(int(index[0]) // size, int(index[-1]) // size + 1):
             inside = index // size == epoch
@@ -247,11 +233,11 @@ def integer_weights(weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def _huffman(parts: Mapping[str, int], names: Sequence[str]) -> _Leaf | _Split:
+def _huffman(parts: Mapping[str, int], names: Sequence[str]) -> int | _Split:
     """The tree that joins the two lightest nodes until one is left; ties go by source name."""
     order = itertools.count()
-    heap: list[tuple[int, int, _Leaf | _Split]] = [
-        (parts[name], next(order), _Leaf(names.index(name))) for name in sorted(parts)
+    heap: list[tuple[int, int, int | _Split]] = [
+        (parts[name], next(order), names.index(name)) for name in sorted(parts)
     ]
     heapq.heapify(heap)
     while len(heap) > 1:
@@ -262,10 +248,10 @@ def _huffman(parts: Mapping[str, int], names: Sequence[str]) -> _Leaf | _Split:
     return heap[0][2]
 
 
-def _count(node: _Leaf | _Split, count: int, used: list[int]) -> None:
+def _count(node: int | _Split, count: int, used: list[int]) -> None:
     """Adds to `used` what every source gets of the first `count` rows that reach `node`."""
-    if isinstance(node, _Leaf):
-        used[node.source] += count
+    if isinstance(node, int):
+        used[node] += count
         return
     left = node.num_left(count)
     _count(node.left, left, used)

@@ -1,4 +1,4 @@
-"""Documents to rows: which token stands where, as NumPy arrays.
+"""Documents to rows: which token goes where, as NumPy arrays.
 
 A document of tokens t1..tn becomes inputs BOS t1..tn and targets t1..tn EOS, so every token is an
 input once and a target once, also when the document continues in another row. Segments count the

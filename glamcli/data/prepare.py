@@ -1,9 +1,9 @@
-"""Sources to rows, once: tokenise, pack, write, remember by fingerprint.
+"""Sources to rows, once: tokenise, pack, write to the cache under a fingerprint.
 
-A prepared source is a folder `rows/<name>-<fingerprint>` in the cache; the fingerprint covers the
-source's settings, the content of its files, tokenizer, packing and row length. A folder appears
-whole or not at all: it is built next to its place part by part (`parts.py`) under a lock, and
-finished parts are found again after an interruption. How rows look on disk is `rows.py`.
+The fingerprint covers the source's settings, the content of its files, tokenizer, packing and row
+length. A folder appears whole or not at all: it is built beside its final path, part by part
+(`parts.py`) and under a lock, and finished parts survive an interruption. How rows are stored is
+`rows.py`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def prepare(
     with Workers(tokenizer, 1 if small else recipe.data.prepare_processes) as workers:
         for plan in missing:
             if plan.name in last:
-                _tell_what_changed(plan, last[plan.name], progress)
+                _report_changes(plan, last[plan.name], progress)
             with _held(plan.folder, progress):
                 if not (plan.folder / META_FILE).exists():
                     _prepare_source(plan, sides, workers, progress)
@@ -142,7 +142,7 @@ def last_rows(recipe: Recipe, mixture: Mixture, cache: Path) -> tuple[Path, dict
 def _plans(
     recipe: Recipe, mixture: Mixture, tokenizer: Tokenizer, sides: Sides, cache: Path
 ) -> list[_Plan]:
-    """Where the rows of every source belong."""
+    """The folder of the rows of every source, and everything that they depend on."""
     common = {
         "format": ROWS_FORMAT,
         "tokenizer": tokenizer.fingerprint,
@@ -185,7 +185,7 @@ def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
             progress.warn(f"sources `{other}` and `{plan.name}` have the same content (`{file}`)")
 
 
-def _tell_what_changed(plan: _Plan, last: Path, progress: Progress) -> None:
+def _report_changes(plan: _Plan, last: Path, progress: Progress) -> None:
     """Says which files differ from those that the source's last rows were made of."""
     with contextlib.suppress(DataError):
         inputs = (read_meta(last)["inputs"], plan.inputs)

@@ -110,14 +110,8 @@ def _escaped(fs: Any, pattern: str) -> str:
 def _is_hidden(path: str, pattern: str) -> bool:
     """Whether a name in the path begins with a dot that is not in the pattern, as for a shell."""
     dotted = [part for part in pattern.split("/") if part.startswith(".")]
-    return any(
-        part.startswith(".") and part not in dotted and not _fits(part, dotted)
-        for part in path.split("/")
-    )
-
-
-def _fits(part: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(part, each) for each in patterns)
+    hidden = {part for part in path.split("/") if part.startswith(".")} - set(dotted)
+    return any(not any(fnmatch.fnmatchcase(part, each) for each in dotted) for part in hidden)
 
 
 def _is_of(path: str, kind: str) -> bool:
@@ -133,9 +127,9 @@ def _no_files(pattern: str, kind: str, name: str, shown: list[str], num_hidden: 
     if not shown:
         hidden = f" ({num_hidden} hidden ones are left out)" if num_hidden else ""
         return DataError(f"source `{name}`: no file matches `{pattern}`{hidden}")
-    counts = Counter(_suffix(path) for path in shown)
-    most = counts.most_common(1)[0][0]
-    listed = ", ".join(f"{count} `{suffix}`" for suffix, count in counts.most_common(4))
+    counts = Counter(_suffix(path) for path in shown).most_common(4)
+    most = counts[0][0]
+    listed = ", ".join(f"{count} `{suffix}`" for suffix, count in counts)
     expected = ", ".join(SUFFIXES.get(kind, (".array_record",)))
     other = next((k for k in (*SUFFIXES, "array_record") if any(_is_of(p, k) for p in shown)), None)
     hint = f"`path: {pattern.rstrip('/')}/*{most}` reads them"
@@ -143,11 +137,8 @@ def _no_files(pattern: str, kind: str, name: str, shown: list[str], num_hidden: 
         hint = f"`kind: {other}` reads such files"
     elif most == ".parquet":
         hint = PARQUET_HINT
-    return DataError(
-        f"source `{name}`: no file of the folder `{pattern}` is {kind} ({expected}); "
-        f"it has {listed}",
-        hint,
-    )
+    what = f"no file of the folder `{pattern}` is {kind} ({expected}); it has {listed}"
+    return DataError(f"source `{name}`: {what}", hint)
 
 
 def _suffix(path: str) -> str:
@@ -158,7 +149,7 @@ def _suffix(path: str) -> str:
 
 
 def _base(path: str) -> str:
-    """The name of a file; the query of a web address is no part of it, and may be a secret."""
+    """The name of a file; the query of a web address is not part of it, and may be a secret."""
     if path.startswith(("http://", "https://")):
         path = path.partition("?")[0]
     return os.path.basename(path)
@@ -188,8 +179,8 @@ def _refuse_same_file(found: list[File], name: str) -> None:
 def contents(file: File) -> Contents:
     """SHA-256 of a file of up to 64 MiB; of a larger one, of size, modification mark and samples.
 
-    So a changed small file is always noticed, and a large one unless somebody edits it between
-    the samples and also restores its modification time.
+    So a changed small file is always noticed, and a large one unless an edit is between the
+    samples and its modification time was restored.
     """
     try:
         with file.open() as stream:

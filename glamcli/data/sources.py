@@ -5,7 +5,7 @@ sorted order and unpacked on the way (`unpack.py`). Text that comes with Python 
 `embedded.py`, and prepared TFDS folders are opened by `examples.py`.
 
 A record of an array_record file is a JSON object when the first record of its file is one, and
-UTF-8 text otherwise. Bytes that are no UTF-8 are replaced and counted, never dropped silently.
+UTF-8 text otherwise. Bytes that are not UTF-8 are replaced and counted, never dropped silently.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Reading:
     num_short: int = 0
     num_unmatched: int = 0
     num_replaced: int = 0
-    """documents with bytes that are no UTF-8, or with lone surrogates"""
+    """documents with bytes that are not UTF-8, or with lone surrogates"""
     done_bytes: int = 0
-    """how far into its files reading is"""
+    """bytes of its files that were read"""
     missing: dict[str, DataError] = field(default_factory=dict)
     """fields of `where` that no record so far has, with the error of the first record"""
     present: set[str] = field(default_factory=set)
@@ -114,7 +114,7 @@ def source_inputs(source: Source, name: str) -> dict[str, Any]:
         how = packing(file, head) if source.kind in SUFFIXES else None
         if how == "zstd" or (how == "gzip" and not file.name.endswith(".gz")):
             # Before, a Zstandard file that was cut short counted as whole, and one with another
-            # name as text: such rows are made anew.
+            # name as text: such rows are prepared again.
             inputs["unpacking"] = 2
     return inputs
 

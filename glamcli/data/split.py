@@ -129,7 +129,7 @@ def document_digest(text: str) -> bytes:
 
 
 def is_heldout(key: bytes, heldout_frac: float) -> bool:
-    """Whether a digest, read as a number in [0, 1), lies below `heldout_frac`."""
+    """Whether a digest, read as a number in [0, 1), is below `heldout_frac`."""
     return int.from_bytes(key[:8], "big") < int(heldout_frac * 2**64)
 
 

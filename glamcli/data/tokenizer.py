@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; special ids add nothing, bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
         ...
 
     def piece(self, token_id: int) -> str:
@@ -110,15 +110,15 @@ class SentencePiece:
             self._processor = _processor(model)
         except RuntimeError as error:
             raise DataError(f"{name}: not a SentencePiece model") from error
-        found = [getattr(self._processor, f"{special}_id")() for special in ("pad", "eos", "bos")]
-        if found != [PAD_ID, EOS_ID, BOS_ID]:
+        ids = [self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id()]
+        if ids != [PAD_ID, EOS_ID, BOS_ID]:
             raise DataError(
-                f"{name}: its ids of padding, end and begin are {found}, expected [0, 1, 2]",
+                f"{name}: its ids of padding, end and begin are {ids}, expected [0, 1, 2]",
                 hint="train one with `glam tokenizer train`",
             )
         self.vocab_size: int = self._processor.vocab_size()
         self.fingerprint = hashlib.sha256(model).hexdigest()
-        # The character that stands for a space inside pieces has to be spelled in bytes.
+        # The mark for a space inside pieces has to be encoded as bytes where a text contains it.
         self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in utf8(MARK)]
         self.unk_id: int | None = self._processor.unk_id()
         normalises = self._processor.normalize(_PROBE) != _PROBE.replace(" ", MARK)
@@ -195,12 +195,12 @@ def load_sentencepiece(path: Path) -> SentencePiece:
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -> SentencePiece:
     """Trains a model on the texts, writes it whole or not at all, and returns it.
 
-    Byte pairs rather than the unigram model: the same bytes per token on documentation text at a
-    tenth of the training time. Text is kept as it is (no Unicode normalisation, no added prefix
-    space, no collapsed spaces), so `decode(encode(text))` is the text. The same texts give the
-    same file.
+    Byte pairs rather than the unigram model: the same number of bytes per token on documentation
+    text at a tenth of the training time. Text is kept as it is (no Unicode normalisation, no
+    added prefix space, no collapsed spaces), so `decode(encode(text))` is the text. The same texts
+    give the same file.
 
-    Raises: DataError when the texts do not have so many pieces, or need more.
+    Raises: DataError when the texts have fewer pieces than that, or need more.
     """
     out = io.BytesIO()
     try:

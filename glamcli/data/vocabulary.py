@@ -45,7 +45,7 @@ READ_SHARES = 64
 def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Progress) -> Tokenizer:
     """The recipe's tokenizer, trained now when it has to be and is not in the cache.
 
-    Raises: DataError for a file that is no tokenizer or was damaged, for too little text, and
+    Raises: DataError for a file that is not a tokenizer or was damaged, for too little text, and
         for a cache folder that cannot be written.
     """
     spec = recipe.data.tokenizer

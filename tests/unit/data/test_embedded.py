@@ -57,7 +57,7 @@ def test_a_docstring_is_kept_once_whatever_stands_above_it(tmp_path, monkeypatch
         (tmp_path / f"{name}.py").write_text(code)
     found = [(name, tmp_path / name) for name in ("a.py", "b.py")]
     monkeypatch.setattr(embedded, "embedded_files", lambda part: found)
-    made = embedded._documents.__wrapped__("stdlib")
+    made = embedded.embedded_documents.__wrapped__("stdlib")
     assert [text for text, _ in made] == ["a.a()\n\nInherited text."]
 
 

@@ -27,7 +27,6 @@ def test_rows_of_a_source_are_spread_evenly():
 def test_a_source_without_weight_never_appears():
     run = Schedule(0, [(0, {"a": 1, "b": 0})], ROWS)
     assert {run.locate(k).source for k in range(100)} == {"a"}
-    assert run.weights(0) == {"a": 1.0, "b": 0.0, "empty": 0.0}
     assert run.epochs(100) == {"a": 25.0, "b": 0.0, "empty": 0.0}
 
 
@@ -36,7 +35,6 @@ def test_stages_change_the_weights_from_their_first_row():
     assert run.counts(0, 10) == {"a": 10, "b": 0, "empty": 0}
     assert run.counts(10, 20) == {"a": 0, "b": 10, "empty": 0}
     assert run.counts(5, 25)["a"] + run.counts(5, 25)["b"] == 20
-    assert run.weights(25) == {"a": 0.5, "b": 0.5, "empty": 0.0}
 
 
 def test_history_ignores_the_future_and_sees_the_past():
