@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -106,11 +107,9 @@ def _wrong(
     node, place, _ = find_node(root, loc)
     name = f"`{_dotted(loc)}`"
     if items[0]["type"] == "missing":
-        what = f"{name} is missing"
-        hint = None
-        if len(loc) == 1 and kind is Recipe:
-            hint = "start from a shipped recipe with `extends: quickstart`"
-        return Problem(str(place), what, hint)
+        hint = "start from a shipped recipe with `extends: quickstart`"
+        is_section = len(loc) == 1 and kind is Recipe
+        return Problem(str(place), f"{name} is missing", hint if is_section else None)
     if error := next((x["ctx"]["error"] for x in items if x["type"] == "value_error"), None):
         if isinstance(error, WrongKey):
             return Problem(place_of(root, *loc, error.key), str(error))
@@ -128,40 +127,35 @@ def _wrong(
     return Problem(str(place), f"{name} must be {expected}, not {text}", _rewrite(given, items))
 
 
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    "int_parsing_size": "a whole number",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "`true` or `false`"),
+    "string_type": "text",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    **dict.fromkeys(("tuple_type", "list_type"), "a list such as `[1, 2]`"),
+    **dict.fromkeys(("model_type", "model_attributes_type"), "a section of `key: value` lines"),
+    "dict_type": "a section of `key: value` lines",
+    "too_short": "not empty",
+}
+"""what was expected, by pydantic's name of the mistake."""
+
+
 def _expected(item: dict[str, Any]) -> str:
     ctx = item.get("ctx", {})
-    match item["type"]:
-        case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":
-            return "a whole number"
-        case "float_type" | "float_parsing":
-            return "a number"
-        case "finite_number":
-            return "a finite number"
-        case "bool_type" | "bool_parsing":
-            return "`true` or `false`"
-        case "string_type":
-            return "text"
-        case "literal_error":
-            return str(ctx["expected"]).replace("'", "`")
-        case "greater_than_equal":
-            return f"at least {_number(ctx['ge'])}"
-        case "greater_than":
-            return f"above {_number(ctx['gt'])}"
-        case "less_than_equal":
-            return f"at most {_number(ctx['le'])}"
-        case "less_than":
-            return f"below {_number(ctx['lt'])}"
-        case "tuple_type" | "list_type":
-            return "a list such as `[1, 2]`"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "a section of `key: value` lines"
-        case "too_short":
-            return "not empty"
-    return str(item["msg"]).removeprefix("Input should be ")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if item["type"] == "literal_error":
+        return str(ctx["expected"]).replace("'", "`")
+    if item["type"] not in _EXPECTED:
+        return str(item["msg"]).removeprefix("Input should be ")
+    limits = {
+        k: f"{v:,}" if isinstance(v, int) else f"{v:g}" for k, v in ctx.items() if len(k) == 2
+    }
+    return _EXPECTED[item["type"]].format(**limits)
 
 
 def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
@@ -185,8 +179,7 @@ def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
     if "string_type" in kinds and isinstance(given, int | float):
         return f'write `"{shown(given)}"`, with quotes'
     if "literal_error" in kinds and isinstance(given, str):
-        options = [part.strip("'") for part in str(items[-1]["ctx"]["expected"]).split(" or ")]
-        options = [part.strip("' ") for option in options for part in option.split(",")]
+        options = re.findall(r"'([^']*)'", str(items[-1]["ctx"]["expected"]))
         near = difflib.get_close_matches(given, options, n=1, cutoff=0.5)
         return f"did you mean `{near[0]}`?" if near else None
     return None
@@ -195,24 +188,20 @@ def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
 def nearest_key(key: Sequence[str], kind: type[BaseModel]) -> tuple[str, ...] | None:
     """The known key that an unknown one probably stands for: the same name in another section, else
     a similar one in this section, else in any."""
-    known = [*keys_of(kind), ("extends",)] if kind is Recipe else keys_of(kind)
-    section, last = tuple(key[:-1]), key[-1]
-    here = {path[len(section)]: path[: len(section) + 1] for path in known if _below(path, section)}
-    elsewhere: dict[str, tuple[str, ...]] = {}
-    for path in known:
-        elsewhere.setdefault(path[-1], path)
+    known = [*keys_of(kind), *([("extends",)] if kind is Recipe else [])]
+    *section, last = key
+    elsewhere = {path[-1]: path for path in reversed(known)}  # the first of each name
     if last in elsewhere:
         return elsewhere[last]
+    here = {
+        path[-1]: (*section, path[-1])
+        for path in known
+        if len(path) == len(key) and all(a in (b, "*") for a, b in zip(path, section, strict=False))
+    }
     for names, cutoff in ((here, 0.6), (elsewhere, 0.75)):
         if near := difflib.get_close_matches(last, list(names), n=1, cutoff=cutoff):
             return names[near[0]]
     return None
-
-
-def _below(path: tuple[str, ...], section: tuple[str, ...]) -> bool:
-    return len(path) > len(section) and all(
-        a in (b, "*") for a, b in zip(path, section, strict=False)
-    )
 
 
 def keys_of(kind: type[BaseModel]) -> list[tuple[str, ...]]:

@@ -93,7 +93,7 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
     Raises: RecipeError with every problem.
     """
     path = find("recipes", str(name_or_path))
-    root, parents = _with_parents(path)
+    root, files = _with_parents(path)
     for assignment in sets:
         root = _set(root, assignment)
     root = _without_dropped(root, Recipe)
@@ -103,7 +103,7 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
         if check:  # the mixture's problems as well
             refuse([*error.problems, *_mixture_of(root)[1]])
         raise
-    loaded = Loaded(recipe, _origins(recipe, root), path, parents, tuple(sets))
+    loaded = Loaded(recipe, _origins(recipe, root), path, files[1:], tuple(sets))
     if check:
         mixture, wrong = _mixture_of(root)
         refuse([*rules.check(loaded, mixture), *wrong])
@@ -143,41 +143,37 @@ def read_settings(path: Path, kind: type[_Kind]) -> _Kind:
     return validate(yaml.read_tree(path, display(path)), kind)
 
 
-def _with_parents(path: Path) -> tuple[yaml.Mapping, tuple[Path, ...]]:
-    """The merged tree of a recipe file and its parents, and the parents, nearest first."""
-    chain: list[Path] = []
-    roots: list[yaml.Mapping] = []
-    following: Path | None = path
-    while following is not None:
-        chain.append(following)
-        root = yaml.read_tree(following, display(following))
-        following, root = _take_parent(root, following, chain)
-        roots.append(_normal(root, chain[-1].parent))
-    merged = roots[-1]
-    for root in reversed(roots[:-1]):
-        merged = merge(merged, root)
-    return merged, tuple(chain[1:])
+def _with_parents(
+    path: Path, children: tuple[Path, ...] = ()
+) -> tuple[yaml.Mapping, tuple[Path, ...]]:
+    """The merged tree of a recipe file and its parents, and these files, nearest first."""
+    chain = (*children, path)
+    root = yaml.read_tree(path, display(path))
+    parent = _parent(root, chain)
+    entries = {key: value for key, value in root.entries.items() if key != "extends"}
+    root = _normal(replace(root, entries=entries), path.parent)
+    if parent is None:
+        return root, chain
+    above, chain = _with_parents(parent, chain)
+    return merge(above, root), chain
 
 
-def _take_parent(
-    root: yaml.Mapping, path: Path, chain: list[Path]
-) -> tuple[Path | None, yaml.Mapping]:
-    """The file that `extends` names, checked, and the tree without that key."""
-    if "extends" not in root.entries:
-        return None, root
-    node, place = root.entries["extends"], root.keys["extends"]
+def _parent(root: yaml.Mapping, chain: tuple[Path, ...]) -> Path | None:
+    """The file that `extends` names in the last file of the chain."""
+    node, place, _ = find_node(root, ["extends"])
+    if node is None:
+        return None
     if not isinstance(node, yaml.Scalar) or not isinstance(node.value, str) or not node.value:
         raise RecipeError(f"{place}: `extends` must be one recipe name or path")
     try:
-        parent = find("recipes", node.value, path.parent)
+        parent = find("recipes", node.value, chain[-1].parent)
     except RecipeError as error:
         raise RecipeError(f"{place}: {error.what}", error.hint) from error
     if any(parent.resolve() == each.resolve() for each in chain):
         raise RecipeError(f"{place}: `extends` comes back to `{shown(node.value)}`")
     if len(chain) > MAX_PARENTS:
         raise RecipeError(f"{place}: more than {MAX_PARENTS} recipes extend each other")
-    entries = {key: value for key, value in root.entries.items() if key != "extends"}
-    return parent, replace(root, entries=entries)
+    return parent
 
 
 def merge(parent: yaml.Node, child: yaml.Node) -> yaml.Mapping:
