@@ -98,7 +98,7 @@ def _diff(a: str, b: str, as_json: bool) -> None:
     for key in dict.fromkeys([*values[0], *values[1]]):
         mine, theirs = (as_yaml(side[key]) if key in side else "-" for side in values)
         if mine != theirs and key not in ("about", "notes"):
-            origins = [str(side.origins.get(key, "-")) for side in sides]
+            origins = [side.origins.get(key, "-") for side in sides]
             rows.append((key, mine, origins[0], theirs, origins[1]))
     if as_json:
         _print_json(("key", "a", "a_origin", "b", "b_origin"), rows)
@@ -185,7 +185,7 @@ def _described(loaded: Loaded, origins: bool) -> dict[str, Any]:
         "sources": list(_sources(loaded)),
     }
     if origins:
-        found["origins"] = {key: str(value) for key, value in loaded.origins.items()}
+        found["origins"] = loaded.origins
     return found
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -30,6 +30,7 @@ from glamcli.errors import GlamError, RecipeError
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 MAX_PARENTS = 16
+DEFAULT = "default"
 
 # Keys that hold a path; True when a shipped name is also possible.
 _PATHS = {
@@ -44,27 +45,16 @@ _AUTO_MESH = {"auto": True, "data": "auto", "expert": 1, "model": 1}
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a value was set: in a file, by `--set`, or nowhere (`kind` default)."""
-
-    kind: Literal["default", "file", "set"]
-    place: yaml.Place | None = None
-
-    def __str__(self) -> str:
-        return "default" if self.place is None else str(self.place)
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A recipe, where it came from, and where each of its values came from."""
 
     recipe: Recipe
-    origins: dict[str, Origin]
-    """by dotted key, for every leaf of the recipe; a list is one leaf."""
+    origins: dict[str, str]
+    """`file:line`, `--set` or `default` by dotted key, for every leaf of the recipe (a list is a
+    leaf)."""
     path: Path
     parents: tuple[Path, ...] = ()
     """files it extends, nearest first."""
-    sets: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,8 +62,8 @@ class Loaded:
 
     def place(self, key: str) -> str:
         """`file:line` or `--set` of a key for a message; the recipe's file for a default."""
-        origin = self.origins.get(key)
-        return display(self.path) if origin is None or origin.place is None else str(origin)
+        origin = self.origins.get(key, DEFAULT)
+        return display(self.path) if origin == DEFAULT else origin
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -103,7 +93,8 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
         if check:  # the mixture's problems as well
             refuse([*error.problems, *_mixture_of(root)[1]])
         raise
-    loaded = Loaded(recipe, _origins(recipe, root), path, files[1:], tuple(sets))
+    origins = {key: _origin(root, key) for key, _ in leaves(recipe)}
+    loaded = Loaded(recipe, origins, path, files[1:])
     if check:
         mixture, wrong = _mixture_of(root)
         refuse([*rules.check(loaded, mixture), *wrong])
@@ -262,12 +253,6 @@ def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _origins(recipe: Recipe, root: yaml.Mapping) -> dict[str, Origin]:
-    return {key: _origin(root, key.split(".")) for key, _ in leaves(recipe)}
-
-
-def _origin(root: yaml.Mapping, keys: Sequence[str]) -> Origin:
-    node, place, _ = find_node(root, keys)
-    if node is None:
-        return Origin("default")
-    return Origin("set" if place.file == "--set" else "file", place)
+def _origin(root: yaml.Mapping, key: str) -> str:
+    node, place, _ = find_node(root, key.split("."))
+    return DEFAULT if node is None else str(place)
