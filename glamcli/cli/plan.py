@@ -8,26 +8,24 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from glamcli import libtpu
+from glamcli.cli import render
 from glamcli.cli.options import json_option, set_option
-from glamcli.config.chips import CHIPS_FILE, load_chips
+from glamcli.config.chips import CHIPS_FILE, PUE, WATTS_PER_CHIP, Chip, load_chips
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.errors import PlanError, RecipeError
 
 if TYPE_CHECKING:
-    from glamcli.config.chips import Chip
-    from glamcli.plan.planner import Plan, Prices
+    from glamcli.plan.cost import Prices
+    from glamcli.plan.planner import Plan
     from glamcli.plan.search import SearchResult
     from glamcli.plan.topology import Target
 
 _T = TypeVar("_T")
-BAR_WIDTH = 52
-MAX_ROWS = 8
-MARKS = "█▓▒░▞▚·"
 
 
 @click.command()
@@ -53,10 +51,18 @@ MARKS = "█▓▒░▞▚·"
 )
 @click.option("--price", type=click.FloatRange(0), help="US dollars per chip and hour.")
 @click.option(
-    "--watts", type=click.FloatRange(0), default=326, show_default=True, help="Power per chip."
+    "--watts",
+    type=click.FloatRange(0),
+    default=WATTS_PER_CHIP,
+    show_default=True,
+    help="Power per chip.",
 )
 @click.option(
-    "--pue", type=click.FloatRange(1), default=1.11, show_default=True, help="What cooling adds."
+    "--pue",
+    type=click.FloatRange(1),
+    default=PUE,
+    show_default=True,
+    help="Power usage effectiveness of the data centre.",
 )
 @click.option(
     "--chips",
@@ -97,24 +103,24 @@ def command(
     _prepare(name)
 
     from glamcli.plan import topology
-    from glamcli.plan.planner import Prices
+    from glamcli.plan.cost import Prices
 
     chips = load_chips(chips_path or CHIPS_FILE)
     prices = Prices(price, watts, pue)
     if all_targets:
-        _tell_all(
+        _show_all(
             loaded, topology.chips_of_kind(target, chips) if target else chips, prices, as_json
         )
         return
     devices = topology.parse_target(name, chips)
     if searching:
-        _tell_search(loaded, devices, prices, num_compiled, as_json)
+        _search(loaded, devices, prices, num_compiled, as_json)
         return
     plan = _plan(loaded, devices, prices, as_json)
     if html is not None:
         _write_page(loaded, plan, html)
     if as_json:
-        click.echo(json.dumps({"event": "plan", "recipe": loaded.name, **plan.to_json()}))
+        _emit("plan", recipe=loaded.name, **plan.to_json())
         return
     _show(loaded, plan)
     if html is not None:
@@ -137,7 +143,6 @@ def _prepare(target: str) -> None:
 
 
 def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan:
-    from glamcli.cli import render
     from glamcli.plan.planner import make_plan
 
     telling = render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}")
@@ -156,62 +161,14 @@ def _interruptible(run: Callable[[], _T]) -> _T:
 
 def _show(loaded: Loaded, plan: Plan) -> None:
     """The plan on a terminal."""
-    from glamcli.cli import render
     from glamcli.plan import words
 
     click.echo(f"{loaded.name} on {plan.target.words}: fits")
-    lines = (*words.method_words(plan).split("; "), "", *bar(plan), "", *mesh_lines(plan), "")
-    click.echo("\n".join(lines))
-    memory = f"memory of one {words.device(plan)}"
-    render.print_table((memory, ">size"), list(words.memory_rows(plan)))
-    sections: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
-        (
-            ("array", "dimensions / mesh axes", f">each on a {words.device(plan)}"),
-            list(words.array_rows(plan)),
-        ),
-        (("operations", ">per token"), list(words.flops_rows(plan))),
-    ]
-    if plan.collectives:
-        columns = ("collective", "over", ">times a step", ">bytes a step")
-        sections.append((columns, list(words.collective_rows(plan))))
-    if plan.time is not None:
-        sections.append((("time of a step, estimate", ">time"), list(words.time_rows(plan))))
-    if plan.cost is not None:
-        sections.append((("the whole run, estimate", ""), list(words.cost_rows(plan))))
-    for columns, lines in sections:
+    lines = (*words.method_words(plan).split("; "), "", *words.bar(plan), "")
+    click.echo("\n".join((*lines, *words.mesh_lines(plan))))
+    for columns, rows in words.tables(plan):
         click.echo()
-        render.print_table(columns, lines)
-
-
-def bar(plan: Plan) -> list[str]:
-    """A bar of a device's memory, a mark per group, and what the marks mean."""
-    chip = plan.target.chip
-    whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
-    marks, legend = "", []
-    for mark, (name, size) in zip(MARKS, plan.bytes.items(), strict=False):
-        width = round(BAR_WIDTH * size / whole) or int(200 * size >= whole)
-        marks += mark * width
-        if width:
-            legend.append(f"{mark} {name}")
-    left = plan.headroom_frac
-    room = "" if left is None else f" {100 * left:.0f} % of {whole / 2**30:.1f} GiB free"
-    key = "  ".join(legend) or "everything together takes less than a mark"
-    return [f"[{marks[:BAR_WIDTH].ljust(BAR_WIDTH)}]{room}", f" {key}"]
-
-
-def mesh_lines(plan: Plan) -> list[str]:
-    """The mesh, and its devices as blocks of squares."""
-    from glamcli.plan import words
-
-    mesh = words.MeshPicture.of(plan)
-    rows, columns = min(mesh.rows, MAX_ROWS), min(mesh.columns, BAR_WIDTH // 2)
-    shown = min(mesh.num_blocks, max(1, BAR_WIDTH // (columns + 1)))
-    cut = (" ..." if shown < mesh.num_blocks else "", " ..." if columns < mesh.columns else "")
-    line = " ".join(["▪" * columns] * shown) + "".join(cut)
-    lines = [f"mesh: {words.mesh_words(plan)}", *[f" {line}"] * rows]
-    if rows < mesh.rows:
-        lines.append(f" ... {mesh.rows} rows")
-    return [*lines, *(f" {sentence}" for sentence in mesh.caption(shown))]
+        render.print_table(columns, list(rows))
 
 
 def _write_page(loaded: Loaded, plan: Plan, path: Path) -> None:
@@ -223,10 +180,9 @@ def _write_page(loaded: Loaded, plan: Plan, path: Path) -> None:
         raise PlanError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _tell_search(
+def _search(
     loaded: Loaded, target: Target, prices: Prices, num_compiled: int, as_json: bool
 ) -> None:
-    from glamcli.cli import render
     from glamcli.plan.search import search
 
     progress = render.make_progress(as_json)
@@ -246,18 +202,16 @@ def _tell_search(
 
 
 def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
-    from glamcli.cli import render
     from glamcli.plan import words
 
     rows: list[Sequence[str]] = []
     for candidate, plan in found.plans:
-        assert plan.time is not None
         assert plan.cost is not None
         rows.append(
             (
                 " ".join(candidate.settings) or "as in the recipe",
                 "same" if candidate.same_run else "changed",
-                words.seconds_words(plan.time.total),
+                words.seconds_words(plan.cost.step_seconds),
                 f"{plan.cost.tokens_per_second:,.0f}",
                 f"{100 * plan.cost.utilization_frac:.1f} %",
                 words.size(plan.total_bytes),
@@ -271,64 +225,58 @@ def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
     dropped = "; ".join(f"{number:,} {why}" for why, number in found.dropped.most_common())
     click.echo(f"\ncompiled {found.num_compiled}; dropped before: {dropped or 'none'}")
     if found.best is not None:
-        chosen = " ".join(f"--set {each}" for each in found.best[0].settings)
-        click.echo(f"best that trains the same: {chosen or 'the recipe as it is'}")
+        chosen = found.best[0].options or "the recipe as it is"
+        click.echo(f"best that trains the same: {chosen}")
     if found.plans and not found.plans[0][0].same_run:
-        chosen = " ".join(f"--set {each}" for each in found.plans[0][0].settings)
-        click.echo(f"faster per token, but another run: {chosen}")
+        click.echo(f"faster per token, but another run: {found.plans[0][0].options}")
 
 
 def _emit_search(loaded: Loaded, found: SearchResult) -> None:
     for candidate, plan in found.plans:
         about = {"settings": candidate.settings, "same_run": candidate.same_run}
-        row = {"event": "plan", "recipe": loaded.name, **about, **plan.to_json()}
-        click.echo(json.dumps(row))
+        _emit("plan", recipe=loaded.name, **about, **plan.to_json())
     for candidate, why in found.refused:
-        row = {"event": "refused", "settings": candidate.settings, "why": why}
-        click.echo(json.dumps(row))
+        _emit("refused", settings=candidate.settings, why=why)
     best = found.best and found.best[0].settings
-    row = {"compiled": found.num_compiled, "dropped": dict(found.dropped), "best": best}
-    click.echo(json.dumps({"event": "search", **row}))
+    _emit("search", compiled=found.num_compiled, dropped=dict(found.dropped), best=best)
 
 
-def _tell_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: bool) -> None:
-    from glamcli.cli import render
-    from glamcli.plan import words
+def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: bool) -> None:
     from glamcli.plan.search import all_targets
 
-    progress, found = render.make_progress(as_json), []
+    progress = render.make_progress(as_json)
     slices = all_targets(loaded.recipe, chips, prices, progress.say)
+    rows = []
     with progress.phase(f"looking for slices that fit {loaded.name}"):
         while (each := _interruptible(lambda: next(slices, None))) is not None:
-            found.append(each)
-            if as_json:
-                _emit_slice(loaded, *each)
-    if as_json:
-        return
-    rows: list[Sequence[str]] = []
-    for chip, plan, why in found:
-        if plan is None or plan.cost is None:
-            rows.append((chip.name, "-", "", "", "", "", why))
-            continue
-        layout = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
-        settings = f"{layout} remat={plan.recipe.train.remat}".strip()
-        dollars = "-" if plan.cost.dollars is None else words.dollars(plan.cost.dollars)
-        size = words.size(plan.total_bytes)
-        days = words.figure(plan.cost.days)
-        step = words.seconds_words(plan.cost.step_seconds)
-        rows.append((chip.name, plan.target.name, size, step, days, dollars, settings))
-    columns = (
-        "chip",
-        "smallest slice",
-        ">each device",
-        ">step",
-        ">days",
-        ">price",
-        "layout, or why none",
+            chip, plan, why = each
+            if as_json and plan is not None:
+                _emit("plan", recipe=loaded.name, chip=chip.name, **plan.to_json())
+            elif as_json:
+                _emit("refused", recipe=loaded.name, chip=chip.name, why=why)
+            rows.append(_slice_row(*each))
+    columns = ("chip", "smallest slice", ">each device", ">step", ">days", ">price")
+    if not as_json:
+        title = f"{loaded.name}: smallest slices (estimates)"
+        render.print_table((*columns, "layout, or why none"), rows, title=title)
+
+
+def _slice_row(chip: Chip, plan: Plan | None, why: str) -> Sequence[str]:
+    from glamcli.plan import words
+
+    if plan is None or plan.cost is None:
+        return (chip.name, "-", "", "", "", "", why)
+    layout = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
+    return (
+        chip.name,
+        plan.target.name,
+        words.size(plan.total_bytes),
+        words.seconds_words(plan.cost.step_seconds),
+        words.figure(plan.cost.days),
+        "-" if plan.cost.dollars is None else words.dollars(plan.cost.dollars),
+        f"{layout} remat={plan.recipe.train.remat}".strip(),
     )
-    render.print_table(columns, rows, title=f"{loaded.name}: smallest slices (estimates)")
 
 
-def _emit_slice(loaded: Loaded, chip: Chip, plan: Plan | None, why: str) -> None:
-    about = {"event": "plan", **plan.to_json()} if plan else {"event": "refused", "why": why}
-    click.echo(json.dumps({"recipe": loaded.name, "chip": chip.name, **about}))
+def _emit(event: str, **values: Any) -> None:
+    click.echo(json.dumps({"event": event, **values}))

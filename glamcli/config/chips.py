@@ -12,6 +12,11 @@ from pathlib import Path
 
 from glamcli.errors import PlanError
 
+WATTS_PER_CHIP = 326.0
+PUE = 1.11
+"""Measured power of a system per TPU v4 chip, and the power usage effectiveness of the data centre:
+all the power it draws over what its machines draw (GLaM, by the method of arXiv 2104.10350)."""
+
 CHIPS_FILE = Path(__file__).with_name("chips.toml")
 
 

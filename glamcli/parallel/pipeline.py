@@ -5,23 +5,21 @@ runs all stages at once, each on its own microbatch; what comes out moves to the
 collective-permute, and from the last one back to the first. With P stages and U microbatches, of
 which the stages keep U / P each, microbatches go through in turns of P: a turn enters stage 0 on P
 ticks in a row, passes all stages `repeats` times, and leaves the ring at stage 0 exactly as the
-next turn enters. So results take the places of inputs in one queue, and repeats need no other.
+next turn enters. So one queue takes inputs out and results in, and repeats need no other.
 
 Weights are gathered once per step, and their gradients summed once, not on every tick: every data
 shard has a copy of its stage's weights, Z copies in a dimension that is split over the same mesh
 axes, so the gradient of each piles up where it is. What is split over `expert` stays so. A mesh
 axis has copies only where every part of a microbatch that it makes has a routing group of its own.
 
-While the pipeline fills and empties, stages run on rows that mean nothing. Nothing of that is
-kept: what is measured is masked, and no result, so no gradient, depends on it.
-
-Called by `decoder.py`, for training and held-out loss.
+While the pipeline fills and empties, stages run on rows without meaning. Nothing of that is kept:
+measurements are masked, and no result, so no gradient, depends on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,21 +53,20 @@ def run_stages(
     remat: Callable[[Callable], Callable],
     unroll: bool,
 ) -> tuple[Array, Tree]:
-    """The rows after all blocks, and what each block measured, summed over the microbatches.
+    """The rows [B, S, M] after all blocks, and what each block measured [blocks, ...], summed over
+    the microbatches.
 
     Args:
         blocks: parameters, stacked over blocks; `axes` are their logical axes.
         group_rows: rows that belong together in routing, and so in one microbatch.
         remat: makes of a block what the backward pass computes it from.
-
-    Shapes: [B, S, M]; measurements [blocks, ...].
     """
-    U = schedule.microbatches
     order = _order(layout, schedule, x_BSM.shape[0], group_rows)
     stream = layout.constrain(_split(x_BSM, *order), *STREAM)
-    segments_UBS = _split(segments_BS, *order).reshape(U, -1, segments_BS.shape[1])
+    segments_UBS = _split(segments_BS, *order)
+    segments_UBS = segments_UBS.reshape(schedule.microbatches, -1, segments_BS.shape[1])
     segments_UBS = layout.constrain(segments_UBS, None, "batch", None)
-    shards = copied_over(layout, jax.sharding.get_abstract_mesh().shape, order[0])
+    shards = _copied_over(layout, order[0])
     weights = jax.tree.map(
         partial(_copies, schedule, layout, shards), blocks, axes, is_leaf=lambda leaf: leaf is None
     )
@@ -117,8 +114,8 @@ def _all_stages(
     ) -> tuple[Array, Tree]:
         """One stage's blocks over one data shard of the microbatch that it has at this tick."""
         turn, inside = jnp.divmod(tick - number, I * P)
-        repeat, place = jnp.divmod(inside, P)
-        microbatch = place * (U // P) + turn
+        repeat, entry = jnp.divmod(inside, P)
+        microbatch = entry * (U // P) + turn
         segments_BS = jax.lax.dynamic_index_in_dim(segments_UBS, microbatch, keepdims=False)
         rows = part * U + microbatch
 
@@ -134,7 +131,12 @@ def _all_stages(
         x_BSM, measured = jax.lax.scan(remat(one), x_BSM, parts, unroll=unroll)
         valid = (turn >= 0) & (turn < U // P)
         here_I = (jnp.arange(I, dtype=jnp.int32) == repeat) & valid
-        return x_BSM, jax.tree.map(partial(_where, here_I), measured)
+
+        def by_repeat(x_L: Array) -> Array:  # [I, L, ...], zeros but for this repeat
+            here = here_I.reshape(-1, *(1,) * x_L.ndim)
+            return jnp.where(here, x_L[None], jnp.zeros((), x_L.dtype))
+
+        return x_BSM, jax.tree.map(by_repeat, measured)
 
     stage = jax.vmap(shard, in_axes=(0, None, 0, None, 1, 0), spmd_axis_name=shards)
     stages = jax.vmap(
@@ -171,47 +173,30 @@ def _exchange(
     enters = ((jnp.arange(P, dtype=jnp.int32) == 0) & (inside < P))[:, None, None, None]
     x_PBSM = jnp.where(enters, queue, ring)
     queue = _shift(layout, jnp.where(enters, ring, queue), -1)
-    # The last write of a turn, with its results in their places, is the one that stays.
+    # The last write of a turn, in which all its results are, is the one that stays.
     done = jnp.maximum(turn - 1, 0)
     stream = jax.lax.dynamic_update_index_in_dim(stream, queue, done, axis=1)
     return layout.constrain(x_PBSM, *MOVING), queue, layout.constrain(stream, *STREAM)
 
 
-def _where(here_I: Array, x_L: Array) -> Array:
-    """What the blocks of a stage measured, by repeat: [I, L, ...], zeros but for this one."""
-    mask = here_I.reshape(-1, *(1,) * x_L.ndim)
-    return jnp.where(mask, x_L[None], jnp.zeros((), x_L.dtype))
-
-
 def _order(
     layout: Layout, schedule: PipelineSchedule, num_rows: int, group_rows: int
 ) -> tuple[int, int, int]:
-    """How rows are numbered: [shards, stages, microbatches per stage, rows].
+    """How rows are numbered: [parts, stages, microbatches per stage, rows].
 
     Every microbatch takes neighbouring rows from each data shard, so that rows stay on their
     devices; from fewer, larger parts where a routing group has more rows than that.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = num_parts(schedule, layout, mesh.shape, num_rows, group_rows)
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    split = layout.split_of("batch", num_rows, mesh_shape)
+    shards = math.prod(mesh_shape[axis] for axis in split)
+    parts = math.gcd(shards, num_rows // schedule.microbatches // group_rows)
     return parts, schedule.stages, schedule.microbatches // schedule.stages
 
 
-def num_parts(
-    schedule: PipelineSchedule,
-    layout: Layout,
-    mesh_shape: Mapping[str, int],
-    num_rows: int,
-    group_rows: int,
-) -> int:
-    """Parts of a microbatch: one per data shard, or as many as have routing groups of their own."""
-    split = layout.split_of("batch", num_rows, mesh_shape)
-    shards = math.prod(mesh_shape[axis] for axis in split)
-    return math.gcd(shards, num_rows // schedule.microbatches // group_rows)
-
-
-def copied_over(layout: Layout, mesh_shape: Mapping[str, int], parts: int) -> tuple[str, ...]:
+def _copied_over(layout: Layout, parts: int) -> tuple[str, ...]:
     """The mesh axes over which weights have copies, as far as a microbatch has that many parts."""
-    axes = layout.data_axes
+    mesh_shape, axes = jax.sharding.get_abstract_mesh().shape, layout.data_axes
     while parts % math.prod(mesh_shape[axis] for axis in axes):
         axes = axes[:-1]
     return axes
@@ -219,9 +204,11 @@ def copied_over(layout: Layout, mesh_shape: Mapping[str, int], parts: int) -> tu
 
 def _by_shard(x_PBS: Array, shards: tuple[str, ...]) -> Array:
     """[P, Z B, ...] -> [P, Z, B, ...]: rows by data shard."""
-    mesh = jax.sharding.get_abstract_mesh()
-    Z = math.prod(mesh.shape[axis] for axis in shards)
-    return x_PBS.reshape(x_PBS.shape[0], Z, -1, *x_PBS.shape[2:])
+    return x_PBS.reshape(x_PBS.shape[0], _num_copies(shards), -1, *x_PBS.shape[2:])
+
+
+def _num_copies(shards: tuple[str, ...]) -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in shards)
 
 
 def _copies(
@@ -230,16 +217,15 @@ def _copies(
     """A parameter stacked over blocks by stage (`_by_stage`), a copy for every data shard: [P, Z,
     blocks of a stage and repeat L, (I,) ...]. Its gradient is their sum."""
     w_PL = _by_stage(schedule, layout, w_L, axes)
-    mesh = jax.sharding.get_abstract_mesh()
-    Z = math.prod(mesh.shape[axis] for axis in shards)
     within = (None,) * (w_PL.ndim - len(axes)) + axes[1:]
 
-    def place(w_L: Array) -> Array:
+    def laid_out(w_L: Array) -> Array:
         return layout.without(shards).constrain(w_L, *within)
 
-    by_shard = jax.vmap(place, spmd_axis_name=shards)
+    by_shard = jax.vmap(laid_out, spmd_axis_name=shards)
     by_stage = jax.vmap(by_shard, spmd_axis_name=layout.split("layers"))
-    return by_stage(jnp.broadcast_to(w_PL[:, None], (w_PL.shape[0], Z, *w_PL.shape[1:])))
+    copies = (w_PL.shape[0], _num_copies(shards), *w_PL.shape[1:])
+    return by_stage(jnp.broadcast_to(w_PL[:, None], copies))
 
 
 def _split(x_BS: Array, shards: int, stages: int, each: int) -> Array:
@@ -293,13 +279,13 @@ def _by_stage(schedule: PipelineSchedule, layout: Layout, w_L: Array, axes: Axes
             moved = moved.at[jnp.asarray(repeat_PI)[here, j]].set(chunk)
         return jnp.moveaxis(moved, 0, 1)[None]
 
-    place = ("layers", None, None, *axes[1:])
-    return layout.on_each_device(move, (axes,), place)(w_L)
+    moved_axes = ("layers", None, None, *axes[1:])
+    return layout.on_each_device(move, (axes,), moved_axes)(w_L)
 
 
 def _moves(P: int, I: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """I rounds in which every stage sends one of its I chunks and receives one: which it sends,
-    to which stage, and as which repeat the receiver runs what it gets, int32 [P, I] each.
+    """I rounds in which every stage sends one of its I chunks and receives one, int32 [P, I] each:
+    which chunk it sends, to which stage, and as which repeat the receiver runs what it gets.
 
     Chunk c = p I + s of stage p belongs to stage c mod P. In round j stage p sends
     s = (j + p // (P / g)) mod I with g = gcd(P, I), and then no two send to the same stage: those

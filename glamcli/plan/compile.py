@@ -27,6 +27,7 @@ from jax.stages import Compiled, Lowered
 
 import glamcli
 from glamcli import atomic
+from glamcli.config.mixtures import load_mixture
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_dir, cache_path
 from glamcli.errors import PlanError
@@ -35,9 +36,6 @@ from glamcli.plan import topology
 from glamcli.plan.flops import matrix_flops
 from glamcli.plan.topology import Target
 from glamcli.train import programs
-
-NUM_SOURCES = 6
-"""Sources of the mixture that per-source sums are kept for: a few numbers of the whole step."""
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -58,21 +56,20 @@ class Program:
     seconds: float
     cpu_seconds: float
 
-    @property
-    def total(self) -> int:
-        """Bytes a device needs for a step."""
-        return self.arguments + self.temporaries + self.outputs + self.code
-
 
 class TooLarge(PlanError):
-    """The compiler found that the step does not fit; `needed` is what it asked for, if told."""
+    """The compiler refuses the step: `needed` bytes of `available`, where its message says so."""
 
     def __init__(self, message: str):
         self.message = message
         self.available = _bytes(message, r"(?:available HBM \(|of )([\d.]+)([KMGT]?)")
         self.needed = _bytes(message, r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)")
-        self.what_for = "temporaries" if "temporaries" in message else "arguments and temporaries"
         super().__init__("the step does not fit")
+
+    def temporaries(self, arguments: int) -> int:
+        """What the program needs beside its arguments, as far as the message tells."""
+        needed = int(self.needed or 0)
+        return max(0, needed if "temporaries" in self.message else needed - arguments)
 
 
 def compile_step(recipe: Recipe, target: Target) -> Program:
@@ -85,12 +82,13 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     mesh = make_mesh(recipe.mesh, topology.devices(target))
     started, cpu_started = time.monotonic(), time.process_time()
     decoder = programs.make_decoder(recipe, mesh.shape)
-    traced = programs.trace_train_step(decoder, recipe, NUM_SOURCES, mesh)
+    num_sources = len(load_mixture(recipe.data.mixture).sources)
+    traced = programs.trace_train_step(decoder, recipe, num_sources, mesh)
     flops = matrix_flops(traced.jaxpr, mesh.size)
     lowered = traced.lower()
     options = programs.compiler_options(recipe, mesh)
-    kept = _kept_at(recipe, target, lowered, options, mesh)
-    if kept is not None and (found := _kept(kept)):
+    cached = _cache_file(recipe, target, lowered, options, mesh)
+    if cached is not None and (found := _read_cached(cached)):
         return Program(mesh=mesh, matrix_flops=flops, **found)
     try:
         compiled, hlo = _compiled(lowered, target, options)
@@ -108,12 +106,12 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - cpu_started,
     }
-    if kept is not None:
-        _keep(kept, found)
+    if cached is not None:
+        _write_cached(cached, found)
     return Program(mesh=mesh, matrix_flops=flops, **found)
 
 
-def _kept_at(
+def _cache_file(
     recipe: Recipe, target: Target, lowered: Lowered, options: dict[str, str | bool], mesh: Mesh
 ) -> Path | None:
     """Where what the compiler said of this very program is kept: named by its text, by the places
@@ -134,14 +132,14 @@ def _kept_at(
     return cache_path(cache_dir(recipe), "plans", name.hexdigest()[:32])
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _read_cached(path: Path) -> dict[str, Any] | None:
     """What `_keep` wrote; None where there is nothing or the file is damaged."""
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):
         return json.loads(gzip.decompress(path.read_bytes()))
     return None
 
 
-def _keep(path: Path, found: dict[str, Any]) -> None:
+def _write_cached(path: Path, found: dict[str, Any]) -> None:
     """Writes it whole or not at all; a full disk only costs the next plan its time."""
     with contextlib.suppress(OSError):
         atomic.write(path, gzip.compress(json.dumps(found).encode()))

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glamcli.config.chips import Chip
+from glamcli.config.chips import PUE, WATTS_PER_CHIP
 from glamcli.config.schema import Recipe
-from glamcli.config.sizes import Flops, tokens_per_step
-
-WATTS_PER_CHIP = 326.0
-PUE = 1.11
-"""Measured power of a system per TPU v4 chip, and what a data centre adds (GLaM, by way of
-arXiv 2104.10350's method)."""
+from glamcli.config.sizes import flops_per_token, tokens_per_step
+from glamcli.plan.topology import Target
 
 PAPER = {
     "run": "GLaM 64B/64E on 1,024 TPU v4 chips",
@@ -25,6 +21,15 @@ PAPER = {
     "half_hours": 574.0,
 }
 """The paper's own figures."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a chip costs per hour and draws in watts; without `dollars` the table's price."""
+
+    dollars: float | None = None
+    watts: float = WATTS_PER_CHIP
+    pue: float = PUE
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,12 @@ class Cost:
     mwh: float
 
 
-def run_cost(
-    recipe: Recipe,
-    flops: Flops,
-    chip: Chip,
-    num_chips: int,
-    step_seconds: float,
-    *,
-    price: float | None,
-    watts: float,
-    pue: float,
-) -> Cost:
-    """The cost of all steps of the recipe; `price` is per chip and hour."""
-    tokens = tokens_per_step(recipe)
+def run_cost(recipe: Recipe, target: Target, step_seconds: float, prices: Prices) -> Cost:
+    """The cost of all steps of the recipe on a target of known chips."""
+    chip, num_chips = target.chip, target.num_chips
+    assert chip is not None
+    price = chip.price if prices.dollars is None else prices.dollars
+    tokens, flops = tokens_per_step(recipe), flops_per_token(recipe)
     hours = recipe.train.steps * step_seconds / 3600
     return Cost(
         step_seconds=step_seconds,
@@ -62,5 +60,5 @@ def run_cost(
         days=hours / 24,
         chip_hours=num_chips * hours,
         dollars=None if price is None else price * num_chips * hours,
-        mwh=num_chips * hours * watts * pue / 1e6,
+        mwh=num_chips * hours * prices.watts * prices.pue / 1e6,
     )

@@ -20,7 +20,6 @@ from glamcli.config.sizes import capacity
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
-from glamcli.plan.compile import Program
 from glamcli.train.state import abstract_state, state_axes
 
 INT32 = 4
@@ -128,21 +127,24 @@ def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[ArrayLayout,
     )
 
 
-def groups(state: StateBytes, recipe: Recipe, program: Program) -> dict[str, int]:
-    """The bytes of a compiled step on one device, by group; they add up to `program.total`.
+def by_group(
+    recipe: Recipe, state: StateBytes, mesh_shape: Mapping[str, int], temporaries: int
+) -> dict[str, int]:
+    """What state and temporaries take of one device, by group; adds up to both.
 
-    Gradients are float32 and complete before the update, one set as large as the weights' (a
-    second one while parts accumulate); the compiler does not tell them from other temporaries, so
-    they are taken out of those by arithmetic. `padding` is what tiles of memory add to arguments.
+    Gradients are float32 and complete before the update, one set as large as the weights (a second
+    one while parts accumulate). Compilers do not tell them from other temporaries, so they are
+    taken out by arithmetic. Where that leaves less than one residual stream and its slots, part of
+    these arrays is in on-chip memory, which does not count, and they stay one group.
     """
-    sets = 1 + (recipe.batch.accumulate > 1)
-    gradients = min(sets * state.weights, program.temporaries)
+    gradients = (1 + (recipe.batch.accumulate > 1)) * state.weights
+    rest = temporaries - gradients
+    split = {"gradients": gradients, "activations and temporaries": rest}
+    if rest < sum(array.bytes for array in passing(recipe, mesh_shape)):
+        split = {"gradients and activations": temporaries}
     return {
         "weights": state.weights,
         "optimizer state": state.optimizer,
-        "gradients": gradients,
-        "activations and temporaries": program.temporaries - gradients + program.outputs,
+        **split,
         "batch": state.batch,
-        "padding": program.arguments - state.total,
-        "program code": program.code,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -10,24 +11,27 @@ from glamcli.plan import words
 from glamcli.plan.memory import ArrayLayout
 from glamcli.plan.planner import Plan
 
-MAX_CELLS = 2048
+MAX_CELLS = 1024
 """Devices that the picture of the mesh shows at most."""
+FEW_CELLS, LARGE, SMALL = 128, 28, 14
+"""Pixels of a device's square: `LARGE` up to `FEW_CELLS` devices, else `SMALL`."""
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1e23; --soft: #5c6370; --line: #e3e6eb;
-  --back: #fff; --card: #f5f6f8; --free: #e9ebef; --mark: #4269d0 }
+  --back: #fff; --card: #f5f6f8; --free: #e9ebef; --mark: #4269d0; --good: #1a7f37 }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa1ad; --line: #2d3138;
-  --back: #16181c; --card: #1f2228; --free: #2a2e35; --mark: #7f9cf0 } }
+  --back: #16181c; --card: #1f2228; --free: #2a2e35; --mark: #7f9cf0; --good: #57c46d } }
 * { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
   padding: 0 1.2rem; color: var(--text); background: var(--back) }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere }
+h1 b { color: var(--good) }
 h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
 p { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem }
 .cards { display: grid; gap: .8rem; margin: 1.4rem 0;
   grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)) }
 .cards div { background: var(--card); border-radius: .5rem; padding: .7rem .8rem; font-size: .9rem }
-.cards b { display: block; font-size: 1.3rem; line-height: 1.4; white-space: nowrap }
+.cards b { display: block; font-size: 1.3rem; line-height: 1.4; overflow-wrap: anywhere }
 .bar { display: flex; height: 2.2rem; border-radius: .4rem; overflow: hidden;
   background: var(--free); margin-bottom: .6rem }
 .wide { overflow-x: auto }
@@ -41,9 +45,9 @@ tr.sum td { font-weight: 600 }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem;
   margin-right: .5rem }
 code { font: .88em ui-monospace, monospace; white-space: nowrap }
-.mesh { display: flex; flex-wrap: wrap; gap: 8px; margin: .8rem 0 }
-.block { display: grid; gap: 1px; align-content: start }
-.block i { width: 8px; height: 8px; border-radius: 1px; background: var(--mark); opacity: .3 }
+.mesh { display: flex; flex-wrap: wrap; gap: .7rem; margin: .8rem 0 }
+.block { display: grid; gap: 2px; align-content: start }
+.block i { aspect-ratio: 1; border-radius: 2px; background: var(--mark); opacity: .3 }
 .block:first-child i { opacity: .65 } .block:first-child i:first-child { opacity: 1 }
 .tile { display: flex; gap: .6rem; white-space: nowrap; font-variant-numeric: tabular-nums }
 .tile svg { width: 72px; height: 22px; background: var(--free); border-radius: 2px }
@@ -63,14 +67,14 @@ def page(name: str, plan: Plan) -> str:
     """The whole page as text."""
     title = f"{escape(name)} on {escape(plan.target.words)}"
     parts = [
-        f"<h1>{escape(name)}</h1><p>on {escape(plan.target.words)}: it fits</p>",
+        f"<h1>{escape(name)} <b>fits</b> {escape(plan.target.words)}</h1>",
         f"<p class=soft>{escape(words.method_words(plan))}</p>",
         _cards(plan),
         f"<h2>Memory of one {words.device(plan)}</h2>",
         _memory(plan),
         "<h2>Mesh</h2>",
         _mesh(plan),
-        "<h2>Where arrays live</h2>",
+        "<h2>How arrays are laid out</h2>",
         _arrays(plan),
     ]
     if plan.time is not None:
@@ -95,30 +99,22 @@ def page(name: str, plan: Plan) -> str:
 
 
 def _cards(plan: Plan) -> str:
-    """What is asked first, in large figures."""
-    gib = f"{plan.total_bytes / 2**30:.1f} GiB"
+    """The most important figures, large; their units are in the small print or fit beside them."""
     left = plan.headroom_frac
     room = "" if left is None else f", {100 * left:.0f} % free"
-    found = [(gib, f"a {words.device(plan)}{room}")]
+    found = [(words.size(plan.total_bytes), f"of a {words.device(plan)}{room}")]
     if (cost := plan.cost) is not None:
         found += [
-            (words.seconds_words(cost.step_seconds), "a step"),
-            (f"{short(cost.tokens_per_second)}/s", "tokens"),
+            (words.seconds_words(cost.step_seconds), "per step"),
+            (short(cost.tokens_per_second), "tokens per second"),
             (f"{100 * cost.utilization_frac:.1f} %", "utilization"),
-            (f"{words.figure(cost.days)} days", f"{_large(cost.chip_hours)} chip-hours"),
+            (words.run_length(cost.days), f"{_large(cost.chip_hours)} chip-hours"),
         ]
         energy = f"{words.figure(cost.mwh)} MWh"
-        if cost.dollars is None:
-            found.append((energy, "energy"))
-        else:
-            found.append(
-                (
-                    f"${short(cost.dollars)}"
-                    if cost.dollars >= 1000
-                    else words.dollars(cost.dollars),
-                    energy,
-                )
-            )
+        price = cost.dollars and f"${short(cost.dollars)}"
+        if price and cost.dollars < 1000:
+            price = words.dollars(cost.dollars)
+        found.append((price, energy) if price else (energy, "energy"))
     cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
     return f"<div class=cards>{''.join(cards)}</div>"
 
@@ -153,7 +149,7 @@ def _time(plan: Plan) -> str:
         counts[waits] += 1
         parts.append((colour, seconds))
         rows.append((_key(colour) + escape(name), words.seconds_words(seconds)))
-    rows.append(("in all", words.seconds_words(plan.time.total)))
+    rows.append(("total", words.seconds_words(plan.time.total)))
     return _bar(parts, plan.time.total) + _table(("", ">time"), rows, sums=1)
 
 
@@ -172,15 +168,16 @@ def _key(colour: str) -> str:
 def _mesh(plan: Plan) -> str:
     """The devices: a block per shard of the outer axis, the inner axes down and across it."""
     mesh = words.MeshPicture.of(plan)
-    cells = "<i></i>" * (mesh.rows * mesh.columns)
+    per_block = mesh.rows * mesh.columns
+    shown = max(1, min(mesh.num_blocks, MAX_CELLS // per_block))
+    columns = f"repeat({mesh.columns},{LARGE if shown * per_block <= FEW_CELLS else SMALL}px)"
     block = (
-        f'<div class=block style="grid-template-columns:repeat({mesh.columns},8px)">{cells}</div>'
+        f'<div class=block style="grid-template-columns:{columns}">{"<i></i>" * per_block}</div>'
     )
-    shown = max(1, min(mesh.num_blocks, MAX_CELLS // (mesh.rows * mesh.columns)))
-    caption = "; ".join(mesh.caption(shown))
+    caption = re.sub(r"`(.*?)`", r"<code>\1</code>", escape("; ".join(mesh.caption(shown))))
     return (
         f"<p>{escape(words.mesh_words(plan))}</p><div class=mesh>{block * shown}</div>"
-        f"<p class=soft>{escape(caption)}</p>"
+        f"<p class=soft>{caption}</p>"
     )
 
 
@@ -190,7 +187,7 @@ def _arrays(plan: Plan) -> str:
         for array, name, dims, held in words.laid_out(plan)
     ]
     columns = ("array", "dimensions / mesh axes", "share", f">each on a {words.device(plan)}")
-    note = f"filled: what one {words.device(plan)} holds of each array; 3 pixels at least"
+    note = f"filled: the part that one {words.device(plan)} holds, not to scale below 3 pixels"
     return f"{_table(columns, rows)}<p class=soft>{note}</p>"
 
 

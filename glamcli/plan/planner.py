@@ -6,31 +6,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glamcli.config.schema import Recipe
+from glamcli.config.sharding import check_divides, indivisible
 from glamcli.config.sizes import count, flops_per_token, tokens_per_step
 from glamcli.errors import PlanError
 from glamcli.parallel.mesh import mesh_shape
-from glamcli.plan import cost, formula, topology
+from glamcli.plan import formula, topology
+from glamcli.plan.candidates import remedy
 from glamcli.plan.collectives import collectives
-from glamcli.plan.compile import Program, TooLarge, compile_step
-from glamcli.plan.cost import Cost
+from glamcli.plan.compile import TooLarge, compile_step
+from glamcli.plan.cost import Cost, Prices, run_cost
 from glamcli.plan.hlo import Module
-from glamcli.plan.memory import ArrayLayout, StateBytes, groups, state_bytes
+from glamcli.plan.memory import ArrayLayout, StateBytes, by_group, state_bytes
 from glamcli.plan.network import Network
 from glamcli.plan.schedule import Time, by_kind, step_time
 from glamcli.plan.topology import Target
 from glamcli.train import automesh
-from glamcli.train.programs import make_decoder
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a chip costs and draws; None is the price in the table of chips."""
-
-    dollars: float | None = None
-    watts: float = cost.WATTS_PER_CHIP
-    pue: float = cost.PUE
 
 
 @dataclass(frozen=True)
@@ -113,174 +105,98 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
 
     Raises:
         RecipeError, PlanError: when recipe, mesh and target do not go together, or the step does
-            not fit, with its bytes by group.
+            not fit, with its bytes by group and what would fit.
     """
-    num_devices = target.num_devices
+    asked, (recipe, shape) = recipe, _on_target(recipe, target)
+    check_divides(indivisible(recipe, shape))
+    state = state_bytes(recipe, shape)
+    method, seconds, cpu_seconds, time, found = "formula", None, None, None, []
+    if target.kind == "gpu":
+        guess = formula.estimate(recipe, state, Network(target, None, shape))
+        sizes, flops = guess.bytes, guess.flops
+        time = Time(guess.compute_seconds, guess.network)
+    else:
+        _refuse_state(asked, target, state)
+        try:
+            program = compile_step(recipe, target)
+        except TooLarge as error:
+            sizes = by_group(recipe, state, shape, error.temporaries(state.total))
+            raise _does_not_fit(asked, target, sizes) from error
+        method, seconds, cpu_seconds = "compiled", program.seconds, program.cpu_seconds
+        sizes = by_group(recipe, state, shape, program.temporaries + program.outputs)
+        # Tiles of memory are larger than the arrays in them.
+        sizes |= {"padding": program.arguments - state.total, "program code": program.code}
+        flops, module = program.matrix_flops, Module(program.hlo)
+        found = by_kind(collectives(module, shape))
+        if target.chip is not None and target.chip.clock is not None:
+            time = step_time(module, Network(target, program.mesh, shape))
+    if target.chip is not None and sum(sizes.values()) > target.chip.usable_bytes:
+        raise _does_not_fit(asked, target, sizes)
+    return Plan(
+        recipe=recipe,
+        target=target,
+        mesh=shape,
+        method=method,
+        bytes=sizes,
+        arrays=state.arrays,
+        collectives=found,
+        hardware_flops=flops,
+        time=time,
+        cost=time and run_cost(recipe, target, time.total, prices),
+        compile_seconds=seconds,
+        compile_cpu_seconds=cpu_seconds,
+    )
+
+
+def _on_target(recipe: Recipe, target: Target) -> tuple[Recipe, dict[str, int]]:
+    """The recipe with the mesh that `mesh: auto` chooses on the target, and its sizes.
+
+    Raises: PlanError where the target cannot have such a mesh, with one that it can have.
+    """
+    chip, num_devices, laid_out = target.chip, target.num_devices, recipe
     if target.kind == "local":
         num_devices = len(topology.devices(target))
-    recipe = _laid_out(recipe, target, num_devices)
-    if target.kind == "gpu":
-        return _by_formula(recipe, target, prices)
-    shape = mesh_shape(recipe.mesh, num_devices)
-    _check_slices(target, shape)
-    make_decoder(recipe, shape)  # refuses what does not divide
-    state = state_bytes(recipe, shape)
-    _refuse_state(recipe, target, state, shape)
     try:
-        program = compile_step(recipe, target)
-    except TooLarge as error:
-        raise _does_not_fit(recipe, target, shape, _refused_bytes(state, error)) from error
-    bytes_by_group = groups(state, recipe, program)
-    chip = target.chip
-    if chip is not None and program.total > chip.usable_bytes:
-        raise _does_not_fit(recipe, target, shape, bytes_by_group)
-    return _compiled_plan(recipe, target, shape, state, program, bytes_by_group, prices)
-
-
-def _laid_out(recipe: Recipe, target: Target, num_devices: int) -> Recipe:
-    """The recipe with the mesh that training would choose for `mesh: auto`."""
-    if not recipe.mesh.auto:
-        return recipe
-    chip = target.chip
-    room = automesh.device_bytes() if chip is None else int(chip.usable_bytes)
-    chosen = automesh.choose(recipe, num_devices, room).mesh
-    return recipe.model_copy(update={"mesh": chosen})
-
-
-def _compiled_plan(
-    recipe: Recipe,
-    target: Target,
-    shape: dict[str, int],
-    state: StateBytes,
-    program: Program,
-    bytes_by_group: dict[str, int],
-    prices: Prices,
-) -> Plan:
-    module = Module(program.hlo)
-    time = None
-    if target.chip is not None and target.chip.clock is not None:
-        time = step_time(module, Network(target, program.mesh, shape))
-    return Plan(
-        recipe=recipe,
-        target=target,
-        mesh=shape,
-        method="compiled",
-        bytes=bytes_by_group,
-        arrays=state.arrays,
-        collectives=by_kind(collectives(module, shape)),
-        hardware_flops=program.matrix_flops,
-        time=time,
-        cost=time and _cost(recipe, target, time.total, prices),
-        compile_seconds=program.seconds,
-        compile_cpu_seconds=program.cpu_seconds,
-    )
-
-
-def _by_formula(recipe: Recipe, target: Target, prices: Prices) -> Plan:
-    shape = mesh_shape(recipe.mesh, target.num_devices)
-    make_decoder(recipe, shape)  # refuses what does not divide
-    state = state_bytes(recipe, shape)
-    found = formula.estimate(recipe, state, Network(target, None, shape))
-    chip = target.chip
-    assert chip is not None
-    if found.total > chip.usable_bytes:
-        raise _does_not_fit(recipe, target, shape, found.bytes)
-    time = Time(found.compute_seconds, found.network)
-    return Plan(
-        recipe=recipe,
-        target=target,
-        mesh=shape,
-        method="formula",
-        bytes=found.bytes,
-        arrays=state.arrays,
-        collectives=[],
-        hardware_flops=found.flops,
-        time=time,
-        cost=_cost(recipe, target, time.total, prices),
-    )
-
-
-def _cost(recipe: Recipe, target: Target, seconds: float, prices: Prices) -> Cost:
-    chip = target.chip
-    assert chip is not None
-    return cost.run_cost(
-        recipe,
-        flops_per_token(recipe),
-        chip,
-        target.num_chips,
-        seconds,
-        price=chip.price if prices.dollars is None else prices.dollars,
-        watts=prices.watts,
-        pue=prices.pue,
-    )
-
-
-def _check_slices(target: Target, shape: dict[str, int]) -> None:
-    if shape["slice"] != target.num_slices:
+        if recipe.mesh.auto:
+            room = automesh.device_bytes() if chip is None else int(chip.usable_bytes)
+            mesh = automesh.choose(recipe, num_devices, room).mesh
+            laid_out = recipe.model_copy(update={"mesh": mesh})
+        shape = mesh_shape(laid_out.mesh, num_devices)
+    except PlanError as error:
+        if chip is None:
+            raise
+        raise PlanError(error.what, remedy(recipe, target), key=error.key) from error
+    if chip is not None and shape["slice"] != target.num_slices:
         raise PlanError(
             f"`{target.name}` has {target.num_slices} slice(s), `mesh.slice` is {shape['slice']}",
             f"--set mesh.slice={target.num_slices}",
         )
+    return laid_out, shape
 
 
-def _refuse_state(recipe: Recipe, target: Target, state: StateBytes, shape: dict[str, int]) -> None:
+def _refuse_state(recipe: Recipe, target: Target, state: StateBytes) -> None:
     """Refuses before compiling what arithmetic shows to be impossible: weights, optimizer state
     and a gradient for every weight are all in memory when the update begins."""
-    chip = target.chip
     known = {
         "weights": state.weights,
         "optimizer state": state.optimizer,
         "gradients": state.weights,
         "batch": state.batch,
     }
-    if chip is not None and sum(known.values()) > chip.usable_bytes:
-        raise _does_not_fit(recipe, target, shape, known, at_least=True)
-
-
-def _refused_bytes(state: StateBytes, error: TooLarge) -> dict[str, int]:
-    """Groups of a program that was never finished, from what the compiler told."""
-    needed = int(error.needed or 0)
-    if error.what_for != "temporaries":
-        needed -= state.total
-    gradients = min(state.weights, max(needed, 0))
-    return {
-        "weights": state.weights,
-        "optimizer state": state.optimizer,
-        "gradients": gradients,
-        "activations and temporaries": max(needed - gradients, 0),
-        "batch": state.batch,
-    }
+    if target.chip is not None and sum(known.values()) > target.chip.usable_bytes:
+        raise _does_not_fit(recipe, target, known, "at least ")
 
 
 def _does_not_fit(
-    recipe: Recipe,
-    target: Target,
-    shape: dict[str, int],
-    found: dict[str, int],
-    at_least: bool = False,
+    recipe: Recipe, target: Target, sizes: dict[str, int], bound: str = ""
 ) -> PlanError:
     chip = target.chip
     assert chip is not None
     parts = ", ".join(
-        f"{name} {size / GIB:.1f}" for name, size in found.items() if size >= 0.05 * GIB
+        f"{name} {size / GIB:.1f}" for name, size in sizes.items() if size >= 0.05 * GIB
     )
-    device = "chip" if chip.devices == 1 else "core"
-    more = "at least " if at_least else ""
     return PlanError(
-        f"the step needs {more}{sum(found.values()) / GIB:.1f} GiB per {device}, "
+        f"the step needs {bound}{sum(sizes.values()) / GIB:.1f} GiB per {chip.device_name}, "
         f"{chip.name} has {chip.usable_bytes / GIB:.1f} ({parts})",
-        _remedy(recipe, shape, found),
+        remedy(recipe, target),
     )
-
-
-def _remedy(recipe: Recipe, shape: dict[str, int], found: dict[str, int]) -> str:
-    """What to change first, by what is largest."""
-    kept = sum(found.get(name, 0) for name in ("weights", "optimizer state", "gradients"))
-    if kept >= found.get("activations and temporaries", 0):
-        return "take a larger slice (`--all-targets` finds one), or let `--search` lay it out"
-    if recipe.train.remat != "full":
-        return "--set train.remat=full"
-    shards = shape["slice"] * shape["data"] * shape["expert"]
-    if recipe.batch.rows // recipe.batch.accumulate > shards:
-        return f"--set batch.accumulate={2 * recipe.batch.accumulate}, or let `--search` lay it out"
-    return f"--set mesh.model={2 * shape['model']}, or let `--search` lay it out"

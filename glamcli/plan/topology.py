@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,6 +19,12 @@ import jax
 
 from glamcli.config.chips import Chip
 from glamcli.errors import PlanError
+
+MAX_GPUS = 16384
+
+
+class NoCompiler(PlanError):
+    """The compiler for a target is not installed."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +105,26 @@ def slice_sizes(chip: Chip) -> list[int]:
     return [n for n in powers if smallest <= n <= chip.max_chips and _grid(chip, n)]
 
 
-def target_of(chip: Chip, num_chips: int) -> Target:
-    """One slice of so many chips."""
-    number = num_chips * (chip.cores if chip.name_counts == "cores" else 1)
-    return _slice(f"{chip.name}-{number}", chip, number, 1)
+def target_of(chip: Chip, num_chips: int, num_slices: int = 1) -> Target:
+    """Slices of so many chips each."""
+    number = num_chips * chip.names_per_chip
+    return _slice(f"{chip.name}-{number}", chip, number, num_slices)
+
+
+def larger_targets(target: Target) -> Iterator[Target]:
+    """Targets of the same kind with more chips, smallest first."""
+    chip, num_chips = target.chip, target.num_chips
+    if chip is not None and target.kind == "gpu":
+        while (num_chips := 1 << num_chips.bit_length()) <= MAX_GPUS:
+            yield Target(f"{num_chips}x{chip.name}", "gpu", chip, num_chips)
+    elif chip is not None:
+        for size in slice_sizes(chip):
+            if size * target.num_slices > num_chips:
+                yield target_of(chip, size, target.num_slices)
 
 
 def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
-    per_chip = chip.cores if chip.name_counts == "cores" else 1
+    per_chip = chip.names_per_chip
     shape = () if number % per_chip else _grid(chip, number // per_chip)
     if not shape or number > chip.max_chips * per_chip:
         known = [n * per_chip for n in slice_sizes(chip)]
@@ -151,8 +169,7 @@ def _nearest(text: str, chips: dict[str, Chip]) -> str:
         if chip.family == "gpu":
             names += [f"{n}x{chip.name}" for n in (1, 8, 16)]
         else:
-            per_chip = chip.cores if chip.name_counts == "cores" else 1
-            names += [f"{chip.name}-{n * per_chip}" for n in slice_sizes(chip)]
+            names += [f"{chip.name}-{n * chip.names_per_chip}" for n in slice_sizes(chip)]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.55)
     examples = "for example `v4-2048`, `v5e-64`, `2xv5e-256`, `8xh100`, `cpu:8`, `local`"
     return f"did you mean `{near[0]}`?" if near else examples
@@ -161,7 +178,7 @@ def _nearest(text: str, chips: dict[str, Chip]) -> str:
 def devices(target: Target) -> Sequence[Any]:
     """The target's devices, in the form that meshes are made of; for TPUs only described.
 
-    Raises: PlanError when libtpu is not installed or does not know the slice.
+    Raises: NoCompiler without libtpu; PlanError when it does not know the slice.
     """
     if target.kind in ("cpu", "local"):
         found = jax.devices()
@@ -180,9 +197,11 @@ def devices(target: Target) -> Sequence[Any]:
             platform="tpu", topology_name=f"{target.chip.topology}:{grid}", **options
         )
     except Exception as error:
-        if "libtpu" in str(error) and "lockfile" not in str(error):
-            raise PlanError(
-                "the TPU compiler is not installed", "pip install 'glamcli[plan]' (or libtpu)"
+        # jax says "JAX TPU support not installed", or that it is "Unable to find libtpu".
+        if re.search("not installed|find libtpu", str(error)):
+            raise NoCompiler(
+                "the TPU compiler (libtpu) is not installed",
+                "pip install '.[plan]' in the folder of glam's source",
             ) from error
         first = str(error).splitlines()[0]
         raise PlanError(f"the TPU compiler refuses `{target.name}`: {first}") from error

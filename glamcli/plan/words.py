@@ -12,6 +12,10 @@ from glamcli.plan.cost import PAPER
 from glamcli.plan.memory import ArrayLayout, passing
 from glamcli.plan.planner import Plan
 
+BAR_WIDTH = 52
+MAX_ROWS = 8
+MARKS = "█▓▒░▞▚·"
+
 _TextRows = Iterator[tuple[str, ...]]
 
 
@@ -21,7 +25,7 @@ def method_words(plan: Plan) -> str:
         return "by formula, coarse: nothing was compiled for this target (docs/planning.md)"
     took = f"{plan.compile_seconds:.0f} s" if plan.compile_seconds else "no time"
     if plan.time is None:
-        return f"compiled in {took}; this compiler tells nothing about time"
+        return f"compiled in {took}; this compiler gives no estimate of time"
     return (
         f"compiled in {took}; bytes and collectives are the compiler's; times are estimates from "
         "its schedule (docs/planning.md)"
@@ -71,6 +75,35 @@ class MeshPicture:
         return found
 
 
+def bar(plan: Plan) -> list[str]:
+    """A bar of a device's memory, a mark per group, and what the marks mean."""
+    chip = plan.target.chip
+    whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
+    marks, legend = "", []
+    for mark, (name, size) in zip(MARKS, plan.bytes.items(), strict=False):
+        width = round(BAR_WIDTH * size / whole) or int(200 * size >= whole)
+        marks += mark * width
+        if width:
+            legend.append(f"{mark} {name}")
+    left = plan.headroom_frac
+    room = "" if left is None else f" {100 * left:.0f} % of {whole / 2**30:.1f} GiB free"
+    key = "  ".join(legend) or "everything together takes less than a mark"
+    return [f"[{marks[:BAR_WIDTH].ljust(BAR_WIDTH)}]{room}", f" {key}"]
+
+
+def mesh_lines(plan: Plan) -> list[str]:
+    """The mesh, and its devices as blocks of squares."""
+    mesh = MeshPicture.of(plan)
+    rows, columns = min(mesh.rows, MAX_ROWS), min(mesh.columns, BAR_WIDTH // 2)
+    shown = min(mesh.num_blocks, max(1, BAR_WIDTH // (columns + 1)))
+    cut = (" ..." if shown < mesh.num_blocks else "", " ..." if columns < mesh.columns else "")
+    line = " ".join(["▪" * columns] * shown) + "".join(cut)
+    lines = [f"mesh: {mesh_words(plan)}", *[f" {line}"] * rows]
+    if rows < mesh.rows:
+        lines.append(f" ... {mesh.rows} rows")
+    return [*lines, *(f" {sentence}" for sentence in mesh.caption(shown))]
+
+
 def flops_rows(plan: Plan) -> _TextRows:
     """Parameters, and operations per token of a training step."""
     sizes, flops = count(plan.recipe), flops_per_token(plan.recipe)
@@ -79,7 +112,7 @@ def flops_rows(plan: Plan) -> _TextRows:
     yield "FLOPs, useful", short(flops.training)
     if plan.recipe.moe is not None:
         yield "FLOPs, with every expert slot", short(flops.training_padded)
-    yield "FLOPs, asked of the hardware", short(plan.hardware_flops_per_token)
+    yield "FLOPs, executed by the hardware", short(plan.hardware_flops_per_token)
 
 
 def collective_rows(plan: Plan) -> _TextRows:
@@ -109,7 +142,7 @@ def time_rows(plan: Plan) -> _TextRows:
     assert plan.time is not None
     for name, seconds in time_parts(plan):
         yield name, seconds_words(seconds)
-    yield "in all", seconds_words(plan.time.total)
+    yield "total", seconds_words(plan.time.total)
 
 
 def cost_rows(plan: Plan) -> _TextRows:
@@ -120,7 +153,7 @@ def cost_rows(plan: Plan) -> _TextRows:
     yield "tokens per second", f"{cost.tokens_per_second:,.0f}"
     yield "utilization", f"{100 * cost.utilization_frac:.1f} % of peak, active FLOPs only"
     yield "tokens of the run", short(tokens)
-    yield "days", figure(cost.days)
+    yield "duration", run_length(cost.days)
     yield "chip-hours", figure(cost.chip_hours)
     if cost.dollars is not None:
         yield "price", dollars(cost.dollars)
@@ -174,17 +207,28 @@ def memory_rows(plan: Plan) -> _TextRows:
     """Groups of a device's memory, their sum, and what the device has."""
     for name, held in plan.bytes.items():
         yield name, size(held)
-    yield "in all", size(plan.total_bytes)
+    yield "total", size(plan.total_bytes)
     if plan.target.chip is not None:
-        yield f"of a {device(plan)}'s", size(plan.target.chip.hbm_bytes)
+        yield f"a {device(plan)} has", size(plan.target.chip.hbm_bytes)
+
+
+def tables(plan: Plan) -> Iterator[tuple[tuple[str, ...], _TextRows]]:
+    """(columns, rows) of everything that a plan says in tables."""
+    yield (f"memory of one {device(plan)}", ">size"), memory_rows(plan)
+    yield ("array", "dimensions / mesh axes", f">each on a {device(plan)}"), array_rows(plan)
+    yield ("operations", ">per token"), flops_rows(plan)
+    if plan.collectives:
+        columns = ("collective", "over", ">times a step", ">bytes a step")
+        yield columns, collective_rows(plan)
+    if plan.time is not None:
+        yield ("time of a step, estimate", ">time"), time_rows(plan)
+    if plan.cost is not None:
+        yield ("the whole run, estimate", ""), cost_rows(plan)
 
 
 def device(plan: Plan) -> str:
     """What a device of the target is called."""
-    chip = plan.target.chip
-    if chip is None:
-        return "device"
-    return "chip" if chip.devices == 1 else "core"
+    return "device" if plan.target.chip is None else plan.target.chip.device_name
 
 
 def size(held: float) -> str:
@@ -202,8 +246,18 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
+def run_length(days: float) -> str:
+    """Days as `47.6 days`, `3.2 hours` or `0.23 seconds`."""
+    for unit, of in (("days", 1), ("hours", 24), ("minutes", 1440)):
+        if days * of >= 1:
+            return f"{figure(days * of)} {unit}"
+    return f"{days * 86400:.2g} seconds"
+
+
 def dollars(value: float) -> str:
     """US dollars."""
+    if 0 < value < 0.01:
+        return "below $0.01"
     return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
 
 

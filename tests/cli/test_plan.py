@@ -16,14 +16,16 @@ def test_a_plan_for_gpus_in_words_in_json_and_as_a_page(glam, tmp_path):
     assert out.splitlines()[0] == "quickstart on 8 H100 GPUs: fits"
     assert "by formula, coarse" in out
     assert "mesh: data 2 x expert 2 x model 2" in out
-    for line in ("of a chip's", "FLOPs, useful", "the whole run, estimate", "456 MWh for 600B"):
+    for line in ("a chip has", "FLOPs, useful", "the whole run, estimate", "456 MWh for 600B"):
         assert line in out, line
     text = page.read_text()
     assert "<script" not in text
     assert "http" not in text, "nothing is fetched"
     assert text.count("<i></i>") == 8, "a square for every GPU"
+    assert "repeat(2,28px)" in text, "large enough to see"
+    assert "<h1>quickstart <b>fits</b> 8 H100 GPUs</h1>" in text
     assert ", 64/expert, " in text, "experts are split over the mesh axis of that name"
-    assert "one of 2 shards of `expert`" in text
+    assert "one of 2 shards of <code>expert</code>" in text
     assert "one of 2 shards of `expert`" in out
     code, out, _ = glam("plan", "quickstart", "--target", "8xh100", *MESH, "--json", "--price", 2)
     plan = json.loads(out.splitlines()[-1])

@@ -133,13 +133,13 @@ def test_every_block_sees_every_number_of_rows_once_and_no_axis_that_has_copies(
 @pytest.mark.parametrize("stages", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("repeats", [2, 3, 4, 5, 8, 12])
 def test_every_weight_moves_to_its_stage_and_no_two_collide(stages, repeats):
-    send_PR, to_PR, repeat_PR = pipeline._moves(stages, repeats)
+    send_PI, to_PI, repeat_PI = pipeline._moves(stages, repeats)
     got = {}
     for j in range(repeats):
-        assert sorted(to_PR[:, j]) == list(range(stages))
+        assert sorted(to_PI[:, j]) == list(range(stages))
         for p in range(stages):
-            receiver = to_PR[p, j]
-            got[receiver, repeat_PR[receiver, j]] = p * repeats + send_PR[p, j]
+            receiver = to_PI[p, j]
+            got[receiver, repeat_PI[receiver, j]] = p * repeats + send_PI[p, j]
     assert got == {(p, r): r * stages + p for p in range(stages) for r in range(repeats)}
 
 

@@ -8,8 +8,9 @@ from glamcli.config.chips import load_chips
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError
 from glamcli.plan import search, topology
+from glamcli.plan.cost import Prices
 from glamcli.plan.memory import state_bytes
-from glamcli.plan.planner import Plan, Prices
+from glamcli.plan.planner import Plan
 from glamcli.plan.schedule import Time
 
 CHIPS = load_chips()

@@ -4,7 +4,7 @@ import pytest
 
 from glamcli.config.load import load_recipe
 from glamcli.plan import words
-from glamcli.plan.memory import passing, state_bytes
+from glamcli.plan.memory import by_group, passing, state_bytes
 from glamcli.plan.words import MeshPicture, join_names
 
 MESH = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
@@ -53,3 +53,35 @@ def test_a_caption_says_what_lies_down_and_across_a_block_and_what_is_left_out()
     ]
     flat = MeshPicture("data", 16, "expert", 1, 1, (), "core")
     assert flat.caption(16) == ["a square is a core, one of 16 shards of `data`"]
+
+
+def test_memory_by_group_adds_up_and_no_group_is_smaller_than_its_arrays():
+    recipe = load_recipe("quickstart").recipe
+    shape = {"slice": 1, "stage": 1, "data": 4, "expert": 1, "model": 1}
+    state = state_bytes(recipe, shape)
+    moving = sum(array.bytes for array in passing(recipe, shape))
+    few = by_group(recipe, state, shape, temporaries=5_503_488)  # of a TPU v4, off the chip
+    assert few["gradients and activations"] == 5_503_488 < state.weights + moving
+    assert "gradients" not in few
+    many = by_group(recipe, state, shape, temporaries=state.weights + moving)
+    assert many["gradients"] == state.weights
+    assert many["activations and temporaries"] == moving
+    for sizes, temporaries in ((few, 5_503_488), (many, state.weights + moving)):
+        assert sum(sizes.values()) == state.total + temporaries
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [(47.63, "47.6 days"), (0.5, "12.0 hours"), (0.01, "14.4 minutes"), (1e-6, "0.086 seconds")],
+)
+def test_a_duration_has_the_unit_that_shows_its_figures(days, text):
+    assert words.run_length(days) == text
+
+
+def test_a_price_above_nothing_is_not_shown_as_nothing():
+    assert [words.dollars(price) for price in (0, 0.004, 0.5, 1234)] == [
+        "$0.00",
+        "below $0.01",
+        "$0.50",
+        "$1,234",
+    ]
