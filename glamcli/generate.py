@@ -11,7 +11,6 @@ Called by `glam generate`, by the sample at the end of training, and by tasks wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from jax import Array
 
 from glamcli.beam_search import NEVER, Hypothesis, Search, TextStream
 from glamcli.data.tokenizer import Tokenizer
-from glamcli.errors import RecipeError
+from glamcli.decoding import Decoding, Sampling
 from glamcli.hosts.join import whole
 from glamcli.model.decoder import Decoder
 from glamcli.model.kv_cache import Cache, select_rows
@@ -32,25 +31,6 @@ MIN_PROMPT = 32
 MIN_CACHE = 64
 COMPILE_TOKENS, CPU_COMPILE_TOKENS = 262_144, 16_384
 """Tokens that are read in about the time that compiling another program takes."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. Temperature 0 takes the most likely one."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    """draw among this many most likely tokens."""
-    top_p: float | None = None
-    """draw among the fewest tokens that together have this probability."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise RecipeError(f"`temperature` must be 0 or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise RecipeError(f"`top_k` must be 1 or more, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise RecipeError(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
 
 
 class Generator:
@@ -115,6 +95,16 @@ class Generator:
         for row, stream in enumerate(streams):
             if text := stream.flush():
                 yield row, text
+
+    def continuations(self, prompt: str, decoding: Decoding) -> list[str]:
+        """`samples` texts that follow a prompt; by beam search best first."""
+        if decoding.beam is None:
+            names = ("tokens", "samples", "seed")
+            options = {name: getattr(decoding, name) for name in names}
+            return self.texts(prompt, decoding.sampling, **options)
+        search = {"width": decoding.beam, "tokens": decoding.tokens, "alpha": decoding.alpha}
+        (found,) = self.beams([self.encode(prompt)], **search)
+        return [each.text for each in found[: decoding.samples]]
 
     def texts(self, prompt: str, sampling: Sampling | None = None, **options: Any) -> list[str]:
         """The samples of `stream`, whole."""

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-import glamcli
-from glamcli import hugepages
 from glamcli.cli.options import json_option, set_option
 from glamcli.errors import PlanError, RecipeError, TrainError
 
 if TYPE_CHECKING:
     from glamcli.doctor.parity import Difference
-
-LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "array_record",
-    "grain",
-    "sentencepiece",
-)
 
 
 @click.group(invoke_without_command=True)
@@ -42,19 +24,9 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from glamcli.cli import render
-    from glamcli.data.cache import user_cache_dir
+    from glamcli.doctor import machine
 
-    facts = {
-        "glam": glamcli.__version__,
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **_devices(),
-        "cores": str(_cores()),
-        "memory": _memory(),
-        "huge pages": hugepages.status(),
-        **_folder("cache folder", user_cache_dir()),
-        **_folder("run folders", Path.cwd() / "runs"),
-        **{name: _version(name) for name in LIBRARIES},
-    }
+    facts = machine.machine_facts()
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -136,45 +108,3 @@ def _simulate_devices() -> None:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-def _devices() -> dict[str, str]:
-    import jax
-
-    kinds: dict[str, int] = {}
-    for device in jax.devices():
-        kinds[device.device_kind] = kinds.get(device.device_kind, 0) + 1
-    return {
-        "backend": jax.default_backend(),
-        "devices": ", ".join(f"{number} x {kind}" for kind, number in kinds.items()),
-    }
-
-
-def _cores() -> int:
-    """Cores this process may use, which containers often make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return "unknown"
-    return f"{total / 2**30:.1f} GiB"
-
-
-def _folder(name: str, path: Path) -> dict[str, str]:
-    """Where it is, what is free there, and whether this user may write to it."""
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    writable = os.access(existing, os.W_OK)
-    free = shutil.disk_usage(existing).free / 2**30
-    return {name: f"{path} ({free:.0f} GiB free{'' if writable else ', NOT WRITABLE'})"}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"

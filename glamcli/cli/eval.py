@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,13 @@ from glamcli.cli.eval_data import data
 from glamcli.cli.eval_overlap import overlap
 from glamcli.cli.eval_show import show
 from glamcli.cli.eval_tell import tell, tell_items
-from glamcli.cli.options import hosts_options, json_option
+from glamcli.cli.options import Address, hosts_options, json_option, run_argument
 from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.errors import RecipeError
 from glamcli.evals.tasks.suites import load_suite
-from glamcli.progress import Progress, Silent
+from glamcli.progress import Silent
 
 if TYPE_CHECKING:
-    from glamcli.evals.results.journal import Journal
     from glamcli.hosts.join import Host
 
 
@@ -74,7 +72,7 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 
 
 @command.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--suite", default="quick", show_default=True, help="A suite or task: name or file.")
 @click.option(
     "--shots",
@@ -107,72 +105,47 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 @json_option
 def score(
     run: Path,
+    address: Address,
+    as_json: bool,
     suite: str,
-    shots: str | None,
     preset: str,
-    limit: int | None,
-    seed: int,
-    data_dir: Path | None,
+    shots: str | None,
     explain: str | None,
     harness: str | None,
     include_path: Path | None,
     fresh: bool,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    as_json: bool,
+    **options: Any,
 ) -> int:
     """Score RUN on a suite of tasks: the long form of `glam eval RUN`."""
-    counts, item = _shots(shots), _item(explain)
+    options["shots"], item = _shots(shots), _item(explain)
     chosen = load_suite(suite, preset)
     if harness is None and include_path is not None:
-        raise RecipeError("--include-path: for the tasks of --harness")
+        raise RecipeError("--include-path is for the tasks of --harness")
     runtime = prepare_process(run)
-    place = (coordinator, num_processes, process_id)
-    asked = {
-        "suite": harness or (chosen.name, chosen.sha256, preset),
-        "shots": counts,
-        "limit": limit,
-        "seed": seed,
-        "data_dir": data_dir,
-    }
-    with one_of_several(*place, runtime, as_json) as (host, progress):
-        if harness is not None:
-            _import_lm_eval()  # before the model is read: it may be missing
-        _refuse_other_options(host, {"explain": explain, "harness": harness, "fresh": fresh}, asked)
-        from glamcli.evals.results.journal import Journal
-        from glamcli.evals.run import evaluate
+    asked = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
+    with one_of_several(address, runtime, as_json) as (host, progress):
+        lm_eval = None if harness is None else _import_lm_eval()  # it may be missing
+        mine = {**asked, "explain": explain, "harness": harness, "fresh": fresh}
+        _refuse_other_options(host, mine)
+        from glamcli.evals.run import evaluate, resumable
         from glamcli.trained import open_trained
 
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
-        run_dir = trained.run_dir if host.is_first else None
-        journal = Journal()
-        if trained.run_dir is not None and item is None:
-            conditions = {**trained.described(), **asked}
-            journal = _journal(trained.run_dir, conditions, fresh, host, progress)
-        with _resumable(journal, progress):
-            if harness is not None:
-                lm_eval_road = _import_lm_eval()
-                tasks = harness.split(",")
-                options = (include_path, counts, limit, seed)
-                return lm_eval_road.score(
-                    trained, journal, tasks, *options, run_dir, progress, as_json
-                )
-            drawn = {"shots": counts, "limit": limit, "seed": seed}
-            where = {"data_dir": data_dir, "explain": item}
-            results = evaluate(
-                trained, chosen, progress=progress, journal=journal, **drawn, **where
-            )
         if item is not None:
+            results = evaluate(trained, chosen, progress=progress, explain=item, **options)
             return tell_items(results, progress, as_json)
-        code = tell(results, run_dir, progress, as_json)
-        journal.finish()  # what failed would fail again; with other data it starts anew
-        return code
+        with resumable(trained, asked, progress, fresh=fresh) as journal:
+            if harness is not None and lm_eval is not None:
+                options.pop("data_dir")
+                options |= {"tasks": harness.split(","), "include_path": include_path}
+                return lm_eval.score_tasks(trained, journal, options, progress, as_json)
+            results = evaluate(trained, chosen, progress=progress, journal=journal, **options)
+            return tell(results, trained, progress, as_json)
 
 
 def _import_lm_eval() -> ModuleType:
-    """The door to lm-eval.
+    """The module for lm-eval.
 
     Raises:
         RecipeError: it is not installed.
@@ -183,52 +156,12 @@ def _import_lm_eval() -> ModuleType:
     return harness
 
 
-@contextlib.contextmanager
-def _resumable(journal: Journal, progress: Progress) -> Iterator[None]:
-    """Says, when it is interrupted, that what was scored is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if journal.path is not None:
-            progress.say("what was scored is kept: the same command goes on from there")
-        raise
-
-
-def _refuse_other_options(host: Host, *asked: Mapping[str, Any]) -> None:
+def _refuse_other_options(host: Host, mine: Mapping[str, Any]) -> None:
     """Refuses processes that were given other options; the data is compared by content."""
     from glamcli.train import identity
 
-    options = {f"--{name}": value for some in asked for name, value in some.items()}
-    del options["--data_dir"]
+    options = {f"--{name}": value for name, value in mine.items() if name != "data_dir"}
     identity.refuse_differences(host, identity.of_command(host, options))
-
-
-def _journal(
-    run_dir: Path,
-    conditions: Mapping[str, Any],
-    fresh: bool,
-    host: Host,
-    progress: Progress,
-) -> Journal:
-    """What an earlier start of the same command has left, and where this one keeps its own.
-
-    The first process reads and writes it; the others are told, so that all skip the same batches.
-    """
-    from glamcli.evals.results.journal import Journal
-
-    journal = Journal()
-    if host.is_first:
-        try:
-            journal = Journal.open(run_dir / "eval", conditions, fresh=fresh, warn=progress.warn)
-        except OSError as error:
-            progress.warn(f"not kept for a later start: {error.strerror}: {run_dir / 'eval'}")
-    journal.known = host.gather("journal", journal.known)[0]
-    if journal.known:
-        progress.say(
-            f"going on from {len(journal.known)} batches of an unfinished evaluation"
-            " (`--fresh` starts over)"
-        )
-    return journal
 
 
 def _shots(text: str | None) -> tuple[int | str, ...] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from glamcli.cli import render
-from glamcli.cli.options import json_option
+from glamcli.cli.options import RunFolder, json_option
 from glamcli.cli.several import prepare_process
 from glamcli.errors import printable
 
@@ -22,7 +22,7 @@ def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
     """RUN, and how its continuations are sampled, with these defaults."""
     number, shown = click.IntRange(1), {"show_default": True}
     parameters = (
-        click.argument("run", type=click.Path(path_type=Path)),
+        click.argument("run", type=RunFolder()),
         click.option("--samples", type=number, default=samples, **shown,
                      help="Continuations per prompt."),
         click.option("--tokens", type=number, default=tokens, **shown,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,14 +14,18 @@ from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.evals.results.scores import Explanation, Results, Scored
+    from glamcli.trained import Trained
 
 SHOWN_REASONS = 3
 
 
-def tell(results: Results, run_dir: Path | None, progress: Progress, as_json: bool) -> int:
+def tell(results: Results, trained: Trained, progress: Progress, as_json: bool) -> int:
     """Shows scores, keeps them in the run folder and warns of what failed; the exit code."""
+    from glamcli.evals.results.store import keep_results
+
     show_results(results, as_json)
-    _keep(results, run_dir, progress)
+    if trained.run_dir is not None and trained.host.is_first:
+        keep_results(results, trained.run_dir, progress)
     return _failures(results, progress)
 
 
@@ -34,21 +37,6 @@ def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
         else:
             _show_item(each)
     return _failures(results, progress)
-
-
-def _keep(results: Results, run_dir: Path | None, progress: Progress) -> None:
-    if run_dir is None or not results.scores:
-        return
-    from glamcli.evals.results.store import RESULTS_FOLDER, write_results
-
-    try:
-        summary, items = write_results(results, run_dir / RESULTS_FOLDER)
-    except OSError as error:
-        progress.warn(
-            f"results were not kept: {error.strerror or error}: {run_dir / RESULTS_FOLDER}"
-        )
-        return
-    progress.say(f"kept in {summary}, items in {items.name}")
 
 
 def _failures(results: Results, progress: Progress) -> int:

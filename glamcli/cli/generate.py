@@ -6,54 +6,56 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from glamcli.cli.options import hosts_options, json_option
+from glamcli.cli.options import Address, hosts_options, json_option, run_argument
 from glamcli.cli.several import one_of_several, prepare_process
+from glamcli.config.settings import MAX_NEW_TOKENS, MAX_TEXTS
 from glamcli.errors import RecipeError, printable
-from glamcli.progress import Progress, Silent
+from glamcli.progress import Silent
 
 if TYPE_CHECKING:
-    from glamcli.generate import Generator, Sampling
-    from glamcli.hosts.join import Host
+    from pathlib import Path
 
-MAX_TOKENS = 65_536
+    from glamcli.generate import Decoding, Generator
+    from glamcli.hosts.join import Host
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers that NaN, which compares with nothing, and infinity are outside of."""
+    """A range of numbers without NaN, which compares with nothing, and infinity."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """Raises: click.BadParameter outside of the range."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no finite number", param, ctx)
+            self.fail(f"{value} is not a finite number", param, ctx)
         return number
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 @click.argument("prompt", required=False)
-@click.option("--tokens", type=click.IntRange(1, MAX_TOKENS), default=128, show_default=True)
+@click.option("--tokens", type=click.IntRange(1, MAX_NEW_TOKENS), default=128, show_default=True)
 @click.option(
     "--temperature",
     type=FiniteRange(0),
     default=0.8,
     show_default=True,
-    help="0 is the likeliest token.",
+    help="0 takes the likeliest token.",
 )
 @click.option("--top-k", type=click.IntRange(1), help="Draw among the K likeliest tokens.")
 @click.option(
     "--top-p",
     type=FiniteRange(0, 1, min_open=True),
-    help="Draw among the likeliest that have probability P.",
+    help="Draw among the likeliest tokens whose probabilities add up to P.",
 )
-@click.option("--beam", type=click.IntRange(1), help="Beam search of this width, no drawing.")
+@click.option(
+    "--beam", type=click.IntRange(1, MAX_TEXTS), help="Beam search of this width, no drawing."
+)
 @click.option(
     "--alpha",
     type=FiniteRange(0),
@@ -62,95 +64,36 @@ class FiniteRange(click.FloatRange):
     help="Length penalty of --beam: 0.6 as T5, 0.8 favours longer texts, 0 none.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same text.")
-@click.option("--samples", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--samples", type=click.IntRange(1, MAX_TEXTS), default=1, show_default=True)
 @hosts_options
 @json_option
-def command(
-    run: Path,
-    prompt: str | None,
-    tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    beam: int | None,
-    alpha: float,
-    seed: int,
-    samples: int,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    as_json: bool,
-) -> None:
+def command(run: Path, prompt: str | None, address: Address, as_json: bool, **options: Any) -> None:
     """Continue PROMPT with RUN, a run folder or a checkpoint.
 
     Without PROMPT, every line typed (or piped in) is one. On several hosts, start the same command
     on each of them: the first process reads the lines and shows the texts.
     """
-    if beam is not None and samples > beam:
-        raise RecipeError(f"a beam of {beam} has no {samples} samples", hint="raise `--beam`")
+    if prompt is not None:
+        prompt = _utf8(prompt, "PROMPT")
     runtime = prepare_process(run)
-    with one_of_several(coordinator, num_processes, process_id, runtime, as_json) as (
-        host,
-        progress,
-    ):
-        from glamcli.generate import Sampling
+    with one_of_several(address, runtime, as_json) as (host, progress):
+        from glamcli.generate import Decoding
         from glamcli.train import identity
         from glamcli.trained import open_trained
 
-        options = {"PROMPT": prompt, "--tokens": tokens, "--temperature": temperature}
-        options |= {"--top-k": top_k, "--top-p": top_p, "--beam": beam, "--alpha": alpha}
-        options |= {"--seed": seed, "--samples": samples, "--json": as_json}
-        identity.refuse_differences(host, identity.of_command(host, options))
+        decoding = Decoding(**options)
+        mine = {"PROMPT": prompt, "--json": as_json, **options}
+        identity.refuse_differences(host, identity.of_command(host, mine))
         trained = open_trained(run, progress, host)
         progress = progress if host.is_first else Silent()
-
-        sampling = Sampling(temperature, top_k, top_p)
-        asked = Asked(trained.generator, sampling, tokens, beam, alpha, seed, samples)
         for each in _prompts_of_all(prompt, host):
-            _answer(asked, each, trained.window, progress, as_json)
-
-
-def _answer(asked: Asked, prompt: str, row_tokens: int, progress: Progress, as_json: bool) -> None:
-    """Makes and shows the continuations of one prompt."""
-    length = len(asked.generator.encode(prompt)) + asked.tokens
-    if length > row_tokens:
-        progress.warn(
-            f"{length} tokens are more than the {row_tokens} of the rows it was trained on"
-        )
-    if as_json:
-        for number, text in enumerate(asked.texts(prompt)):
-            click.echo(json.dumps({"prompt": prompt, "sample": number, "text": text}))
-    else:
-        _show(asked, prompt)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the options ask of every prompt."""
-
-    generator: Generator
-    sampling: Sampling
-    tokens: int
-    beam: int | None
-    alpha: float
-    seed: int
-    samples: int
-
-    def texts(self, prompt: str) -> list[str]:
-        """The continuations, whole; by beam search best first."""
-        if self.beam is None:
-            return self.generator.texts(
-                prompt, self.sampling, tokens=self.tokens, samples=self.samples, seed=self.seed
-            )
-        (found,) = self.generator.beams(
-            [self.generator.encode(prompt)], width=self.beam, tokens=self.tokens, alpha=self.alpha
-        )
-        return [each.text for each in found[: self.samples]]
-
-    def stream(self, prompt: str) -> Iterator[str]:
-        """The only continuation, piece by piece."""
-        pieces = self.generator.stream(prompt, self.sampling, tokens=self.tokens, seed=self.seed)
-        return (text for _, text in pieces)
+            length = len(trained.generator.encode(each)) + decoding.tokens
+            if length > trained.window:
+                progress.warn(
+                    f"{length} tokens are more than the {trained.window} of the rows it was "
+                    "trained on"
+                )
+            _show(trained.generator, each, decoding, as_json)
 
 
 def _prompts_of_all(prompt: str | None, host: Host) -> Iterator[str]:
@@ -165,11 +108,11 @@ def _prompts(prompt: str | None) -> Iterator[str]:
     if prompt is not None:
         yield prompt
         return
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")  # pyright: ignore
+    if hasattr(sys.stdin, "reconfigure"):  # whatever the locale says
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # pyright: ignore
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
+        for number, line in enumerate(sys.stdin, 1):
+            yield _utf8(line.rstrip("\r\n"), f"line {number} of standard input")
         return
     click.echo("type a text to continue; Ctrl-D ends", err=True)
     while True:
@@ -179,24 +122,37 @@ def _prompts(prompt: str | None) -> Iterator[str]:
             click.echo(err=True)
             return
         if line.strip():
-            yield line
+            yield _utf8(line, "this line")
 
 
-def _show(asked: Asked, prompt: str) -> None:
-    """Prompt and continuation; a single one appears while it is made."""
-    if asked.samples == 1 and asked.beam is None:
+def _utf8(text: str, what: str) -> str:
+    """The text of an argument or a line, whose bytes are UTF-8 also where the locale is not."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        raise RecipeError(f"{what} is not UTF-8", hint="convert it, with `iconv` say") from None
+
+
+def _show(generator: Generator, prompt: str, decoding: Decoding, as_json: bool) -> None:
+    """Prompt and continuations; a single sample appears while it is made."""
+    if as_json:
+        for number, text in enumerate(generator.continuations(prompt, decoding)):
+            click.echo(json.dumps({"prompt": prompt, "sample": number, "text": text}))
+        return
+    if decoding.samples == 1 and decoding.beam is None:
         _write(prompt)
-        for text in asked.stream(prompt):
+        options = {"tokens": decoding.tokens, "seed": decoding.seed}
+        for _, text in generator.stream(prompt, decoding.sampling, **options):
             _write(text)
         _write("\n")
         return
-    for number, text in enumerate(asked.texts(prompt), 1):
-        if asked.samples > 1:
+    for number, text in enumerate(generator.continuations(prompt, decoding), 1):
+        if decoding.samples > 1:
             _write(f"--- {number}\n")
         _write(f"{prompt}{text}\n")
 
 
 def _write(text: str) -> None:
-    """Text to standard output at once; a terminal is shown nothing that it would act on."""
+    """Text to standard output at once; on a terminal without characters that control it."""
     click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
     sys.stdout.flush()

@@ -7,66 +7,70 @@ which finds no plug-ins, `python -m glamcli.cli.harness` is its command with thi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from glamcli.cli import render
 from glamcli.cli.several import prepare_process
+from glamcli.config.files import run_folder
 from glamcli.errors import RecipeError
-from glamcli.evals.harness import Model, as_json, command_line, run
+from glamcli.evals.harness import HarnessModel, as_json, command_line, run_tasks
 from glamcli.evals.results.journal import Journal
 from glamcli.evals.results.scores import file_name
-from glamcli.evals.results.store import RESULTS_FOLDER, free_path, items_path
+from glamcli.evals.results.store import keep_harness
 from glamcli.progress import Progress
 from glamcli.trained import Trained, open_trained
 
 COLUMNS = ("task", ">shots", "metric", "filter", ">value", ">error", ">items")
 
 
-class Glam(Model):
+class Glam(HarnessModel):
     """A run folder or a checkpoint as a model of lm-eval."""
 
     def __init__(self, path: str, **ignored: Any):
         # Batches follow from tokens, and devices from the process: `batch_size`, `device` and
-        # the like, which lm-eval passes unasked, have no meaning here.
+        # the like, which lm-eval passes by itself, have no meaning here.
         del ignored
-        prepare_process(Path(path))
-        super().__init__(open_trained(Path(path), render.make_progress()))
+        folder = run_folder(path)
+        prepare_process(folder)
+        super().__init__(open_trained(folder, render.make_progress()))
 
 
-def score(
+def score_tasks(
     trained: Trained,
     journal: Journal,
-    tasks: Sequence[str],
-    include_path: Path | None,
-    shots: Sequence[int | str] | None,
-    limit: int | None,
-    seed: int,
-    run_dir: Path | None,
+    asked: Mapping[str, Any],
     progress: Progress,
     to_json: bool,
 ) -> int:
-    """Runs lm-eval's tasks, shows what it reports and keeps it in the run folder."""
-    count = _one(shots)
+    """Runs lm-eval's tasks, shows its results and keeps them in the run folder; the exit code."""
+    asked = {**asked, "shots": _one(asked["shots"])}
     with progress.phase("evaluating", unit="requests") as phase:
-        model = Model(trained, journal, phase.advance)
-        results = run(model, tasks, include_path=include_path, shots=count, limit=limit, seed=seed)
+        results = run_tasks(HarnessModel(trained, journal, phase.advance), **asked)
     samples = results.pop("samples", {})
+    content = json.loads(as_json(results))
     if to_json:
-        content = json.loads(as_json(results))
         click.echo(json.dumps({"event": "harness", **content}))
     else:
         versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
         render.print_table(COLUMNS, _rows(results), title=versions)
-    if run_dir is not None:
-        folder = run_dir / RESULTS_FOLDER / "harness"
-        keep(results, samples, folder, _name(tasks, trained, count, limit, seed), progress)
-    journal.finish()
+    if trained.run_dir is not None and trained.host.is_first:
+        lines = (
+            {"task": task, **json.loads(as_json(each))}
+            for task, some in samples.items()
+            for each in some
+        )
+        keep_harness(content, lines, trained.run_dir, _name(trained, asked), progress)
     return 0
+
+
+def _name(trained: Trained, asked: Mapping[str, Any]) -> str:
+    tasks = "+".join(asked["tasks"]).replace("/", "-")[:80]
+    model = {**trained.identity, "dispatch": trained.dispatch}
+    shots = None if asked["shots"] is None else [str(asked["shots"])]
+    return file_name(tasks, model, shots=shots, limit=asked["limit"], seed=asked["seed"])
 
 
 def _one(counts: Sequence[int | str] | None) -> int | None:
@@ -97,52 +101,6 @@ def _rows(results: dict[str, Any]) -> list[list[str]]:
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _name(
-    tasks: Sequence[str],
-    trained: Trained,
-    shots: int | None,
-    limit: int | None,
-    seed: int,
-) -> str:
-    asked = "+".join(tasks).replace("/", "-")[:80]
-    model = {**trained.identity, "dispatch": trained.dispatch}
-    counts = None if shots is None else [str(shots)]
-    return file_name(asked, model, shots=counts, limit=limit, seed=seed)
-
-
-def keep(
-    results: dict[str, Any],
-    samples: dict[str, Any],
-    folder: Path,
-    name: str,
-    progress: Progress,
-) -> None:
-    """Writes NAME.json and NAME.items.jsonl, or NAME-2 where something else has the name."""
-    text = as_json(results)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        summary = free_path(folder, name, partial(_is_same, json.loads(text)))
-        items = items_path(summary)
-        with items.open("w", encoding="utf-8") as file:
-            for task, each in ((task, each) for task, some in samples.items() for each in some):
-                line = {"task": task, **json.loads(as_json(each))}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        summary.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
-        return
-    progress.say(f"kept in {summary}, items in {items.name}")
-
-
-def _is_same(content: dict[str, Any], path: Path) -> bool:
-    """Whether a file holds results of the same tasks on the same items."""
-    try:
-        other = json.loads(path.read_text(encoding="utf-8"))
-        return all(other[key] == content[key] for key in ("configs", "task_hashes"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def _run(args: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
+    except SystemExit:  # what click and rich make of a broken pipe; no command exits by itself
+        raise BrokenPipeError from None
     except Exception as error:
         _report_bug(error, debug)
         return 1

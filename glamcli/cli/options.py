@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from glamcli.config.files import run_folder
 
 set_option = click.option(
     "--set",
@@ -17,19 +21,39 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 
 
+Address = tuple[str | None, int | None, int | None]
+"""`--coordinator`, `--num-processes` and `--process-id`, as given."""
+
+
+class RunFolder(click.Path):
+    """A run or checkpoint folder on a local disk."""
+
+    def __init__(self, **options: Any):
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Raises: RecipeError for a URL."""
+        return super().convert(run_folder(value), param, ctx)
+
+
+run_argument = click.argument("run", type=RunFolder())
+
+
 def hosts_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where several processes of one run meet."""
-    for option in reversed(
-        (
-            click.option(
-                "--coordinator",
-                metavar="HOST:PORT",
-                help="Several processes: where process 0 listens. Found out by itself on a TPU "
-                "pod, under Slurm and under Open MPI.",
-            ),
-            click.option("--num-processes", type=click.IntRange(1), help="How many there are."),
-            click.option("--process-id", type=click.IntRange(0), help="Which one this is, from 0."),
-        )
-    ):
-        command = option(command)
-    return command
+    """The options that say where several processes of one run meet, passed on as `address`."""
+
+    @click.option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="Several processes: where process 0 listens. Detected automatically on a TPU pod, "
+        "under Slurm and under Open MPI.",
+    )
+    @click.option("--num-processes", type=click.IntRange(1), help="How many there are.")
+    @click.option("--process-id", type=click.IntRange(0), help="Which one this is, from 0.")
+    @functools.wraps(command)
+    def with_address(
+        coordinator: str | None, num_processes: int | None, process_id: int | None, **options: Any
+    ) -> Any:
+        return command(address=(coordinator, num_processes, process_id), **options)
+
+    return with_address

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from glamcli import hugepages
 from glamcli.cli import render
 from glamcli.cli.main import complain
+from glamcli.cli.options import Address
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Runtime
 from glamcli.errors import GlamError
@@ -37,16 +38,12 @@ def prepare_process(run: Path) -> Runtime:
 
 @contextmanager
 def one_of_several(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    runtime: Runtime,
-    as_json: bool,
+    address: Address, runtime: Runtime, as_json: bool
 ) -> Iterator[tuple[Host, Progress]]:
-    """This process among those of its run (mostly the only one), and how it tells its progress.
+    """This process among those of its run (mostly the only one), and where its progress goes.
 
-    Results of a process that is not the first go nowhere; what it has to say about its own
-    machine goes to stderr.
+    Results of a process that is not the first are discarded; its messages about its own machine
+    go to stderr.
 
     Raises:
         RecipeError: the options make no sense, or their address cannot be used.
@@ -55,8 +52,8 @@ def one_of_several(
     from glamcli.hosts.join import joined
     from glamcli.hosts.rendezvous import given_rendezvous
 
-    rendezvous = given_rendezvous(coordinator, num_processes, process_id)
-    is_first = process_id in (None, 0)
+    rendezvous = given_rendezvous(*address)
+    is_first = address[2] in (None, 0)
     progress = render.make_progress(as_json) if is_first else render.Plain(sys.stderr)
     with joined(rendezvous, runtime, progress, _tell) as host:
         if host.is_first:

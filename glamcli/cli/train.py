@@ -12,15 +12,17 @@ import click
 
 from glamcli import hugepages
 from glamcli.cli import render
-from glamcli.cli.options import hosts_options, json_option, set_option
+from glamcli.cli.options import Address, RunFolder, hosts_options, json_option, set_option
 from glamcli.cli.several import one_of_several
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Finish
-from glamcli.errors import CheckpointError, DataError, GlamError
+from glamcli.errors import DataError, GlamError
 from glamcli.evals.tasks.suites import check_suites
 from glamcli.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from glamcli.train.loop import Outcome
     from glamcli.trained import Trained
 
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--run",
     "run_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the run.  [default: runs/<recipe>]",
+    type=RunFolder(file_okay=False),
+    help="Folder of the run.  [default: runs/<recipe>, or RECIPE where that is a run]",
 )
 @click.option("--fresh", is_flag=True, help="Start anew; an earlier run in the folder is renamed.")
 @hosts_options
@@ -42,35 +44,31 @@ def command(
     sets: tuple[str, ...],
     run_dir: Path | None,
     fresh: bool,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
+    address: Address,
     as_json: bool,
 ) -> int:
     """Train RECIPE, a shipped name or a file, and keep everything in a run folder.
 
-    The same command goes on where the run stopped. Ctrl-C (or SIGTERM) saves at the next step and
-    exits with 75; a second one leaves at once. At the end the model is scored on held-out text
-    and, when the recipe has a `finish` section, on a suite of tasks. On several hosts, start the
-    same command on each of them.
+    The same command goes on where the run stopped, and so does `glam train runs/NAME`. Ctrl-C (or
+    SIGTERM) saves at the next step and exits with 75; a second one leaves at once. At the end the
+    model is scored on held-out text and, when the recipe has a `finish` section, on a suite of
+    tasks. On several hosts, start the same command on each of them.
     """
     loaded = load_recipe(recipe, sets)
     # XLA's own warnings are for those who work on it; set to 0 from outside, they are shown.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     hugepages.apply(loaded.recipe.runtime.huge_pages == "auto")
-    folder = run_dir or Path("runs") / loaded.name
+    folder = run_dir or loaded.run_dir
     check_suites(loaded.recipe)
-    with one_of_several(coordinator, num_processes, process_id, loaded.recipe.runtime, as_json) as (
-        host,
-        progress,
-    ):
+    with one_of_several(address, loaded.recipe.runtime, as_json) as (host, progress):
         from glamcli.evals.scheduled import score_during
+        from glamcli.train.folder import set_aside
         from glamcli.train.loop import train
         from glamcli.trained import keep_compiled_programs
 
         keep_compiled_programs(loaded.recipe)
-        if fresh and host.is_first:
-            _set_aside(folder, progress)
+        if fresh and host.is_first and (aside := set_aside(folder)) is not None:
+            progress.say(f"the earlier run is now {aside}")
         with loaded.placing():
             outcome = train(loaded.recipe, folder, progress, host, score_during)
         progress = progress if host.is_first else Silent()
@@ -108,24 +106,6 @@ def _conclude(
     return code
 
 
-def _set_aside(folder: Path, progress: Progress) -> None:
-    """Renames an earlier run to `<run>.1`, `<run>.2`, ...: nothing is ever deleted."""
-    from glamcli.hosts.lock import locked
-
-    if not folder.exists():
-        return
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    with locked(folder):
-        pass  # nobody is using it
-    try:
-        folder.rename(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot rename {folder}: {error.strerror or error}") from error
-    progress.say(f"the earlier run is now {target}")
-
-
 def _show_heldout(outcome: Outcome, as_json: bool) -> None:
     """Loss per source beside what frequencies alone would reach; nothing if nothing was scored."""
     if not outcome.heldout_nats:
@@ -159,7 +139,7 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
         if (results := scheduled.score_at_end(trained, progress)) is not None:
             if not as_json:
                 click.echo()
-            code = tell(results, trained.run_dir, progress, as_json)
+            code = tell(results, trained, progress, as_json)
     except GlamError as error:
         progress.warn(f"suite `{finish.suite}` was not scored: {error.what}")
         code = error.exit_code

@@ -7,6 +7,7 @@ that names it. `~/` is the home folder; environment variables are not expanded.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +84,16 @@ def absolute(text: str, folder: Path) -> str:
     if path.parts[:1] == ("~",):
         path = Path.home().joinpath(*path.parts[1:])
     return str(Path(folder.absolute(), path))
+
+
+def run_folder(text: str | Path) -> Path:
+    """The path of a run folder. Raises: RecipeError for a URL: runs are on a file system."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
+        raise RecipeError(
+            f"a run folder cannot be a URL: {text}",
+            hint="give a local path; mount the bucket to use one there",
+        )
+    return Path(text)
 
 
 def display(path: Path) -> str:

@@ -57,8 +57,21 @@ class Loaded:
     """files it extends, nearest first."""
 
     @property
+    def own_run(self) -> Path | None:
+        """The run folder that keeps this recipe as `recipe.yaml`; None for other recipes."""
+        folder = self.path.parent
+        is_kept = self.path.name == "recipe.yaml" and (folder / "run.json").is_file()
+        return Path(display(folder)) if is_kept else None
+
+    @property
     def name(self) -> str:
-        return self.path.stem
+        """The recipe's or, of a recipe that a run keeps, the run's."""
+        return self.path.stem if self.own_run is None else self.path.parent.name
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it is trained by default: the run that keeps it goes on."""
+        return self.own_run or Path("runs") / self.name
 
     def place(self, key: str) -> str:
         """`file:line` or `--set` of a key for a message; the recipe's file for a default."""

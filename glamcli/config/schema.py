@@ -12,7 +12,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from glamcli.config.devices import Mesh, Pipeline
-from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Positive, Settings
+from glamcli.config.settings import (
+    MAX_NEW_TOKENS,
+    Count,
+    CountOrZero,
+    Fraction,
+    NotNegative,
+    Positive,
+    Settings,
+)
 
 
 class Model(Settings):
@@ -249,8 +257,8 @@ class Finish(Settings):
     shots: tuple[CountOrZero, ...] = (0, 1, 5)
     prompt: str | None = None
     """text to continue."""
-    sample_tokens: Count = 96
-    """length of the continuation."""
+    sample_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 96
+    """tokens of that continuation, at most."""
 
 
 class Recipe(Settings):

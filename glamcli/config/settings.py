@@ -12,6 +12,11 @@ Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
+MAX_NEW_TOKENS = 65_536
+"""Tokens of a generated text, at most: its key/value cache has to fit into memory."""
+MAX_TEXTS = 256
+"""Samples that grow side by side, and width of a beam, at most: rows of that cache."""
+
 
 class Settings(BaseModel):
     """Frozen settings; unknown keys are refused, and attribute docstrings describe the keys."""

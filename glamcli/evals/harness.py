@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from glamcli.data.tokenizer import Tokenizer
+from glamcli.decoding import Sampling
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results.journal import Journal
 from glamcli.evals.run import make_likelihoods
 from glamcli.evals.scoring.answer import best_texts
 from glamcli.evals.scoring.requests import Request, make_requests
-from glamcli.generate import Sampling
 from glamcli.trained import Trained
 
 try:
@@ -39,7 +39,7 @@ MAX_GEN_TOKENS = 256
 """New tokens when a task does not say how many, as in lm-eval's own models."""
 
 
-class Model(LM):
+class HarnessModel(LM):
     """A trained model as lm-eval wants models: texts in, numbers and texts out."""
 
     def __init__(
@@ -185,8 +185,8 @@ class _Wanted:
         return text[: min(ends)] if ends else text
 
 
-def run(
-    model: Model,
+def run_tasks(
+    model: HarnessModel,
     tasks: Sequence[str],
     *,
     include_path: Path | None = None,

@@ -6,7 +6,8 @@ go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.asking.prompts import Prompt, TaskQuestions
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
+from glamcli.evals.results.store import RESULTS_FOLDER
 from glamcli.evals.scoring.answer import answer_freely, explain_answer
 from glamcli.evals.scoring.choice import add_answer_nats, answer_choices, explain_choice
 from glamcli.evals.scoring.likelihoods import Likelihoods
@@ -72,14 +74,7 @@ def evaluate(
     asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
     trained.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
     library = Library(data_dir, trained.documents)
-    tasks: list[TaskQuestions] = []
-    failures: list[Failure] = []
-    for file in files:
-        try:
-            reading = partial(TaskQuestions, file, library, None if explain else limit)
-            tasks.append(trained.host.alike(f"items of task `{file.name}`", reading))
-        except GlamError as error:
-            failures.append(Failure(file.name, None, error))
+    tasks, failures = _read_tasks(trained, files, library, None if explain else limit)
     scoring = _Scoring(trained, suite, seed, limit, journal or Journal())
     scores: list[Score] = []
     explanations: list[Explanation] = []
@@ -100,24 +95,37 @@ def evaluate(
                         scores.append(scoring.score(each, setting, count, advance))
                 except GlamError as error:
                     failures.append(Failure(each.file.name, setting, error))
-    order = {file.name: number for number, file in enumerate(suite.tasks)}
-    position = {str(setting): number for number, setting in enumerate(settings)}
-    scores.sort(key=lambda each: (order[each.task], position[each.setting]))
-    failures.sort(key=lambda each: (order[each.task], position.get(each.setting or "", -1)))
-    explanations.sort(key=lambda each: (order[each.task], each.shots))
+    order, listed = [file.name for file in suite.tasks], [str(each) for each in settings]
+    scores.sort(key=lambda each: (order.index(each.task), listed.index(each.setting)))
+    failures.sort(key=lambda each: (order.index(each.task), [None, *listed].index(each.setting)))
+    explanations.sort(key=lambda each: (order.index(each.task), each.shots))
     return Results(
         suite=suite.name,
         model=trained.described(),
         scores=tuple(scores),
         failures=tuple(failures),
         explanations=tuple(explanations),
-        averages=tuple(averages(suite, scores, list(position))),
+        averages=tuple(averages(suite, scores, listed)),
         averaging=averaging_rule(suite),
         preset=suite.preset,
         shots=None if settings == tuple(suite.shots) else tuple(map(str, settings)),
         seed=seed,
         limit=limit,
     )
+
+
+def _read_tasks(
+    trained: Trained, files: Sequence[TaskFile], library: Library, limit: int | None
+) -> tuple[list[TaskQuestions], list[Failure]]:
+    """The tasks whose items can be read, in all processes, and the others."""
+    tasks, failures = [], []
+    for file in files:
+        try:
+            reading = partial(TaskQuestions, file, library, limit)
+            tasks.append(trained.host.alike(f"items of task `{file.name}`", reading))
+        except GlamError as error:
+            failures.append(Failure(file.name, None, error))
+    return tasks, failures
 
 
 def _settings(
@@ -150,6 +158,40 @@ def _explained_files(
             "which task is item " + str(explain[1]) + " of?", hint=f"write TASK:N; tasks: {names}"
         )
     return found
+
+
+@contextmanager
+def resumable(
+    trained: Trained, asked: Mapping[str, Any], progress: Progress, *, fresh: bool = False
+) -> Iterator[Journal]:
+    """The journal of the evaluation that is made and kept inside this block; its end removes it.
+
+    `asked` is what decides the scores besides the model. An earlier start of the same evaluation
+    has left its batches here, unless `fresh`. The first process reads and writes the file; the
+    others get a copy, so that all skip the same batches.
+    """
+    journal = Journal()
+    if trained.run_dir is not None:
+        folder = trained.run_dir / RESULTS_FOLDER
+        if trained.host.is_first:
+            conditions = {**trained.described(), **asked}
+            try:
+                journal = Journal.open(folder, conditions, fresh=fresh, warn=progress.warn)
+            except OSError as error:
+                progress.warn(f"an interruption would lose scores: {error.strerror}: {folder}")
+        journal.known = trained.host.gather("journal", journal.known)[0]
+    if journal.known:
+        progress.say(
+            f"going on from {len(journal.known)} batches of an unfinished evaluation"
+            " (`--fresh` starts over)"
+        )
+    try:
+        yield journal
+    except KeyboardInterrupt:
+        if journal.path is not None:
+            progress.say("what was scored is kept: the same command goes on from there")
+        raise
+    journal.finish()
 
 
 class _Scoring:

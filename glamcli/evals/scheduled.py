@@ -5,10 +5,10 @@ Called by `glam train` and `glamcli.train`; training itself knows no tasks.
 
 from collections.abc import Callable
 
+from glamcli.decoding import Sampling
 from glamcli.evals.results.scores import Results
 from glamcli.evals.run import evaluate
 from glamcli.evals.tasks.suites import load_suite
-from glamcli.generate import Sampling
 from glamcli.progress import Progress
 from glamcli.trained import Trained
 

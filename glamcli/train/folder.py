@@ -113,6 +113,26 @@ def write_run_files(
     _replace(run_dir / "run.json", json.dumps(run_identity, indent=1) + "\n")
 
 
+def set_aside(run_dir: Path) -> Path | None:
+    """Renames an earlier run to `<run>.1`, `<run>.2`, ...: nothing is ever deleted. Its new name;
+    None where there is none.
+
+    Raises: CheckpointError when it is in use, or cannot be renamed.
+    """
+    if not run_dir.exists():
+        return None
+    number = 1
+    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    with locked(run_dir):
+        pass  # nobody is using it
+    try:
+        run_dir.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"cannot rename {run_dir}: {error.strerror or error}") from error
+    return target
+
+
 def _replace(path: Path, text: str) -> None:
     try:
         atomic.write(path, text)

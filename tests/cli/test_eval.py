@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from cli.run_folder import make_run
+from glamcli.evals.results.store import keep_harness
 from glamcli.progress import Silent
 
 
@@ -124,6 +125,7 @@ def test_one_bad_task_after_another_is_told_with_its_line_and_the_good_one_is_sc
         (line,) = [each for each in told.splitlines() if f"task `{name}` was not scored" in each]
         assert reason in line
     assert "Traceback" not in err
+    assert list((run / "eval").glob("unfinished-*")) == []  # it is finished, failures and all
 
 
 def test_what_data_is_there_and_what_is_missing_is_told_and_made_of_what_a_person_has(
@@ -245,13 +247,11 @@ def test_lm_evals_tasks_are_scored_and_kept(glam, run, tmp_path, monkeypatch):
 
 
 def test_lm_evals_results_replace_those_of_the_same_items_only(tmp_path):
-    pytest.importorskip("lm_eval", reason="needs the extra [harness]")
-    from glamcli.cli.harness import keep
-
     for item in ("stone", "sand", "stone"):
         results = {"configs": {"t": {"task": "t"}}, "task_hashes": {"t": item}}
-        keep(results, {"t": [{"doc": item}]}, tmp_path, "t-step3", Silent())
-    made = {each.name: json.loads(each.read_text()) for each in tmp_path.iterdir()}
+        keep_harness(results, [{"task": "t", "doc": item}], tmp_path, "t-step3", Silent())
+    folder = tmp_path / "eval" / "harness"
+    made = {each.name: json.loads(each.read_text()) for each in folder.iterdir()}
     assert sorted(made) == [
         "t-step3-2.items.jsonl", "t-step3-2.json", "t-step3.items.jsonl", "t-step3.json",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from cli.run_folder import make_run
 from glamcli.beam_search import Hypothesis
 from glamcli.cli import generate
+from glamcli.generate import Generator
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def scripted(monkeypatch):
     """A generator that says what it was asked instead of running the model."""
 
     class Scripted:
-        def __init__(self, decoder, params, tokenizer, *, dispatch):
-            assert dispatch == "dropless"
+        continuations = Generator.continuations
+
+        def __init__(self, decoder, params, tokenizer):
+            assert decoder.eval_dispatch == "dropless"
 
         def encode(self, prompt):
             return [2, *prompt.encode()]
@@ -44,7 +47,7 @@ def scripted(monkeypatch):
         def beams(self, prompts, *, width, tokens, alpha):
             return [[Hypothesis(f"/beam {i}", (), (), -i, True) for i in range(width)]]
 
-    monkeypatch.setattr("glamcli.generate.Generator", Scripted)
+    monkeypatch.setattr("glamcli.trained.Generator", Scripted)
 
 
 @pytest.mark.slow
@@ -88,12 +91,31 @@ def test_beams_come_best_first_with_their_number(glam, run, scripted):
 
 
 def test_every_line_of_a_pipe_is_a_prompt(glam, run, scripted, monkeypatch):
-    stdin = io.TextIOWrapper(io.BytesIO(b"stone\nri\xffver\n"), encoding="utf-8")
+    stdin = io.TextIOWrapper(io.BytesIO("stone\nstück\n".encode()), encoding="ascii")
     monkeypatch.setattr("sys.stdin", stdin)
     code, out, _ = glam(run, "--tokens", "3", "--json")
     assert code == 0
     found = [json.loads(line)["prompt"] for line in out.splitlines() if '"prompt"' in line]
-    assert found == ["stone", "ri\ufffdver"]
+    assert found == ["stone", "stück"]
+
+
+def test_a_line_that_is_not_utf8_is_refused_with_its_number(glam, run, scripted, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("stück\nri\xffver\n".encode("latin-1")), "utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, out, err = glam(run, "--tokens", "3", "--json")
+    assert code == 2
+    assert '"prompt"' not in out
+    assert "line 1 of standard input is not UTF-8" in err
+
+
+def test_a_prompt_reaches_the_model_whatever_the_locale(glam, run, scripted):
+    undecoded = "stück".encode().decode("ascii", "surrogateescape")  # as with LC_ALL=C
+    code, out, _ = glam(run, undecoded, "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["prompt"] == "stück"
+    code, _, err = glam(run, b"st\xfcck".decode("utf-8", "surrogateescape"))
+    assert code == 2
+    assert "PROMPT is not UTF-8" in err
 
 
 def test_lines_typed_are_prompts_until_the_end(glam, run, scripted, monkeypatch):
@@ -136,11 +158,13 @@ def test_more_tokens_than_a_row_are_warned_about(glam, run, scripted):
         (["nowhere", "x"], 4, "no run folder or checkpoint nowhere"),
         # Refused before the run is looked for.
         (["nowhere", "x", "--top-p", "2"], 2, "invalid value for `--top-p`: 2.0 is not in"),
-        (["nowhere", "x", "--top-p", "nan"], 2, "invalid value for `--top-p`: nan is no finite"),
+        (["nowhere", "x", "--top-p", "nan"], 2, "invalid value for `--top-p`: nan is not a finite"),
         (["nowhere", "x", "--top-k", "0"], 2, "invalid value for `--top-k`"),
         (["nowhere", "x", "--temperature", "inf"], 2, "invalid value for `--temperature`"),
         (["RUN", "x", "--tokens", "0"], 2, "--tokens"),
-        (["RUN", "x", "--beam", "2", "--samples", "3"], 2, "`--beam`"),
+        (["RUN", "x", "--beam", "2", "--samples", "3"], 2, "raise `beam`"),
+        (["RUN", "x", "--beam", "100000"], 2, "invalid value for `--beam`: 100000 is not in"),
+        (["gs://bucket/run", "x"], 2, "a run folder cannot be a URL: gs://bucket/run"),
     ],
 )
 def test_mistakes_are_told_in_a_line(glam, run, args, code, reason):

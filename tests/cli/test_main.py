@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, mistakes, and every way of ending."""
 
+import os
 import subprocess
 import sys
 
@@ -170,6 +171,22 @@ def test_a_reader_that_leaves_is_no_error():
     assert run.stdout.splitlines()[0] == "{"
     assert run.stdout.splitlines()[1] in ("0", "141")  # the pipe may hold all of it
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["list", "schema"])  # by rich and by itself
+def test_a_reader_that_left_before_the_first_line_ends_it_with_141(command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from glamcli.cli.main import run; run()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "recipe", command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def test_output_that_the_terminal_cannot_show_is_no_error():

@@ -193,6 +193,24 @@ def test_a_finished_run_is_said_to_be_finished(uninterrupted, recipe, capsys):
     assert "glam generate" in out
 
 
+def test_a_run_folder_as_recipe_goes_on_in_that_run(trained, elsewhere, capsys):
+    (elsewhere / "runs" / "b").mkdir(parents=True)
+    for name in ("recipe.yaml", "run.json"):
+        (elsewhere / "runs" / "b" / name).write_text("extends: test-tiny\n")
+    for given in ("runs/b", "runs/b/", "runs/b/recipe.yaml"):
+        assert glam("train", given, *OFF) == 0
+        assert "  glam train " + given + " --set" in capsys.readouterr().out
+    assert glam("train", "runs/b", *OFF, "--run", "c") == 0
+    assert [folder for _, folder in trained] == [*[Path("runs/b")] * 3, Path("c")]
+
+
+@pytest.mark.parametrize("url", ["memory://x", "file:///x", "gs://bucket/run"])
+def test_a_run_folder_that_is_a_url_is_refused(trained, elsewhere, capsys, url):
+    assert glam("train", "test-tiny", *OFF, "--run", url) == 2
+    assert f"a run folder cannot be a URL: {url}" in capsys.readouterr().err
+    assert (trained, list(elsewhere.iterdir())) == ([], [])
+
+
 def test_a_misspelled_setting_is_refused_before_anything_is_made(elsewhere, capsys):
     assert glam("train", "test-tiny", "--set", "train.step=3") == 2
     assert "train.steps" in capsys.readouterr().err

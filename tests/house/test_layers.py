@@ -20,6 +20,7 @@ ROWS = (
     ("glamcli.parallel", 3),
     ("glamcli.data", 3),
     ("glamcli.model", 4),
+    ("glamcli.decoding", 2),
     ("glamcli.beam_search", 4),
     ("glamcli.train.loop", 7),
     ("glamcli.train.events", 7),

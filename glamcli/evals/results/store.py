@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,56 @@ from glamcli.evals.results.scores import (
     Score,
     Subset,
 )
+from glamcli.progress import Progress
 
 RESULTS_FOLDER = "eval"
 """of a run folder"""
 _NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?")
+
+
+def keep_results(results: Results, run_dir: Path, progress: Progress) -> None:
+    """Writes results into their run's folder; a full or read-only disk costs a warning."""
+    if not results.scores:
+        return
+    folder = run_dir / RESULTS_FOLDER
+    try:
+        summary, items = write_results(results, folder)
+    except OSError as error:
+        progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
+        return
+    progress.say(f"kept in {summary}, items in {items.name}")
+
+
+def keep_harness(
+    content: Mapping[str, Any],
+    lines: Iterable[Mapping[str, Any]],
+    run_dir: Path,
+    name: str,
+    progress: Progress,
+) -> None:
+    """Writes lm-eval's results and items as NAME.json and NAME.items.jsonl, or NAME-2 where the
+    results of other items have the name; a full or read-only disk costs a warning."""
+
+    def is_same(path: Path) -> bool:
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            return all(other[key] == content[key] for key in ("configs", "task_hashes"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    folder = run_dir / RESULTS_FOLDER / "harness"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = free_path(folder, name, is_same)
+        items = items_path(summary)
+        with items.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        summary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
+        return
+    progress.say(f"kept in {summary}, items in {items.name}")
 
 
 def write_results(results: Results, folder: Path) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from glamcli.config.explain import WrongKey
-from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
+from glamcli.config.settings import MAX_TEXTS, Count, CountOrZero, Fraction, NotNegative, Settings
 from glamcli.evals.tasks import template
 
 Template = Annotated[str, AfterValidator(template.check)]
@@ -213,7 +213,7 @@ class Task(Settings):
     always does."""
     max_tokens: Count = 16
     """generate: tokens at most."""
-    beam: CountOrZero = 4
+    beam: Annotated[int, Field(ge=0, le=MAX_TEXTS)] = 4
     """generate: beam width; 0 or 1 is greedy."""
     length_alpha: NotNegative = 0.6
     """generate: beam scores are divided by ((5 + length) / 6)^alpha; 0 switches it off."""

@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval", reason="needs the extra [harness]")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.harness import Model, rolling, run
+from glamcli.evals.harness import HarnessModel, rolling, run_tasks
 from glamcli.evals.run import evaluate, make_likelihoods
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(subject, folder):
-    results = run(Model(subject), ["choose", "say"], include_path=folder)
+    results = run_tasks(HarnessModel(subject), ["choose", "say"], include_path=folder)
     return {
         task: sorted(some, key=lambda each: each["doc_id"])
         for task, some in results["samples"].items()
@@ -89,8 +89,10 @@ def test_outside_of_a_repository_git_writes_nothing_onto_the_screen(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(Model, "loglikelihood", lambda self, asked: [(0.0, False)] * len(asked))
-    results = run(Model(subject), ["choose"], include_path=folder, limit=1)
+    monkeypatch.setattr(
+        HarnessModel, "loglikelihood", lambda self, asked: [(0.0, False)] * len(asked)
+    )
+    results = run_tasks(HarnessModel(subject), ["choose"], include_path=folder, limit=1)
     assert results["git_hash"] is None
     assert "git" not in capfd.readouterr().err
 
@@ -131,14 +133,14 @@ def test_a_long_text_is_scored_window_by_window_every_token_once(subject):
     assert [token for each in windows for token in each.ids[-each.num_scored :]] == ids[1:]
     assert windows[0].ids[0] == encoder.bos_id
     assert all(each.num_inputs == 256 for each in windows)
-    (nats,) = Model(subject).loglikelihood_rolling([Request(text)])
+    (nats,) = HarnessModel(subject).loglikelihood_rolling([Request(text)])
     found = make_likelihoods(subject).score([[each] for each in windows])
     assert nats == pytest.approx(sum(each.total for (each,) in found), rel=1e-6)
 
 
 def test_a_drawn_text_stops_where_the_task_says(subject):
     options = {"temperature": 1.0, "do_sample": True, "max_gen_toks": 40}
-    model = Model(subject)
+    model = HarnessModel(subject)
     (text,) = model.generate_until([Request("The", options)])
     middle = text[len(text) // 2]
     (shorter,) = model.generate_until([Request("The", {**options, "until": [middle]})])
@@ -147,13 +149,13 @@ def test_a_drawn_text_stops_where_the_task_says(subject):
 
 def test_what_cannot_be_scored_is_one_clear_error(subject, folder, tmp_path):
     with pytest.raises(DataError, match="longer than the window of 256 tokens"):
-        Model(subject).loglikelihood([Request("a", "b" * 300)])
+        HarnessModel(subject).loglikelihood([Request("a", "b" * 300)])
     with pytest.raises(RecipeError, match="no folder"):
-        run(Model(subject), ["choose"], include_path=tmp_path / "gone")
+        run_tasks(HarnessModel(subject), ["choose"], include_path=tmp_path / "gone")
     (folder / "gone.yaml").write_text(
         THEIRS.format(
             name="gone", path="gone.jsonl", kind="multiple_choice", target="label", more=CHOICES
         )
     )
     with pytest.raises(DataError, match="lm-eval could not run gone: FileNotFoundError"):
-        run(Model(subject), ["gone"], include_path=folder)
+        run_tasks(HarnessModel(subject), ["gone"], include_path=folder)
