@@ -39,7 +39,9 @@ class Progress(Protocol):
         ...
 
 
-class _SilentPhase:
+class SilentPhase:
+    """A phase that shows nothing."""
+
     def advance(self, units: int = 1) -> None:
         del units
 
@@ -53,7 +55,7 @@ class Silent:
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Phase]:
         del name, total, unit
-        yield _SilentPhase()
+        yield SilentPhase()
 
     def step(self, values: Mapping[str, Any]) -> None:
         del values

@@ -1,8 +1,8 @@
 """How progress and results look: a live terminal, plain lines, or one JSON object per line.
 
-The only user of rich. Commands pick an implementation of `glamcli.progress.Progress` with
-`make_progress`, hand it to a program, and print the program's results with `table`. Progress and
-warnings go to stderr; results, and with `--json` everything, to stdout. A reader that went away
+The only user of rich. Commands choose an implementation of `glamcli.progress.Progress` with
+`make_progress`, hand it to a program, and print the program's results with `print_table`. Progress
+and warnings go to stderr; results, and with `--json` everything, to stdout. A closed output pipe
 (`glam train ... --json | head -1`) never ends the run.
 """
 
@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from glamcli.errors import printable
-from glamcli.progress import Progress
+from glamcli.progress import Progress, SilentPhase
 
 PLAIN_WIDTH = 160
 NARROW_WIDTH = 70
@@ -32,7 +32,7 @@ SECONDS_WORTH_A_LINE = 2.0  # of a phase inside another one
 
 
 def make_progress(as_json: bool = False) -> Progress:
-    """JSON lines on stdout when asked for, else bars on a terminal, else plain lines on stderr."""
+    """JSON lines on stdout, or bars if stderr is a terminal, or plain lines on stderr."""
     if as_json:
         return JsonLines(sys.stdout)
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -69,29 +69,29 @@ def print_table(
 
 
 def sample(prompt: str, text: str) -> None:
-    """Prints a prompt and its continuation on stdout, told apart where colours are shown."""
+    """Prints a prompt and its continuation on stdout, the prompt in bold on a terminal."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print(Text(printable(prompt), style="bold") + Text(printable(text)), soft_wrap=True)
 
 
+_STEP = {
+    "loss": "loss {:.4f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "seconds_left": "{} left",
+    "dropped_frac": "dropped {:.1%}",
+    "balance": "balance {:.2f}x",
+    "learning_rate": "lr {:.2g}",
+}
+
+
 def step_text(values: Mapping[str, Any]) -> str:
-    """The numbers of a step as a person reads them, leaving out what is not there."""
-    parts = []
-    if (loss := values.get("loss")) is not None:
-        parts.append(f"loss {loss:.4f}")
-    if (rate := values.get("tokens_per_second")) is not None:
-        parts.append(f"{rate:,.0f} tokens/s")
-    if (left := values.get("seconds_left")) is not None:
-        parts.append(f"{duration(left)} left")
-    if (dropped := values.get("dropped_frac")) is not None:
-        parts.append(f"dropped {100 * dropped:.1f}%")
-    if (balance := values.get("balance")) is not None:
-        parts.append(f"balance {balance:.2f}x")
-    if (rate := values.get("learning_rate")) is not None:
-        parts.append(f"lr {rate:.2g}")
+    """The numbers of a step in one line, leaving out absent ones."""
+    shown = {name: values[name] for name in _STEP if values.get(name) is not None}
+    if "seconds_left" in shown:
+        shown["seconds_left"] = duration(shown["seconds_left"])
+    parts = [_STEP[name].format(value) for name, value in shown.items()]
     if (slowest := values.get("slowest_process_seconds")) is not None:
-        fastest = values["fastest_process_seconds"]
-        parts.append(f"processes {fastest:.2g} to {slowest:.2g} s")
+        parts.append(f"processes {values['fastest_process_seconds']:.2g} to {slowest:.2g} s")
     if values.get("bad_steps_total"):
         parts.append(f"skipped {values['bad_steps_total']}")
     return "  ".join(parts)
@@ -172,10 +172,8 @@ class _Bars(RichProgress):
 
 class _LivePhase:
     def __init__(self, bars: _Bars, task: Any, total: int | None, unit: str):
-        self._bars = bars
-        self._task = task
+        self._bars, self._task, self._unit = bars, task, unit
         self._of = "" if total is None else f"/{total:,}"
-        self._unit = unit
         self._done = 0
 
     def advance(self, units: int = 1) -> None:
@@ -188,7 +186,7 @@ class _LivePhase:
 
 
 class Plain:
-    """One line per event, for logs and pipes; long phases report now and then."""
+    """One line per event, for logs and pipes; long phases report every 15 seconds."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -222,17 +220,14 @@ class Plain:
 
 class _PlainPhase:
     def __init__(self, plain: Plain, name: str, total: int | None, unit: str):
-        self._plain = plain
-        self._name = name
+        self._plain, self._name, self._unit = plain, name, unit
         self._of = "" if total is None else f"/{total:,}"
-        self._unit = unit
-        self._done = 0
-        self._note = ""
+        self._done, self._note = 0, ""
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def advance(self, units: int = 1) -> None:
         self._done += units
-        # Steps speak for themselves through `Progress.step`.
+        # Steps are reported through `Progress.step`.
         if self._unit != "steps" and time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
             self._plain.say(f"{self._name}: {self._done:,}{self._of} {self._unit} {self._note}")
@@ -242,7 +237,7 @@ class _PlainPhase:
 
 
 class JsonLines:
-    """Every event as one JSON object per line, told apart by `event`."""
+    """Every event as one JSON object per line; `event` is its kind."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -267,20 +262,16 @@ class JsonLines:
         self.emit("warn", text=text)
 
 
-class _JsonPhase:
+class _JsonPhase(SilentPhase):
     def __init__(self, lines: JsonLines, name: str):
-        self._lines = lines
-        self._name = name
-
-    def advance(self, units: int = 1) -> None:
-        del units
+        self._lines, self._name = lines, name
 
     def note(self, text: str) -> None:
         self._lines.emit("note", name=self._name, text=text)
 
 
 def _write(stream: TextIO, line: str) -> None:
-    """Writes one line; once the reader is gone, everything further goes nowhere."""
+    """Writes one line; once the pipe is closed, everything further is dropped."""
     try:
         stream.write(line + "\n")
         stream.flush()

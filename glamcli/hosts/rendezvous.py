@@ -170,32 +170,26 @@ def _receive_all(address: str, server: socket.socket, count: int, seconds: float
     """In process 0: waits for the others."""
     deadline = time.monotonic() + seconds
     lines: dict[int, Line] = {}
-    names = {0: f"process 0 ({socket.gethostname()})"}
     with server:
-        while len(names) < count or _forget_gone(names, lines):
+        while len(lines) < count - 1 or _forget_gone(lines):
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 sock, _ = server.accept()
             except TimeoutError:
-                missing = [f"process {index}" for index in range(count) if index not in names]
+                missing = [f"process {k}" for k in range(1, count) if k not in lines]
                 more = [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
-                _refuse_all(
-                    lines,
-                    HostError(
-                        f"{', '.join(missing[:SHOWN] + more)} of {count} did not come to {address} "
-                        f"within {seconds:g} s",
-                        hint="start them with the same command, or raise `runtime.join_seconds`",
-                    ),
-                )
+                what = f"{', '.join(missing[:SHOWN] + more)} of {count} did not come to {address}"
+                hint = "start them with the same command, or raise `runtime.join_seconds`"
+                _refuse_all(lines, HostError(f"{what} within {seconds:g} s", hint=hint))
             sock.settimeout(HELLO_SECONDS)
-            _admit(sock, count, names, lines)
-    ordered = [names[index] for index in range(count)]
+            _admit(sock, count, lines)
+    names = [f"process 0 ({socket.gethostname()})", *(lines[k].name for k in range(1, count))]
     for line in lines.values():
-        line.send({"names": ordered})
-    return Wire(0, ordered, lines)
+        line.send({"names": names})
+    return Wire(0, names, lines)
 
 
-def _admit(sock: socket.socket, count: int, names: dict[int, str], lines: dict[int, Line]) -> None:
+def _admit(sock: socket.socket, count: int, lines: dict[int, Line]) -> None:
     """Adds the process that has just connected, unless it is none of this run."""
     try:
         hello = json.loads(sock.recv(4096))
@@ -203,25 +197,25 @@ def _admit(sock: socket.socket, count: int, names: dict[int, str], lines: dict[i
     except (OSError, ValueError, KeyError, TypeError):
         sock.close()  # a port scanner, say
         return
-    line = Line(sock)
+    line = Line(sock, f"process {index} ({host})")
     if of != count:
         what = f"process {index} on {host} was started as one of {of}, process 0 as one of {count}"
         refused = RecipeError(what, hint="--num-processes must be the same")
         _refuse_all({**lines, index: line}, refused)
-    if index in names:
-        _forget_gone(names, lines)  # it may have been restarted
-    if index in names or not 0 <= index < count:
-        what = f"process {index} came twice: from {host} and as {names.get(index)}"
+    if index in lines:
+        _forget_gone(lines)  # it may have been restarted
+    if index in lines or not 0 < index < count:
+        other = lines[index].name if index in lines else "process 0"
+        what = f"process {index} came twice: from {host} and as {other}"
         _refuse_all({**lines, -1: line}, RecipeError(what, hint="every --process-id is used once"))
-    names[index], lines[index] = f"process {index} ({host})", line
+    lines[index] = line
 
 
-def _forget_gone(names: dict[int, str], lines: dict[int, Line]) -> bool:
+def _forget_gone(lines: dict[int, Line]) -> bool:
     """Whether processes that had connected are gone again; they are removed."""
     gone = [index for index, line in lines.items() if line.is_gone()]
     for index in gone:
         lines.pop(index).close()
-        del names[index]
     return bool(gone)
 
 

@@ -9,12 +9,13 @@ after the last one.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from glamcli.progress import Progress
@@ -49,12 +50,13 @@ def listening(progress: Progress) -> Iterator[Stop]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
 
-    is_new = _repeats_ignored()
+    interrupted = False
 
     def interrupt(signum: int, frame: object) -> None:
+        nonlocal interrupted
         del frame
-        if stop.at_once and is_new(signum):
-            stop.signal = signal.Signals(signum)
+        if stop.at_once and not interrupted:
+            interrupted, stop.signal = True, signal.Signals(signum)
             raise KeyboardInterrupt
 
     handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
@@ -72,31 +74,18 @@ def listening(progress: Progress) -> Iterator[Stop]:
         receiver.close()
 
 
-def _repeats_ignored() -> Callable[[int], bool]:
-    """Whether a signal that arrives now is a request of its own."""
-    last: dict[int, float] = {}
-
-    def is_new(number: int) -> bool:
-        now = time.monotonic()
-        if now - last.get(number, -REPEAT_SECONDS) < REPEAT_SECONDS:
-            return False
-        last[number] = now
-        return True
-
-    return is_new
-
-
 def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
-    is_new, is_first = _repeats_ignored(), True
+    last: dict[int, float] = {}
     while received := receiver.recv(16):
         for number in received:
-            if number not in SIGNALS or not is_new(number):
+            now = time.monotonic()
+            if number not in SIGNALS or now - last.get(number, -math.inf) < REPEAT_SECONDS:
                 continue
-            if not is_first:
+            if last:
                 if os.isatty(2):
                     os.write(2, SHOW_CURSOR)  # live bars hide it
                 os._exit(128 + number)
-            is_first = False
+            last[number] = now
             stop.signal = signal.Signals(number)
             if not stop.at_once:
                 progress.say(

@@ -33,7 +33,9 @@ Message = dict[str, Any]
 class Line:
     """Messages over one connection; several threads may send."""
 
-    def __init__(self, sock: socket.socket):
+    def __init__(self, sock: socket.socket, name: str = ""):
+        self.name = name
+        """of the process at the other end."""
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
