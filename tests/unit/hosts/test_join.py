@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from glamcli.config.load import load_recipe
+from glamcli.data.cache import json_digest
 from glamcli.errors import CheckpointError, DataError, HostError, RecipeError
 from glamcli.hosts import join, rendezvous, wire
 from glamcli.hosts.join import ALONE, Host
@@ -237,7 +238,7 @@ class Heard(Host):
 def test_the_odd_process_is_named_with_what_differs():
     recipes = [load_recipe("test-tiny", [f"seed={int(k == 1)}"]).recipe for k in range(3)]
     mine = [identity.of_program(Host(k, 3), recipe) for k, recipe in enumerate(recipes)]
-    digests = [identity.digest(each) for each in mine]
+    digests = [json_digest(each) for each in mine]
     heard = Heard(0, digests=digests, differences=[mine[0], mine[1], None])
     with pytest.raises(RecipeError) as caught:
         identity.refuse_differences(heard, mine[0])
