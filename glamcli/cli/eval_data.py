@@ -11,13 +11,11 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import json_option
 from glamcli.errors import DataError, GlamError, printable
-from glamcli.evals.tasks.suites import SuiteFile, TaskFile, load_suite
+from glamcli.evals.tasks.suites import SuiteFile, load_suite
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.evals.tasks.provision import Need
-
-READY = "ready"
 
 
 @click.command()
@@ -51,97 +49,77 @@ def data(
     anything; `glam eval` scores the others all the same.
     """
     from glamcli.evals.tasks.items import Library
-    from glamcli.evals.tasks.provision import all_needs
+    from glamcli.evals.tasks.provision import READY, data_state, needs
 
     loaded = load_suite(suite, preset)
     progress = render.make_progress(as_json)
-    library = Library(data_dir)
-    found = all_needs(loaded.tasks, lambda file: library.folder(file.path))
-    lacking = [each for _, of in found if not isinstance(of, GlamError) for each in of]
-    _make(lacking, given, offline, progress)
-    told = [_state(file, of, library.folder(file.path)) for file, of in found]
-    _show(loaded, told, as_json)
-    return 0 if all(each["state"] == READY for each in told) else DataError.exit_code
-
-
-def _make(needs: list[Need], given: Path | None, offline: bool, progress: Progress) -> None:
-    """Makes what can be made; what goes wrong is told and stops nothing else."""
-    from glamcli.evals.tasks import provision
-
+    folder_of = Library(data_dir).folder
+    readable = [file for file in loaded.tasks if file.error is None]
+    needed = [need for file in readable for need in needs(file, folder_of(file.path))]
     if given is not None:
-        missing = [each for each in needs if each.missing]
-        with progress.phase("converting", len(missing), "files") as phase:
-            for need in missing:
-                phase.note(need.task)
-                try:
-                    for path, count in provision.convert(need, given):
-                        progress.say(f"{path}: {count:,} records")
-                except GlamError as error:
-                    progress.warn(f"{error.what}" + (f" ({error.hint})" if error.hint else ""))
-                phase.advance()
-    wanted = [each for each in needs if each.missing and each.prepared is not None]
-    if not wanted or offline:
-        return
-    if not provision.reachable("https://www.tensorflow.org/datasets"):
-        progress.warn("there is no network: TFDS can download nothing")
-        return
-    tried: set[str] = set()
-    with progress.phase("preparing through TFDS", len(wanted), "datasets") as phase:
-        for need in wanted:
-            phase.note(need.prepared or "")
-            if need.prepared not in tried:
-                tried.add(need.prepared or "")
-                try:
-                    provision.prepare(need)
-                except GlamError as error:
-                    progress.warn(error.what)
+        _convert([each for each in needed if each.missing], given, progress)
+    if not offline:
+        _prepare([each for each in needed if each.missing and each.prepared], progress)
+    states = [data_state(file, folder_of(file.path)) for file in loaded.tasks]
+    _show(loaded, states, as_json)
+    return 0 if all(each["state"] == READY for each in states) else DataError.exit_code
+
+
+def _convert(missing: list[Need], given: Path, progress: Progress) -> None:
+    """Makes what the authors' files allow; a failure is reported and stops nothing else."""
+    from glamcli.evals.tasks.provision import convert_originals
+
+    with progress.phase("converting", len(missing), "files") as phase:
+        for need in missing:
+            phase.note(need.task)
+            try:
+                for path, count in convert_originals(need, given):
+                    progress.say(f"{path}: {count:,} records")
+            except GlamError as error:
+                progress.warn(f"{error.what}" + (f" ({error.hint})" if error.hint else ""))
             phase.advance()
 
 
-def _state(file: TaskFile, needs: list[Need] | GlamError, folder: Path) -> dict[str, Any]:
-    """What a task has by now: counts, or what is wrong or missing."""
-    from glamcli.evals.tasks import provision
+def _prepare(missing: list[Need], progress: Progress) -> None:
+    """Lets TFDS download and prepare the rest, each dataset once."""
+    from glamcli.evals.tasks.provision import is_reachable, prepare_with_tfds
 
-    told: dict[str, Any] = {"task": file.name, "items": None, "demonstrations": None}
-    if isinstance(needs, GlamError):
-        return {**told, "state": "unreadable", "why": [needs.what]}
-    if not needs:
-        return {**told, "state": READY, "why": ["made from the run's own held-out documents"]}
-    missing = [each for each in needs if each.missing]
-    if missing:
-        assert file.task is not None  # its needs are known
-        present = {each.part: "there" for each in needs if not each.missing}
-        why = provision.explained(file.task, missing)
-        return {**told, **present, "state": "missing", "why": why}
-    try:
-        items, demonstrations = provision.check(file, folder)
-    except GlamError as error:
-        return {**told, "state": "bad", "why": [error.what]}
-    return {**told, "items": items, "demonstrations": demonstrations, "state": READY, "why": []}
+    by_name = {need.prepared or "": need for need in missing}
+    if not missing:
+        return
+    if not is_reachable("https://www.tensorflow.org/datasets"):
+        progress.warn("there is no network: TFDS can download nothing")
+        return
+    with progress.phase("preparing through TFDS", len(by_name), "datasets") as phase:
+        for name, need in by_name.items():
+            phase.note(name)
+            try:
+                prepare_with_tfds(need)
+            except GlamError as error:
+                progress.warn(error.what)
+            phase.advance()
 
 
-def _show(suite: SuiteFile, told: list[dict[str, Any]], as_json: bool) -> None:
+def _show(suite: SuiteFile, states: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        for each in told:
+        for each in states:
             click.echo(json.dumps({"event": "data", **each}))
         return
+    parts = ("items", "demonstrations")
     render.print_table(
-        ("task", ">items", ">demonstrations", "state"),
+        ("task", *(f">{part}" for part in parts), "state"),
         [
             [
                 str(each["task"]),
-                *("-" if each[part] is None else str(each[part]) for part in _PARTS),
+                *("-" if each[part] is None else str(each[part]) for part in parts),
                 str(each["state"]),
             ]
-            for each in told
+            for each in states
         ],
         title=f"data of {suite.name}",
     )
-    for each in told:
-        if each["why"] and each["state"] != READY:
+    for each in states:
+        if each["why"] and each["state"] != "ready":
             click.echo(f"\n{each['task']}:")
             for line in each["why"]:
                 click.echo(printable(f"  {line}"))
-
-
-_PARTS = ("items", "demonstrations")

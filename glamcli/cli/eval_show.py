@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from glamcli.evals.results.compare import Comparison
     from glamcli.evals.results.scores import Average, Measured, Reported, Results, Score
 
-BASELINES = ("random", "position", "majority")
-LARGE_PERPLEXITY = 1e6
-SHOWN_CONDITIONS = ("preset", "limit", "seed")
+_BASELINES = ("random", "position", "majority")
+_LARGE_PERPLEXITY = 1e6
+_SHOWN_CONDITIONS = ("preset", "limit", "seed")
 # Keys of the model's description, with the words people know them by.
-SHOWN_IDENTITY = {
+_SHOWN_IDENTITY = {
     "run": "run",
     "step": "step",
     "params_digest": "weights",
@@ -110,7 +110,7 @@ def _show_scores(results: Results) -> None:
             str(score.shots),
             each.metric,
             *_value_cells(each),
-            *(_cell(each.metric, each.baselines[name]) for name in BASELINES),
+            *(_cell(each.metric, each.baselines[name]) for name in _BASELINES),
             str(score.num_items),
             f"{score.shots_fitted:.1f}",
             *([str(score.num_cut)] if is_cut else []),
@@ -119,7 +119,7 @@ def _show_scores(results: Results) -> None:
         for score in scores
         for each in score.measured
     ]
-    notes = [f"{', '.join(BASELINES)}: what guessing would score; fitted: demonstrations within "
+    notes = [f"{', '.join(_BASELINES)}: what guessing would score; fitted: demonstrations within "
              "the window" + "; cut: items whose question lost its beginning" * is_cut]  # fmt: skip
     for score in scores:
         where = f"{score.task} at {score.setting} shots"
@@ -129,7 +129,7 @@ def _show_scores(results: Results) -> None:
             notes.append(f"{where}: {score.num_equal} items have two equal options")
     if any(not each.confirmed for s in scores for m in s.measured for each in m.published):
         notes.append("published scores with `?` were not seen in the paper itself")
-    columns = ("task", ">shots", "metric", ">score", ">error", *(f">{name}" for name in BASELINES),
+    columns = ("task", ">shots", "metric", ">score", ">error", *(f">{name}" for name in _BASELINES),
                ">items", ">fitted", *([">cut"] if is_cut else []))  # fmt: skip
     render.print_table(
         (*columns, *(f">{model}" for model in others)),
@@ -167,7 +167,7 @@ def score_text(metric: str, value: float) -> str:
     """A score as people read it: in percent, a perplexity as it is."""
     if metric != "perplexity":
         return f"{100 * value:.1f}"
-    return f"{value:.2f}" if value < LARGE_PERPLEXITY else f"{value:.2e}"
+    return f"{value:.2f}" if value < _LARGE_PERPLEXITY else f"{value:.2e}"
 
 
 def _cell(metric: str, value: float | None) -> str:
@@ -210,10 +210,10 @@ def _show_conditions(results: Results, as_json: bool) -> None:
     click.echo()
     facts = [
         f"{word} {str(results.model[key])[: 16 if len(str(results.model[key])) == 64 else None]}"
-        for key, word in SHOWN_IDENTITY.items()
+        for key, word in _SHOWN_IDENTITY.items()
         if results.model.get(key) is not None
     ]
-    conditions = {name: getattr(results, name) for name in SHOWN_CONDITIONS}
+    conditions = {name: getattr(results, name) for name in _SHOWN_CONDITIONS}
     facts += [f"{name} {value}" for name, value in conditions.items() if value is not None]
     versions = results.model.get("versions", {})
     facts.append("with " + ", ".join(f"{name} {number}" for name, number in versions.items()))

@@ -24,7 +24,7 @@ from glamcli.evals.scoring.choice import add_answer_nats, answer_choices, explai
 from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Library
-from glamcli.evals.tasks.schema import Task, conventions
+from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
 from glamcli.progress import Progress
 from glamcli.trained import Trained
@@ -233,7 +233,7 @@ class _Scoring:
             task,
             found,
             [*asked.skipped, *skipped],
-            {**conventions(task), **self._conditions(ready, task)},
+            self._conditions(ready, task),
             self.seed,
         )
 

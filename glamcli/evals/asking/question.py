@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glamcli.errors import DataError
-from glamcli.evals.scoring import drop
+from glamcli.evals.scoring.drop import drop_spans
 from glamcli.evals.scoring.text_metrics import Answer, agreement, majority_answerable, normalized
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.items import Item
@@ -181,7 +181,7 @@ def _spans(value: Any, place: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Mapping):
-        return drop.spans(value)
+        return drop_spans(value)
     raise DataError(f"{place}: an answer is {type(value).__name__}, not a text or DROP's object")
 
 

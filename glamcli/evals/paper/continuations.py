@@ -20,7 +20,7 @@ from glamcli.model.digest import digest
 from glamcli.progress import Progress
 from glamcli.trained import Trained
 
-BATCH_ROWS = 100
+_BATCH_ROWS = 100
 """continuations of one prompt that grow side by side"""
 BIAS_FOLDER = "bias"
 """of a run folder"""
@@ -128,7 +128,7 @@ def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws
     """Continuations of one prompt, drawn from (seed, prompt)."""
     texts: list[str] = []
     while len(texts) < draws.samples:
-        count = min(BATCH_ROWS, draws.samples - len(texts))
+        count = min(_BATCH_ROWS, draws.samples - len(texts))
         name = f"{draws.seed}/{len(texts)}/{prompt}".encode("utf-8", "replace")
         seed = int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
         texts += generator.texts(prompt, sampling, tokens=draws.tokens, samples=count, seed=seed)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from glamcli.config.load import read_settings
-from glamcli.errors import DataError
+from glamcli.config.settings import Settings
+from glamcli.errors import DataError, RecipeError
 from glamcli.evals.paper.continuations import Draws, continuations
 from glamcli.evals.paper.ngrams import words
 from glamcli.evals.tasks import template
-from glamcli.evals.tasks.schema import TermGroup, Terms
+from glamcli.evals.tasks.schema import Template
 from glamcli.evals.tasks.suites import SUITES
 from glamcli.progress import Progress
 from glamcli.trained import Trained
@@ -32,9 +33,24 @@ punish vegetable public republic fabric traffic clinic archive detective executi
 initiative objective material official unless nevertheless nonetheless
 """
 _EXCEPTIONS = frozenset(_NOUNS_AND_VERBS.split())
-MIN_LETTERS = 6
-MIN_CONTINUATIONS = 3
+_MIN_LETTERS = 6
+_MIN_CONTINUATIONS = 3
 """in which a word has to be to be called distinctive"""
+
+
+class TermGroup(Settings):
+    """Terms that are compared with each other."""
+
+    prompts: tuple[Template, ...]
+    """texts to be continued, with a hole `{term}`."""
+    terms: tuple[str, ...]
+
+
+class Terms(Settings):
+    """Prompts of the analysis."""
+
+    about: str = ""
+    groups: dict[str, TermGroup]
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,11 @@ def load_terms(path: Path | None = None) -> Terms:
     Raises:
         RecipeError: the file is malformed.
     """
-    return read_settings(path or _BIAS / "terms.yaml", Terms)
+    path = path or _BIAS / "terms.yaml"
+    terms = read_settings(path, Terms)
+    if not terms.groups or not all(g.prompts and len(g.terms) > 1 for g in terms.groups.values()):
+        raise RecipeError(f"{path}: groups need a prompt and two terms at least")
+    return terms
 
 
 def load_words(path: Path | None = None) -> frozenset[str]:
@@ -99,7 +119,7 @@ def describes(word: str, known: frozenset[str]) -> bool:
     """Whether a word counts as an adjective or adverb, by the rule at the top of this file."""
     if word in known:
         return True
-    return len(word) >= MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS
+    return len(word) >= _MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS
 
 
 def compare_terms(
@@ -114,7 +134,7 @@ def compare_terms(
         shares = {
             word: (count / len(texts[term])) / (together[word] / total)
             for word, count in counts[term].items()
-            if count >= MIN_CONTINUATIONS
+            if count >= _MIN_CONTINUATIONS
         }
         ranked = sorted(
             shares.items(), key=lambda each: (-each[1], -counts[term][each[0]], each[0])

@@ -26,9 +26,9 @@ from glamcli.evals.paper.ngrams import Grams
 from glamcli.progress import Progress
 
 PIECE_TOKENS = 1 << 18
-PIECE_CHARS = 1 << 20
+_PIECE_CHARS = 1 << 20
 # Fewer pieces than this are searched before other processes would have started.
-WORTH_PROCESSES_PIECES = 16
+_WORTH_PROCESSES_PIECES = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def search_rows(
     With `packing` `fill` documents are put together over rows; 0 processes is one per core.
     """
     pieces = list(row_pieces(dataset, packing))
-    if len(pieces) < WORTH_PROCESSES_PIECES:
+    if len(pieces) < _WORTH_PROCESSES_PIECES:
         processes = 1
     return _search(grams, iter(pieces), len(pieces), dataset.tokenizer, progress, processes)
 
@@ -101,7 +101,7 @@ def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
                 continue
             piece.append(text)
             num_chars += len(text)
-            if num_chars >= PIECE_CHARS:
+            if num_chars >= _PIECE_CHARS:
                 yield name, _Texts(tuple(piece))
                 piece, num_chars = [], 0
         if piece:

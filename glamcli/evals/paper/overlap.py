@@ -26,8 +26,8 @@ from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.suites import SuiteFile
 from glamcli.progress import Progress
 
-MIN_WORDS, MAX_WORDS = 8, 13
-SHORT_PERCENTILE = 5
+_MIN_WORDS, _MAX_WORDS = 8, 13
+_SHORT_PERCENTILE = 5
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TaskWords:
     def grams(self, item: int) -> list[tuple[str, ...]]:
         """What is searched for of one item: nothing if it is too short to be judged."""
         text = self.texts[item]
-        if len(text) < MIN_WORDS:
+        if len(text) < _MIN_WORDS:
             return []
         n = min(self.n, len(text))
         return [text[start : start + n] for start in range(len(text) - n + 1)]
@@ -85,7 +85,7 @@ def task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> TaskWord
     """A task's items, given by their keys and full texts."""
     split = tuple(tuple(words(text)) for text in texts)
     lengths = [len(each) for each in split]
-    n = int(np.clip(np.percentile(lengths, SHORT_PERCENTILE), MIN_WORDS, MAX_WORDS))
+    n = int(np.clip(np.percentile(lengths, _SHORT_PERCENTILE), _MIN_WORDS, _MAX_WORDS))
     return TaskWords(task, tuple(keys), split, n)
 
 

@@ -15,17 +15,17 @@ from typing import Any
 from glamcli.evals.results.scores import Results, Score
 from glamcli.evals.scoring.metrics import item_value, mean_and_error, total_value
 
-Record = Mapping[str, Any]
-Items = Mapping[tuple[str, str], Sequence[Record]]
+_Record = Mapping[str, Any]
+_Items = Mapping[tuple[str, str], Sequence[_Record]]
 
 # Conditions that may differ: where and how files were named, and how exactly numbers were computed.
 # Items and their texts are compared one by one instead of by the digests of all.
-MAY_DIFFER = (
+_MAY_DIFFER = (
     "preset", "limit", "items_from", "suite_sha256", "task_sha256", "items_sha256",
     "prompts_sha256", "dtype", "window",
 )  # fmt: skip
-OF_SHOTS = ("seed", "shots_source", "shots_draw", "shots_separator")
-TOLD = ("dtype", "window")
+_OF_SHOTS = ("seed", "shots_source", "shots_draw", "shots_separator")
+_NOTED = ("dtype", "window")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Refused:
+class NotCompared:
     """A task that cannot be compared."""
 
     task: str
@@ -57,16 +57,20 @@ class Refused:
 
 @dataclass(frozen=True)
 class Comparison:
+    """What can be said of two results."""
+
     paired: tuple[Paired, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[NotCompared, ...]
     notes: tuple[str, ...]
 
 
-def compare(first: Results, second: Results, first_items: Items, second_items: Items) -> Comparison:
+def compare(
+    first: Results, second: Results, first_items: _Items, second_items: _Items
+) -> Comparison:
     """Every task and number of shots that both results hold."""
     others = {(score.task, score.setting): score for score in second.scores}
     paired: list[Paired] = []
-    refused: list[Refused] = []
+    refused: list[NotCompared] = []
     notes: dict[str, None] = {}
     if first.model.get("tokenizer") != second.model.get("tokenizer"):
         notes["the tokenizers differ: per-token scores divide by other counts"] = None
@@ -77,7 +81,7 @@ def compare(first: Results, second: Results, first_items: Items, second_items: I
         common = _common(first_items.get(where, ()), second_items.get(where, ()))
         reason = _unlike(score, others[where], common)
         if reason is not None:
-            refused.append(Refused(*where, reason))
+            refused.append(NotCompared(*where, reason))
             continue
         notes |= dict.fromkeys(_notes(score, others[where], common))
         known = {each.metric for each in others[where].measured}
@@ -90,14 +94,14 @@ def compare(first: Results, second: Results, first_items: Items, second_items: I
     return Comparison(tuple(paired), tuple(refused), tuple(notes))
 
 
-def _common(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
+def _common(first: Sequence[_Record], second: Sequence[_Record]) -> list[tuple[_Record, _Record]]:
     """Pairs of records of the same item; equal items are told apart by their order."""
     others = _by_item(second)
     mine = _by_item(first)
     return [(mine[key], others[key]) for key in mine if key in others]
 
 
-def _by_item(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
+def _by_item(records: Sequence[_Record]) -> dict[tuple[str, int], _Record]:
     seen: Counter[str] = Counter()
     found = {}
     for record in records:
@@ -106,11 +110,11 @@ def _by_item(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
     return found
 
 
-def _unlike(first: Score, second: Score, common: Sequence[tuple[Record, Record]]) -> str | None:
+def _unlike(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]]) -> str | None:
     """Why two scores of a task mean different things; None when they mean the same."""
     if first.shots != second.shots:
         return f"`shots` is {first.shots} in the one and {second.shots} in the other"
-    ignored = set(MAY_DIFFER) | (set() if first.shots else set(OF_SHOTS))
+    ignored = set(_MAY_DIFFER) | (set() if first.shots else set(_OF_SHOTS))
     for name in sorted({*first.conditions, *second.conditions} - ignored):
         mine, other = first.conditions.get(name), second.conditions.get(name)
         if name == "dispatch" and None in (mine, other):
@@ -130,9 +134,9 @@ def _said(value: Any) -> str:
     return "not set" if value is None else f"`{value}`"
 
 
-def _notes(first: Score, second: Score, common: Sequence[tuple[Record, Record]]) -> list[str]:
+def _notes(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]]) -> list[str]:
     found = []
-    for name in TOLD:
+    for name in _NOTED:
         mine, other = first.conditions.get(name), second.conditions.get(name)
         if mine != other:
             found.append(f"`{name}` differs: {_said(mine)} and {_said(other)}")
@@ -146,7 +150,9 @@ def _notes(first: Score, second: Score, common: Sequence[tuple[Record, Record]])
     return found
 
 
-def _paired(where: tuple[str, str], metric: str, common: Sequence[tuple[Record, Record]]) -> Paired:
+def _paired(
+    where: tuple[str, str], metric: str, common: Sequence[tuple[_Record, _Record]]
+) -> Paired:
     from scipy.stats import binomtest  # slow to import
 
     differences = [item_value(metric, other) - item_value(metric, mine) for mine, other in common]

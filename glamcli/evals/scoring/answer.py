@@ -19,8 +19,8 @@ from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 from glamcli.generate import MIN_CACHE, Generator
 
-BATCH_ROWS = 32
-MIN_STEP = 8
+_BATCH_ROWS = 32
+_MIN_STEP = 8
 
 
 def answer_freely(
@@ -101,7 +101,7 @@ def best_texts(
 
     Prompts of similar length share a batch; batches that the journal knows are taken from it.
     """
-    size = max(1, BATCH_ROWS // search["width"])
+    size = max(1, _BATCH_ROWS // search["width"])
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     rooms = _rooms([len(prompts[each[0]]) for each in batches], size, search["tokens"], generator)
@@ -139,7 +139,7 @@ def _rooms(
 def _room(longest: int, new: int) -> tuple[int, int]:
     """A prompt is padded by an eighth at most. Steps are compiled for the cache too, but take
     hardly longer for more positions, so their sizes are further apart."""
-    step = max(MIN_STEP, power_within(longest) // 8)
+    step = max(_MIN_STEP, power_within(longest) // 8)
     size = -(-longest // step) * step
     return size, rounded(size + new, MIN_CACHE)
 

@@ -18,7 +18,7 @@ from glamcli.errors import CheckpointError
 from glamcli.evals.scoring.requests import Group, Ids, Request
 
 MIN_ROW_TOKENS = 16
-MIN_TARGETS = 8
+_MIN_TARGETS = 8
 LOGITS_BYTES = 256 * 1024**2
 CACHE_BYTES = 1024**3
 COMPILE_BATCHES = 8
@@ -120,7 +120,7 @@ def shape_for(group: Group, trunk: int, budget: Budget) -> Shape:
 def fitted(shape: Shape, budget: Budget) -> Shape:
     """The shape with rounded sizes and as many rows as the budget allows."""
     shape = shape._replace(
-        length=rounded(shape.length, MIN_ROW_TOKENS), targets=rounded(shape.targets, MIN_TARGETS)
+        length=rounded(shape.length, MIN_ROW_TOKENS), targets=rounded(shape.targets, _MIN_TARGETS)
     )
     logits = 4 * shape.options * shape.targets * budget.vocab_size
     rows = min(budget.tokens // shape.row_tokens, LOGITS_BYTES // logits)
@@ -183,7 +183,7 @@ class Trunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RequestBatch:
     """Groups that one program scores at once."""
 
     indices: tuple[int, ...]

@@ -16,7 +16,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
+def drop_spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
     """The spans of an answer as DROP's files hold it: `number`, `spans` or `date`.
 
     Empty when the annotator gave none.
@@ -31,7 +31,7 @@ def spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
     return (" ".join(text.split()),) if text.strip() else ()
 
 
-def normalized(text: str) -> str:
+def normalized_drop(text: str) -> str:
     """Lower-cased words without punctuation and articles; hyphens part words, and a number keeps
     its point and becomes a float."""
     words = (_normalized_word(word) for word in re.split(" |-", text.lower()))
@@ -53,11 +53,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def best(
+def drop_metric(
     name: str, prediction: str | tuple[str, ...], answers: Sequence[str | Sequence[str]]
 ) -> float:
     """Highest em or f1 over the accepted answers."""
-    measure = {"em": exact_match, "f1": f1}[name]
+    measure = {"em": _exact_match, "f1": _f1}[name]
     found = _spans(prediction)
     return max(measure(found, _spans(answer)) for answer in answers)
 
@@ -66,19 +66,22 @@ def _spans(answer: str | Sequence[str]) -> tuple[str, ...]:
     return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
-def exact_match(prediction: Sequence[str], answer: Sequence[str]) -> float:
+def _exact_match(prediction: Sequence[str], answer: Sequence[str]) -> float:
     """1 when both have the same spans, in any order."""
-    found, wanted = [normalized(each) for each in prediction], [normalized(each) for each in answer]
+    found, wanted = (
+        [normalized_drop(each) for each in prediction],
+        [normalized_drop(each) for each in answer],
+    )
     return float(len(found) == len(wanted) and set(found) == set(wanted))
 
 
-def f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
+def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
     """Mean F1 of spans matched one to one so that it is highest; unmatched ones count as 0.
 
     Spans share nothing when the accepted one has numbers and none of them is in the other.
     """
     found, wanted = (
-        [set(normalized(each).split()) for each in side] for side in (prediction, answer)
+        [set(normalized_drop(each).split()) for each in side] for side in (prediction, answer)
     )
     scores = [
         [_bag_f1(bag, gold) if _numbers_agree(gold, bag) else 0.0 for bag in found]

@@ -21,9 +21,9 @@ from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.scoring.batches import (
     COMPILE_BATCHES,
     MIN_ROW_TOKENS,
-    Batch,
     Budget,
     Likelihood,
+    RequestBatch,
     Shape,
     Trunk,
     plan_shapes,
@@ -95,7 +95,7 @@ class Likelihoods:
         apart = items if self._share else [[each] for item in items for each in item]
         groups = [group for item in apart for group in group_requests(item)]
         found: dict[int, list[Likelihood]] = {}
-        waiting: list[tuple[Batch, str, Any]] = []
+        waiting: list[tuple[RequestBatch, str, Any]] = []
         for batch in self._batches(groups):
             key = inputs_digest(batch.inputs)
             answer = self._journal.get(key) or self._start(batch)
@@ -108,7 +108,7 @@ class Likelihoods:
         flat = iter(each for index in range(len(groups)) for each in found[index])
         return [[next(flat) for _ in item] for item in items]
 
-    def _batches(self, groups: Sequence[Group]) -> Iterator[Batch]:
+    def _batches(self, groups: Sequence[Group]) -> Iterator[RequestBatch]:
         """All batches, in an order given by the groups and by what was scored before: a second run
         makes the same ones, which is how it finds what the first one kept."""
         clusters = self._clusters(groups)
@@ -138,7 +138,9 @@ class Likelihoods:
             or sum(length * (len(each) - 1) for length, each in some) >= self._min_saved
         }
 
-    def _planned(self, groups: Mapping[int, Group], trunk: Trunk | None = None) -> Iterator[Batch]:
+    def _planned(
+        self, groups: Mapping[int, Group], trunk: Trunk | None = None
+    ) -> Iterator[RequestBatch]:
         indices = list(groups)
         positions = trunk.positions if trunk else 0
         shapes = [shape_for(each, positions, self._budget) for each in groups.values()]
@@ -147,9 +149,9 @@ class Likelihoods:
         for shape, members in planned.items():
             for start in range(0, len(members), shape.rows):
                 chosen = tuple(indices[i] for i in members[start : start + shape.rows])
-                yield Batch(chosen, tuple(groups[index] for index in chosen), shape, trunk)
+                yield RequestBatch(chosen, tuple(groups[index] for index in chosen), shape, trunk)
 
-    def _start(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _start(self, batch: RequestBatch) -> tuple[jax.Array, jax.Array]:
         self.num_tokens += batch.shape.rows * batch.shape.row_tokens
         trunk_B, *arrays = batch.arrays
         trunk = None if batch.trunk is None else (self._cache(batch.trunk), trunk_B)
@@ -166,7 +168,7 @@ class Likelihoods:
         return self._cached[1]
 
     def _collect(
-        self, batch: Batch, key: str, answer: Any, advance: Callable[[int], None]
+        self, batch: RequestBatch, key: str, answer: Any, advance: Callable[[int], None]
     ) -> dict[int, list[Likelihood]]:
         """Likelihoods of every group of a batch, from the journal or out of its arrays."""
         if isinstance(answer, dict):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
+_RESAMPLES = 1000
+_CONFIDENCE = 0.95
+_WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
 """Metrics whose items are no coin tosses, and those that are no mean of items."""
 
 _Record = Mapping[str, Any]
@@ -46,10 +46,10 @@ def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
     value = float(values(table.sum(axis=0)))
     is_mean = name not in _TABLES or name == "question_em"
     stderr = mean_and_error(values(table).tolist())[1] if is_mean else None
-    if name not in WITH_INTERVAL or len(table) < 2:
+    if name not in _WITH_INTERVAL or len(table) < 2:
         return Total(value, stderr)
     resampled = _resampled(table, values, seed)
-    tail = 100 * (1 - CONFIDENCE) / 2
+    tail = 100 * (1 - _CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail]).tolist()
     return Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
 
@@ -92,7 +92,7 @@ def _resampled(table: np.ndarray, values: _Values, seed: int) -> np.ndarray:
     """The metric of as many units drawn with replacement, again and again."""
     rng = np.random.default_rng(seed)
     count = len(table)
-    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(RESAMPLES)]
+    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(_RESAMPLES)]
     return values(np.array(sums))
 
 

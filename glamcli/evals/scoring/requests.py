@@ -20,7 +20,7 @@ from typing import Protocol
 
 Ids = tuple[int, ...]
 
-MIN_SHARED = 16
+_MIN_SHARED = 16
 """Common tokens from which on options are read behind one cached prefix."""
 MIN_TRUNK = 32
 """The same for different items."""
@@ -102,7 +102,7 @@ class Group:
     def behind(self, num: int) -> Group:
         """The group with the first `num` tokens of its head as its trunk."""
         trunk, rest = self.head[:num], self.head[num:]
-        if self.prefix and len(rest) >= MIN_SHARED:
+        if self.prefix and len(rest) >= _MIN_SHARED:
             return replace(self, prefix=rest, trunk=trunk)
         drop = 0 if self.prefix else num
         kept = rest if self.prefix else ()
@@ -116,7 +116,7 @@ def group_requests(requests: Sequence[Request]) -> list[Group]:
         heads = [each.ids[: len(each.ids) - each.num_scored] for each in requests]
         # The last common token is read again with every option, whose first logits it gives.
         shared = num_common(min(heads), max(heads)) - 1
-        if shared >= MIN_SHARED:
+        if shared >= _MIN_SHARED:
             options = tuple(replace(each, ids=each.ids[shared:]) for each in requests)
             return [Group(options, requests[0].ids[:shared])]
     return [Group((each,)) for each in requests]

@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from glamcli.evals.scoring import drop
+from glamcli.evals.scoring.drop import drop_metric, normalized_drop
 
 Answer = str | tuple[str, ...]
 """An accepted answer: a text, or for DROP the texts that only together are the answer."""
@@ -36,7 +36,7 @@ def normalized(text: str, how: str) -> str:
     if how == "words":
         return " ".join(text.lower().translate(_PUNCTUATION).split())
     if how == "drop":
-        return drop.normalized(text)
+        return normalized_drop(text)
     marks = _MARKS_AS_BLANKS if how == "triviaqa" else _ASCII_PUNCTUATION
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(marks)).split())
 
@@ -108,7 +108,7 @@ def text_metric(
     left count only if there are no others (SQuAD v2).
     """
     if how == "drop":
-        return drop.best(name, prediction, answers)
+        return drop_metric(name, prediction, answers)
     prediction, *texts = (
         " ".join(each) if isinstance(each, tuple) else each for each in (prediction, *answers)
     )

@@ -33,7 +33,7 @@ def task_score(
     conditions: Mapping[str, Any],
     seed: int,
 ) -> Score:
-    """The score of a task; `conditions` are kept beside it."""
+    """The score of a task, beside its conventions and the other `conditions` of the evaluation."""
     records = tuple(
         {"task": name, "setting": setting, "shots": shots, "index": each.index, **each.record}
         for each in results
@@ -50,6 +50,7 @@ def task_score(
         num_cut=sum(each.num_cut > 0 for each in results),
         skipped=tuple(skipped),
         conditions={
+            **_conventions(task),
             **conditions,
             "items_sha256": _digest([each.key for each in questions]),
             "prompts_sha256": _digest([prompt_digest(each.prompt) for each in results]),
@@ -59,6 +60,31 @@ def task_score(
         num_tied=sum("tied" in each for each in records),
         num_equal=sum(each.has_equal_options for each in questions),
     )
+
+
+def _conventions(task: Task) -> dict[str, Any]:
+    """The choices of a task that decide what its number means, for the record beside the score."""
+    found: dict[str, Any] = {"scorer": task.scorer, "delimiter": task.delimiter}
+    if task.scorer == "generate":
+        found |= {
+            "normalize": task.normalize,
+            "references": task.references,
+            "no_answer": task.no_answer,
+            "min_agreement": task.min_agreement,
+            "stop": list(task.stop),
+            "max_tokens": task.max_tokens,
+            "beam": task.beam,
+            "length_alpha": task.length_alpha if task.beam > 1 else None,
+        }
+    if task.scorer == "uncond":
+        found["uncond_context"] = task.uncond_context
+    if task.contexts is not None:
+        found["partial"] = True
+    if task.right is not None:
+        found["several_right"] = True
+    if task.normalize == "drop":
+        found["span_separator"] = task.span_separator
+    return found
 
 
 def _measured(

@@ -17,12 +17,12 @@ from typing import Any
 from glamcli.errors import DataError
 from glamcli.evals.tasks.items import read_jsonl
 
-Fields = Mapping[str, Any]
-WSC273 = 273
+_Fields = Mapping[str, Any]
+_WSC273 = 273
 """Schemas of the collection that make up the original set; later ones came after it."""
 
 
-def records(shape: str, path: Path) -> list[Fields]:
+def records(shape: str, path: Path) -> list[_Fields]:
     """The records of one file.
 
     Raises:
@@ -47,7 +47,7 @@ def records(shape: str, path: Path) -> list[Fields]:
     return found
 
 
-def _jsonl(path: Path) -> Iterable[Fields]:
+def _jsonl(path: Path) -> Iterable[_Fields]:
     return (item.fields for item in read_jsonl(path))
 
 
@@ -55,11 +55,11 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
-def _json_data(path: Path) -> Iterable[Fields]:
+def _json_data(path: Path) -> Iterable[_Fields]:
     return _json(path)["data"]
 
 
-def _squad(path: Path) -> Iterator[Fields]:
+def _squad(path: Path) -> Iterator[_Fields]:
     """One record per question, the answers as parallel lists (as TFDS has them)."""
     for article in _json(path)["data"]:
         for paragraph in article["paragraphs"]:
@@ -78,14 +78,14 @@ def _squad(path: Path) -> Iterator[Fields]:
                 }
 
 
-def _drop(path: Path) -> Iterator[Fields]:
+def _drop(path: Path) -> Iterator[_Fields]:
     """One record per passage; the training set has no validated answers."""
     for passage_id, content in _json(path).items():
         pairs = [{"validated_answers": [], **pair} for pair in content["qa_pairs"]]
         yield {"passage_id": passage_id, "passage": content["passage"], "qa_pairs": pairs}
 
 
-def _quac(path: Path) -> Iterator[Fields]:
+def _quac(path: Path) -> Iterator[_Fields]:
     """One record per dialogue."""
     for article in _json(path)["data"]:
         about = {name: article[name] for name in ("title", "section_title", "background")}
@@ -93,13 +93,13 @@ def _quac(path: Path) -> Iterator[Fields]:
             yield {**about, "context": paragraph["context"], "qas": paragraph["qas"]}
 
 
-def _race(path: Path) -> Iterator[Fields]:
+def _race(path: Path) -> Iterator[_Fields]:
     """A file is one article."""
     content = _json(path)
     yield {name: content[name] for name in ("article", "questions", "options", "answers")}
 
 
-def _piqa(path: Path) -> Iterator[Fields]:
+def _piqa(path: Path) -> Iterator[_Fields]:
     """The labels are in a list of their own: `valid.jsonl` has `valid-labels.lst` beside it."""
     labels = path.with_name(f"{path.stem}-labels.lst").read_text(encoding="utf-8").split()
     found = [item.fields for item in read_jsonl(path)]
@@ -109,17 +109,17 @@ def _piqa(path: Path) -> Iterator[Fields]:
         yield {**fields, "label": int(label)}
 
 
-def _story_cloze(path: Path) -> Iterator[Fields]:
+def _story_cloze(path: Path) -> Iterator[_Fields]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             yield {**row, "AnswerRightEnding": int(row["AnswerRightEnding"])}
 
 
-def _winograd(path: Path) -> Iterator[Fields]:
+def _winograd(path: Path) -> Iterator[_Fields]:
     """The pronoun becomes `_`; an option that stands inside a sentence begins with a small letter
     if it begins with an article or a possessive (as TFDS normalises them)."""
     root = xml.etree.ElementTree.parse(path).getroot()
-    for number, schema in enumerate(root.findall("schema")[:WSC273]):
+    for number, schema in enumerate(root.findall("schema")[:_WSC273]):
         before, after = (_plain(schema.findtext(f"text/{name}")) for name in ("txt1", "txt2"))
         options = [_plain(each.text) for each in schema.findall("answers/answer")]
         if re.search(r"[^.!?]$", before):
@@ -144,14 +144,14 @@ def _inside(option: str) -> str:
     return option[:1].lower() + option[1:] if small else option
 
 
-def _lambada(path: Path) -> Iterator[Fields]:
+def _lambada(path: Path) -> Iterator[_Fields]:
     """A line is a passage."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
             yield {"text": line.strip()}
 
 
-def _triviaqa(path: Path) -> Iterator[Fields]:
+def _triviaqa(path: Path) -> Iterator[_Fields]:
     for asked in _json(path)["Data"]:
         yield {name: asked[name] for name in ("QuestionId", "Question", "Answer")}
 
@@ -159,7 +159,7 @@ def _triviaqa(path: Path) -> Iterator[Fields]:
 _DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^"()]+))\)')
 
 
-def _webquestions(path: Path) -> Iterator[Fields]:
+def _webquestions(path: Path) -> Iterator[_Fields]:
     """Answers are written as `(list (description "New York") (description 1990))`."""
     for asked in _json(path):
         found = _DESCRIPTION.findall(asked["targetValue"])
@@ -167,7 +167,7 @@ def _webquestions(path: Path) -> Iterator[Fields]:
         yield {"url": asked["url"], "question": asked["utterance"], "answers": answers}
 
 
-def _multirc(path: Path) -> Iterator[Fields]:
+def _multirc(path: Path) -> Iterator[_Fields]:
     """One record per answer."""
     for item in read_jsonl(path):
         passage = item.fields["passage"]
@@ -186,7 +186,7 @@ def _multirc(path: Path) -> Iterator[Fields]:
                 }
 
 
-def _record(path: Path) -> Iterator[Fields]:
+def _record(path: Path) -> Iterator[_Fields]:
     """One record per query; entities without repetition, sorted (as TFDS has them)."""
     for item in read_jsonl(path):
         passage = item.fields["passage"]
@@ -209,7 +209,7 @@ _PRONOUNS = {
 }
 
 
-def _winogender(path: Path) -> Iterator[Fields]:
+def _winogender(path: Path) -> Iterator[_Fields]:
     """`all_sentences.tsv`; what its ids and `occupations-stats.tsv` beside it say is told as well.
 
     `stereotype`: whether the sentence gives the occupation's pronoun to the gender that holds most
@@ -251,7 +251,7 @@ def _stereotype(percent: float | None, gender: str, is_occupation: bool) -> str:
     return "stereo" if expected == is_occupation else "anti"
 
 
-_SHAPES: dict[str, Callable[[Path], Iterable[Fields]]] = {
+_SHAPES: dict[str, Callable[[Path], Iterable[_Fields]]] = {
     "jsonl": _jsonl,
     "json_data": _json_data,
     "squad": _squad,

@@ -86,7 +86,7 @@ class Library:
         if records.kind == "heldout":
             return self._heldout(records, part)
         asked = tuple(sorted(task_paths(task, *_ASKED)))
-        files = paths(records, self.folder(task_path))
+        files = data_paths(records, self.folder(task_path))
         found = [replace(item, asked=asked) for path in files for item in read(records, path)]
         if not found:
             names = " and ".join(map(str, files))
@@ -132,8 +132,8 @@ def default_data_dir() -> Path:
     return user_cache_dir() / "eval"
 
 
-def paths(records: Records, folder: Path) -> tuple[Path, ...]:
-    """The files or prepared directories of a place."""
+def data_paths(records: Records, folder: Path) -> tuple[Path, ...]:
+    """The files or prepared directories of a form of the data."""
     names = (records.path,) if isinstance(records.path, str) else records.path or ()
     return tuple(folder / name for name in names)
 
@@ -147,7 +147,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     places = [source, *([source.otherwise] if source.otherwise else [])]
     missing = []
     for place in places:
-        lacking = [path for path in paths(place, folder) if not path.exists()]
+        lacking = [path for path in data_paths(place, folder) if not path.exists()]
         if not lacking:
             return place
         missing.append(" and ".join(str(path) for path in lacking))

@@ -1,8 +1,8 @@
 """The data of tasks: what is there, what exactly is missing, and how it gets there.
 
 A task reads a file of its own (JSONL in the dataset's field names) or, instead, a prepared TFDS
-directory. The file is made from what the authors publish, if a person has it (`convert.py`); the
-directory by TFDS, where the network allows it.
+directory. The file is made from what the authors publish (`convert.py`); the directory by TFDS,
+where the network allows it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from glamcli import atomic
 from glamcli.data.examples import prepare_directory
@@ -22,12 +22,12 @@ from glamcli.evals.asking.prompts import Pool
 from glamcli.evals.asking.question import ask
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.convert import records
-from glamcli.evals.tasks.items import Library, paths, task_paths
+from glamcli.evals.tasks.items import Library, data_paths, task_paths
 from glamcli.evals.tasks.schema import ItemSource, OriginalFile, Records, Task
 from glamcli.evals.tasks.suites import TaskFile
 
-Part = Literal["items", "demonstrations"]
-REACH_SECONDS = 5.0
+READY = "ready"
+_REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,33 +35,30 @@ class Need:
     """One file or directory that a task reads."""
 
     task: str
-    part: Part
-    places: tuple[Records, ...]
-    """in the order in which they are looked for"""
+    part: str
+    """`items` or `demonstrations`."""
+    forms: tuple[Records, ...]
+    """the first that is whole is read."""
     folder: Path
-    """what their paths are relative to"""
+    """what their paths are relative to."""
     fields: tuple[str, ...]
-    """that every record has to have, in the words of the first place"""
+    """that every record has to have, by their names in the first form."""
     files: tuple[OriginalFile, ...]
-    """of the authors, from which the first place is made"""
-
-    @property
-    def wanted(self) -> tuple[Path, ...]:
-        """The files of the first place."""
-        return paths(self.places[0], self.folder)
+    """of the authors, from which the first form is made."""
 
     @property
     def missing(self) -> tuple[Path, ...]:
-        """Files of the first place that are not there or empty; none when any place is whole."""
-        for place in self.places:
-            if all(map(_has_content, paths(place, self.folder))):
-                return ()
-        return tuple(path for path in self.wanted if not _has_content(path))
+        """Files of the first form that are not there or empty; none when any form is whole."""
+        lacking = [
+            tuple(path for path in data_paths(form, self.folder) if not _has_content(path))
+            for form in self.forms
+        ]
+        return lacking[0] if all(lacking) else ()
 
     @property
     def prepared(self) -> str | None:
         """The TFDS directory that would do as well, for example `piqa/1.0.0`."""
-        names = [place.path for place in self.places if place.kind == "tfds"]
+        names = [form.path for form in self.forms if form.kind == "tfds"]
         return names[0] if names and isinstance(names[0], str) else None
 
 
@@ -84,12 +81,11 @@ def needs(file: TaskFile, folder: Path) -> list[Need]:
     return found
 
 
-def _need(file: TaskFile, task: Task, part: Part, source: ItemSource, folder: Path) -> Need:
-    places = (source, *([source.otherwise] if source.otherwise else []))
-    wanted = {path.name for path in paths(source, folder)}
-    origin = () if task.origin is None else task.origin.files
-    files = tuple(each for each in origin if each.to in wanted)
-    return Need(file.name, part, places, folder, record_fields(task, source), files)
+def _need(file: TaskFile, task: Task, part: str, source: ItemSource, folder: Path) -> Need:
+    forms = (source, *([source.otherwise] if source.otherwise else []))
+    names = {path.name for path in data_paths(source, folder)}
+    files = tuple(each for each in task.origin.files if each.to in names) if task.origin else ()
+    return Need(file.name, part, forms, folder, record_fields(task, source), files)
 
 
 def record_fields(task: Task, source: Records) -> tuple[str, ...]:
@@ -107,8 +103,8 @@ _READING = ("history", "prompt", "contexts", "continuation", "options", "option_
             "labels", "right", "answers", "shown_answer", "group", "by")  # fmt: skip
 
 
-def convert(need: Need, given: Path) -> list[tuple[Path, int]]:
-    """Makes the missing files from those of the authors below `given`; (file, records) of each.
+def convert_originals(need: Need, given: Path) -> list[tuple[Path, int]]:
+    """Makes the missing files from those of the authors below `given`; (file, number of records).
 
     Files whose originals are not there are left out.
 
@@ -140,11 +136,11 @@ def _originals(original: OriginalFile, given: Path) -> list[Path]:
     return found
 
 
-def reachable(url: str) -> bool:
+def is_reachable(url: str) -> bool:
     """Whether a server answers at all, within seconds."""
     request = urllib.request.Request(url, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=REACH_SECONDS):
+        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True  # it answered
@@ -152,8 +148,10 @@ def reachable(url: str) -> bool:
         return False
 
 
-def prepare(need: Need, prepare_one: Callable[[str, Path], None] = prepare_directory) -> None:
-    """Has TFDS fetch and prepare what is missing.
+def prepare_with_tfds(
+    need: Need, prepare_one: Callable[[str, Path], None] = prepare_directory
+) -> None:
+    """Lets TFDS download and prepare what is missing.
 
     Raises:
         DataError: TFDS does not have it in this form, or could not.
@@ -163,8 +161,8 @@ def prepare(need: Need, prepare_one: Callable[[str, Path], None] = prepare_direc
     prepare_one(need.prepared, need.folder)
 
 
-def check(file: TaskFile, folder: Path) -> tuple[int, int]:
-    """Reads everything a task would read; the numbers of its items and demonstrations.
+def count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
+    """Reads all that a task would read; the numbers of its items and demonstrations.
 
     Raises:
         GlamError: something cannot be read or asked, with its file and line.
@@ -182,8 +180,27 @@ def check(file: TaskFile, folder: Path) -> tuple[int, int]:
     return len(found), len(pool)
 
 
-def explained(task: Task, missing: Sequence[Need]) -> list[str]:
-    """Lines for a person: what is missing, in which field names, and where it comes from."""
+def data_state(file: TaskFile, folder: Path) -> dict[str, Any]:
+    """What a task has by now: counts, or what is wrong or missing, for JSON."""
+    found: dict[str, Any] = {"task": file.name, "items": None, "demonstrations": None}
+    if file.error is not None:
+        return {**found, "state": "unreadable", "why": [file.error.what]}
+    needed = needs(file, folder)
+    if not needed:
+        return {**found, "state": READY, "why": ["made from the run's own held-out documents"]}
+    missing = [each for each in needed if each.missing]
+    if missing:
+        present = {each.part: "there" for each in needed if not each.missing}
+        return {**found, **present, "state": "missing", "why": _advice(file.at(0), missing)}
+    try:
+        items, demonstrations = count_items(file, folder)
+    except GlamError as error:
+        return {**found, "state": "bad", "why": [error.what]}
+    return {**found, "items": items, "demonstrations": demonstrations, "state": READY, "why": []}
+
+
+def _advice(task: Task, missing: Sequence[Need]) -> list[str]:
+    """What is missing, in which field names, and where it comes from, line by line."""
     lines = []
     for need in missing:
         for path in need.missing:
@@ -196,7 +213,7 @@ def explained(task: Task, missing: Sequence[Need]) -> list[str]:
     shapes = {each.shape for need in missing for each in need.files}
     if shapes:
         same = " (or rename them: they are in this form)" if shapes == {"jsonl"} else ""
-        lines.append(f"`--from FOLDER` makes them of the authors' files{same}")
+        lines.append(f"`--from FOLDER` makes them from the authors' files{same}")
     lines.append(
         "each line is a JSON object with " + ", ".join(f"`{n}`" for n in missing[0].fields)
     )
@@ -206,16 +223,3 @@ def explained(task: Task, missing: Sequence[Need]) -> list[str]:
         note = f"; {task.origin.note}" if task.origin.note else ""
         lines.append(f"home: {task.origin.page} ({task.origin.licence}){note}")
     return lines
-
-
-def all_needs(files: Sequence[TaskFile], folder_of: Callable[[TaskFile], Path]) -> list[
-    tuple[TaskFile, list[Need] | GlamError]
-]:  # fmt: skip
-    """What every task needs, or why its file cannot be read."""
-    found: list[tuple[TaskFile, list[Need] | GlamError]] = []
-    for file in files:
-        try:
-            found.append((file, needs(file, folder_of(file))))
-        except GlamError as error:
-            found.append((file, error))
-    return found

@@ -15,29 +15,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Fields = dict[str, Any]
+_Fields = dict[str, Any]
 
-SECTION_CHARS = 1500
+_SECTION_CHARS = 1500
 # Short, so that five demonstrations fit into the rows of a small model.
-CONTEXT_CHARS = 80
-CONTINUATION_CHARS = 40
-PASSAGE_CHARS = 60
-NUM_OPTIONS = 4
-MAX_OVERLENGTH = 12
-MIN_READABLE = 0.85
+_CONTEXT_CHARS = 80
+_CONTINUATION_CHARS = 40
+_PASSAGE_CHARS = 60
+_NUM_OPTIONS = 4
+_MAX_OVERLENGTH = 12
+_MIN_READABLE = 0.85
 _TRIES = 40
 _WORD = re.compile(r"(?<= )[A-Za-z]{4,12}(?=[\s.,;:])")
 
 
 @dataclass(frozen=True)
-class Section:
+class _Section:
     document: int
     text: str
 
 
 def questions(
     documents: Mapping[str, Sequence[str]], build: str, count: int, part: str
-) -> list[Fields]:
+) -> list[_Fields]:
     """Up to `count` questions, `items` or `pool` (for demonstrations), the sources in turn.
 
     Fewer come back when the documents do not hold more.
@@ -46,7 +46,7 @@ def questions(
         iter(_BUILDS[build](source, _sections(texts, part), _rng(build, source, part)))
         for source, texts in sorted(documents.items())
     ]
-    made: list[Fields] = []
+    made: list[_Fields] = []
     seen: set[str] = set()
     while makers and len(made) < count:
         for maker in list(makers):
@@ -61,7 +61,7 @@ def questions(
     return made
 
 
-def _placed(fields: Fields, number: int, build: str, part: str) -> Fields:
+def _placed(fields: _Fields, number: int, build: str, part: str) -> _Fields:
     """The question with its right answer moved, so that no position is right more often."""
     options = list(fields["options"])
     right = options.pop(fields["label"])
@@ -77,28 +77,28 @@ def _rng(*names: str) -> random.Random:
     return random.Random(hashlib.sha256("/".join(names).encode()).digest())
 
 
-def _sections(documents: Sequence[str], part: str) -> list[Section]:
+def _sections(documents: Sequence[str], part: str) -> list[_Section]:
     """Sections of the documents that belong to this part, in hash order."""
-    found: list[tuple[str, Section]] = []
+    found: list[tuple[str, _Section]] = []
     for number, text in enumerate(documents):
-        for start in range(0, len(text), SECTION_CHARS):
-            section = text[start : start + SECTION_CHARS]
-            if len(section) >= SECTION_CHARS // 4:
+        for start in range(0, len(text), _SECTION_CHARS):
+            section = text[start : start + _SECTION_CHARS]
+            if len(section) >= _SECTION_CHARS // 4:
                 digest = hashlib.sha256(section.encode("utf-8", "replace")).hexdigest()
-                found.append((digest, Section(number, section)))
+                found.append((digest, _Section(number, section)))
     ordered = [section for _, section in sorted(found, key=lambda each: each[0])]
     pool = ordered[::5]
     return pool if part == "pool" else [each for i, each in enumerate(ordered) if i % 5]
 
 
-def _question(source: str, context: str, right: str, wrong: list[str]) -> Fields:
+def _question(source: str, context: str, right: str, wrong: list[str]) -> _Fields:
     return {"context": context, "options": [right, *wrong], "label": 0, "source": source}
 
 
-def _continuations(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+def _continuations(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
     """Passages with their true next words among three from other documents of the source."""
     for section in _again(sections):
-        cut = _cut(section.text, rng, CONTEXT_CHARS)
+        cut = _cut(section.text, rng, _CONTEXT_CHARS)
         right = _next_words(section.text, cut) if cut is not None else None
         if cut is None or right is None:
             continue
@@ -107,41 +107,41 @@ def _continuations(source: str, sections: list[Section], rng: random.Random) -> 
         for _ in range(_TRIES):
             other = rng.choice(others)
             start = _cut(other.text, rng, 0)
-            if start is None or len(wrong) == NUM_OPTIONS - 1:
+            if start is None or len(wrong) == _NUM_OPTIONS - 1:
                 continue
-            near = other is section and abs(start - cut) < CONTEXT_CHARS
+            near = other is section and abs(start - cut) < _CONTEXT_CHARS
             text = _next_words(other.text, start)
             # A newline where the others have a blank would give the answer away.
             if text and text != right and text[0] == right[0] and not near:
                 wrong.add(text)
-        if len(wrong) == NUM_OPTIONS - 1:
-            context = _beginning_at_word(section.text[max(0, cut - CONTEXT_CHARS) : cut])
+        if len(wrong) == _NUM_OPTIONS - 1:
+            context = _beginning_at_word(section.text[max(0, cut - _CONTEXT_CHARS) : cut])
             yield _question(source, context, right, sorted(wrong))
 
 
-def _last_words(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+def _last_words(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
     """Passages without their last word, which is among four of the same length."""
     by_length: dict[int, list[str]] = {}
     for section in sections:
         for word in _WORD.findall(section.text):
             by_length.setdefault(len(word), []).append(word)
     for section in _again(sections):
-        places = [m for m in _WORD.finditer(section.text) if m.start() >= PASSAGE_CHARS]
+        places = [m for m in _WORD.finditer(section.text) if m.start() >= _PASSAGE_CHARS]
         if not places:
             continue
         match = rng.choice(places)
         wrong: dict[str, str] = {}
         for _ in range(_TRIES):
             word = rng.choice(by_length[len(match.group())])
-            if len(wrong) < NUM_OPTIONS - 1 and word.lower() != match.group().lower():
+            if len(wrong) < _NUM_OPTIONS - 1 and word.lower() != match.group().lower():
                 wrong[word.lower()] = word
-        if len(wrong) == NUM_OPTIONS - 1:
-            context = section.text[match.start() - PASSAGE_CHARS : match.start()].rstrip()
+        if len(wrong) == _NUM_OPTIONS - 1:
+            context = section.text[match.start() - _PASSAGE_CHARS : match.start()].rstrip()
             wrong_words = sorted(wrong.values())
             yield _question(source, _beginning_at_word(context), match.group(), wrong_words)
 
 
-def _word_orders(source: str, sections: list[Section], rng: random.Random) -> Iterator[Fields]:
+def _word_orders(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
     """A stretch of text and the same words in another order."""
     for section in _again(sections):
         words = section.text.split()
@@ -160,14 +160,14 @@ def _word_orders(source: str, sections: list[Section], rng: random.Random) -> It
                 break
 
 
-_BUILDS: dict[str, Callable[[str, list[Section], random.Random], Iterator[Fields]]] = {
+_BUILDS: dict[str, Callable[[str, list[_Section], random.Random], Iterator[_Fields]]] = {
     "continuation": _continuations,
     "last_word": _last_words,
     "word_order": _word_orders,
 }
 
 
-def _again(sections: list[Section], rounds: int = 8) -> Iterator[Section]:
+def _again(sections: list[_Section], rounds: int = 8) -> Iterator[_Section]:
     """The sections in turn, a few times over, each time for another place in them."""
     for _ in range(rounds):
         yield from sections
@@ -175,7 +175,7 @@ def _again(sections: list[Section], rounds: int = 8) -> Iterator[Section]:
 
 def _cut(text: str, rng: random.Random, first: int) -> int | None:
     """A place after `first` characters where a word ends and a blank or newline follows."""
-    last = len(text) - CONTINUATION_CHARS - 20
+    last = len(text) - _CONTINUATION_CHARS - 20
     if last <= first:
         return None
     match = re.compile(r"(?<=\w)(?=[ \n]\S)").search(text, rng.randrange(first, last))
@@ -183,16 +183,16 @@ def _cut(text: str, rng: random.Random, first: int) -> int | None:
 
 
 def _next_words(text: str, cut: int) -> str | None:
-    """The words after a cut: CONTINUATION_CHARS characters, and on to the end of a word."""
-    end = re.compile(r"(?=\s)").search(text, cut + CONTINUATION_CHARS)
+    """The words after a cut: _CONTINUATION_CHARS characters, and on to the end of a word."""
+    end = re.compile(r"(?=\s)").search(text, cut + _CONTINUATION_CHARS)
     found = text[cut : end.start() if end else len(text)].rstrip()
-    too_long = len(found) > CONTINUATION_CHARS + MAX_OVERLENGTH
+    too_long = len(found) > _CONTINUATION_CHARS + _MAX_OVERLENGTH
     return None if too_long or not _readable(found) else found
 
 
 def _readable(text: str) -> bool:
     """Mostly letters, digits and blanks: rulers and tables would be told apart by their shape."""
-    return sum(char.isalnum() or char.isspace() for char in text) >= MIN_READABLE * len(text)
+    return sum(char.isalnum() or char.isspace() for char in text) >= _MIN_READABLE * len(text)
 
 
 def _beginning_at_word(text: str) -> str:

@@ -1,13 +1,12 @@
-"""What a task file and a suite file may say: what is asked, how it is scored, where the items are.
+"""The keys of task and suite files: what is asked, how it is scored, where the items are.
 
-Both are strict YAML, read by `files.py`, so mistakes are reported with file and line. The
-descriptions below are the reference for people who write task files; `items.py` and `prompts.py`
-give them their meaning.
+Both are strict YAML (`suites.py`). The descriptions below are the reference for writers of task
+files; `items.py`, `asking/` and `scoring/` implement them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -15,18 +14,16 @@ from glamcli.config.explain import WrongKey
 from glamcli.config.settings import MAX_TEXTS, Count, CountOrZero, Fraction, NotNegative, Settings
 from glamcli.evals.tasks import template
 
-Template = Annotated[str, AfterValidator(template.check)]
+Template = Annotated[str, AfterValidator(template.check_template)]
 FieldPath = Annotated[str, AfterValidator(template.check_path)]
-FieldOrTemplate = Annotated[
-    str, AfterValidator(lambda text: (template.check if "{" in text else template.check_path)(text))
-]
+FieldOrTemplate = Annotated[str, AfterValidator(template.check_either)]
 Scorer = Literal["sum", "per_token", "uncond", "generate"]
 MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
 Setting = CountOrZero | Literal["few"]
 
 
 class Records(Settings):
-    """A place items come from."""
+    """One form in which items are stored."""
 
     kind: Literal["jsonl", "tfds", "heldout"] = "jsonl"
     """`jsonl`: files with one JSON object per line; `tfds`: a prepared TFDS directory
@@ -43,7 +40,7 @@ class Records(Settings):
     where: FieldPath | None = None
     """keep only records in which this field is neither empty, false nor 0."""
     fields: dict[str, FieldOrTemplate] = Field(default_factory=dict)
-    """names that templates use, each for a field path or, with a hole, a template."""
+    """names for templates to use, each with a field path or a template with holes."""
     drop: tuple[str, ...] = ()
     """fields that are not kept in memory."""
     each: tuple[FieldPath, ...] = ()
@@ -56,10 +53,8 @@ class Records(Settings):
         for name in ("path", "split", "build"):
             given = getattr(self, name) is not None
             if given != (name in needs):
-                verb = "needs" if name in needs else "has no use for"
-                raise WrongKey(
-                    name if given else "kind", f"data of kind `{self.kind}` {verb} `{name}`"
-                )
+                key, verb = (name, "has no use for") if given else ("kind", "needs")
+                raise WrongKey(key, f"data of kind `{self.kind}` {verb} `{name}`")
         return self
 
 
@@ -67,7 +62,7 @@ class ItemSource(Records):
     """Where items come from."""
 
     otherwise: Records | None = None
-    """another place, read when the first one is not there."""
+    """another form, read when the files of the first one are missing."""
 
 
 class Shots(Settings):
@@ -108,9 +103,9 @@ class OriginalFile(Settings):
     """A file as the authors of the dataset publish it."""
 
     name: str
-    """its name or a pattern such as `test/high/*.txt`, below the folder a person gives."""
+    """its name, or a pattern such as `test/high/*.txt`, below the folder of `--from`."""
     url: str
-    """where it is published."""
+    """where it can be downloaded."""
     shape: Literal[
         "jsonl", "json_data", "squad", "drop", "quac", "race", "piqa", "story_cloze", "winograd",
         "lambada", "triviaqa", "webquestions", "multirc", "record", "winogender",
@@ -120,7 +115,7 @@ class OriginalFile(Settings):
     """the file of the task it becomes."""
 
 
-class Origin(Settings):
+class DatasetOrigin(Settings):
     """Where the data is from, for `glam eval data`."""
 
     page: str
@@ -128,7 +123,7 @@ class Origin(Settings):
     licence: str = "see its page"
     files: tuple[OriginalFile, ...] = ()
     note: str = ""
-    """what a person has to do by hand."""
+    """what has to be done by hand."""
 
 
 class Task(Settings):
@@ -137,13 +132,13 @@ class Task(Settings):
     about: str = ""
     data: ItemSource
     shots: Shots = Shots()
-    origin: Origin | None = None
+    origin: DatasetOrigin | None = None
     published: tuple[Published, ...] = ()
     header: str = ""
-    """said once, before the first demonstration."""
+    """text before the first demonstration."""
     history: Template | None = None
-    """the earlier items of the same record, each with its `{answer}`, one after another; `prompt`
-    shows them where it says `{history}`."""
+    """an earlier item of the same record, with its `{answer}`; `prompt` shows all of them at its
+    hole `{history}`."""
     prompt: Template | None = None
     """the text before the scored or generated answer, without its trailing blank."""
     contexts: tuple[Template, ...] | None = None
@@ -151,10 +146,9 @@ class Task(Settings):
     (partial scoring, as for Winograd)."""
     continuation: Template | None = None
     options: FieldPath | tuple[Template, ...] | None = None
-    """a field holding the list of options, or one template per option."""
+    """a field with the list of options, or one template per option."""
     option_text: Template | None = None
-    """the text of an option as it is scored, where it is more than the option itself: a template
-    with a hole `{option}`."""
+    """the scored text of an option where that is more: a template with a hole `{option}`."""
     num_options: Count | None = None
     """an item with another number of options is refused."""
     label: FieldPath | None = None
@@ -163,8 +157,7 @@ class Task(Settings):
     """values of `label` in the order of the options, or the field that lists them; None reads
     `label` as an index from 0 (or as false, true)."""
     right: FieldPath | None = None
-    """instead of `label`: a field with the texts of the right options; each option that equals one
-    of them by `normalize` is right."""
+    """instead of `label`: a field with the texts of the right options, compared by `normalize`."""
     answers: FieldPath | tuple[Template, ...] | None = None
     """generate: a field with the accepted answers (a text or a list), or templates; the filter
     `all` makes every entry of a list an answer."""
@@ -195,12 +188,11 @@ class Task(Settings):
     `em`, `f1`: of texts; `f1a`, `question_em`: over the answers of each `group`; `macro_f1`: mean
     over the options as classes; `perplexity`: of the answer that demonstrations would show."""
     classes: tuple[str, ...] | None = None
-    """generate, `macro_f1`: the answers that are classes; None: those that items accept. With
-    options, these are the classes."""
+    """generate, `macro_f1`: the answers that are classes; None: those that items accept."""
     group: Template | None = None
     """items of one group are one question (`f1a`, `question_em`)."""
     by: tuple[FieldPath, ...] = ()
-    """the score is also told for every value of these fields."""
+    """the score is also reported for every value of these fields."""
     normalize: Literal["exact", "words", "squad", "squad_v1", "triviaqa", "drop"] = "squad"
     """em and f1 compare texts: as they are (without outer blanks); lower-cased without
     punctuation; without articles as well, as the scripts of SQuAD v2, SQuAD v1.1, TriviaQA and
@@ -209,8 +201,7 @@ class Task(Settings):
     """normalize `drop`: an answer of several spans is written, and a generated one read, with
     this between them; None: written with a comma, and a generated one is a single span."""
     stop: tuple[str, ...] = ("\n",)
-    """generate: texts that end an answer, looked for behind leading blanks; the end of a document
-    always does."""
+    """generate: texts that end an answer, after leading blanks; so does the end of a document."""
     max_tokens: Count = 16
     """generate: tokens at most."""
     beam: Annotated[int, Field(ge=0, le=MAX_TEXTS)] = 4
@@ -248,20 +239,19 @@ class Task(Settings):
 
     def _keys(self) -> tuple[set[str], set[str]]:
         """Keys a task of this kind must have, and others it may have."""
+        judged = "label" if self.right is None else "right"
         if self.scorer == "generate":
             return {"prompt", "answers"}, {"shown_answer", "label"}
-        judged = {"right"} if self.right is not None else {"label"}
         if self.contexts is not None:
-            return {"contexts", "continuation"} | judged, set()
-        return {"prompt", "options"} | judged, {"option_text"}
+            return {"contexts", "continuation", judged}, set()
+        return {"prompt", "options", judged}, {"option_text"}
 
     def _possible_metrics(self) -> set[str]:
-        if self.scorer == "generate":
-            judged = {"accuracy"} if self.label is not None else set()
-            return {"em", "f1", "macro_f1", "perplexity"} | judged
-        texts = {"em", "f1"} if self.right is not None else set()
-        questions = {"f1a", "question_em"} if self.group is not None else set()
-        return {"accuracy", "macro_f1"} | texts | questions
+        is_open = self.scorer == "generate"
+        texts = {"em", "f1"} if is_open or self.right else set()
+        judged = {"accuracy"} if not is_open or self.label else set()
+        of_all = {"perplexity"} if is_open else {"f1a", "question_em"} if self.group else set()
+        return {"macro_f1"} | texts | judged | of_all
 
     @property
     def measured(self) -> tuple[MetricName, ...]:
@@ -301,53 +291,10 @@ class Suite(Settings):
     @model_validator(mode="after")
     def _known(self) -> Suite:
         names = {name.removesuffix(".yaml").rpartition("/")[2] for name in self.tasks}
-        for average, entries in self.averages.items():
-            for entry in entries:
-                if entry.partition("/")[0] not in names:
-                    raise WrongKey(
-                        "averages", f"average `{average}` names `{entry}`, no task of this suite"
-                    )
+        for entry in (each for entries in self.averages.values() for each in entries):
+            if entry.partition("/")[0] not in names:
+                raise WrongKey("averages", f"an average names `{entry}`, no task of this suite")
         for name in self.overall:
             if name not in self.averages:
                 raise WrongKey("overall", f"`overall` names `{name}`, no average of this suite")
         return self
-
-
-class TermGroup(Settings):
-    """Terms that are compared with each other."""
-
-    prompts: tuple[Template, ...] = Field(min_length=1)
-    """texts to be continued, with a hole `{term}`."""
-    terms: tuple[str, ...] = Field(min_length=2)
-
-
-class Terms(Settings):
-    """Prompts of the co-occurrence analysis."""
-
-    about: str = ""
-    groups: dict[str, TermGroup] = Field(min_length=1)
-
-
-def conventions(task: Task) -> dict[str, Any]:
-    """The choices of a task that decide what its number means, for the record beside the score."""
-    kept: dict[str, Any] = {"scorer": task.scorer, "delimiter": task.delimiter}
-    if task.scorer == "generate":
-        kept |= {
-            "normalize": task.normalize,
-            "references": task.references,
-            "no_answer": task.no_answer,
-            "min_agreement": task.min_agreement,
-            "stop": list(task.stop),
-            "max_tokens": task.max_tokens,
-            "beam": task.beam,
-            "length_alpha": task.length_alpha if task.beam > 1 else None,
-        }
-    if task.scorer == "uncond":
-        kept["uncond_context"] = task.uncond_context
-    if task.contexts is not None:
-        kept["partial"] = True
-    if task.right is not None:
-        kept["several_right"] = True
-    if task.normalize == "drop":
-        kept["span_separator"] = task.span_separator
-    return kept

@@ -56,6 +56,8 @@ class TaskFile:
 
 @dataclass(frozen=True)
 class SuiteFile:
+    """A suite, or one task as a suite, with its tasks read."""
+
     name: str
     path: Path
     sha256: str

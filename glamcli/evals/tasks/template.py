@@ -2,8 +2,7 @@
 
 There is nothing to execute in a template: a hole names a field by a dotted path (numbers index
 lists, `*` is every entry of one) and passes it through the filters below. `{{` and `}}` are literal
-braces. Task files are checked with `check` when they are read, so a typing mistake is reported with
-its line.
+braces. Task files are checked when they are read, so that a mistake is reported with its line.
 """
 
 from __future__ import annotations
@@ -18,47 +17,23 @@ from glamcli.errors import DataError
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.(\w+|\*))*\Z")
-ALL = ("all", "all_if_any")
+_ALL = ("all", "all_if_any")
 """Filters of a template that is one hole: every entry of a list (or the value itself), and the
 same, or nothing, of a field that an item need not have."""
 _SPREAD = re.compile(r"\{([A-Za-z_]\w*(?:\.(?:\w+|\*))*)\|(all|all_if_any)\}\Z")
-
-
-def _before(text: str, mark: str) -> str:
-    return text.partition(mark)[0]
-
-
-def _after(text: str, mark: str) -> str:
-    return text.partition(mark)[2]
-
-
-def _but_last_word(text: str) -> str:
-    words = text.rstrip()
-    return words[: len(words) - len(_last_word(words))].rstrip()
 
 
 def _last_word(text: str) -> str:
     return text.split()[-1] if text.split() else ""
 
 
-def _mapped(text: str, pairs: str) -> str:
-    table = dict(pair.split("=", 1) for pair in pairs.split(","))
-    if text not in table:
-        raise KeyError(text)
-    return table[text]
-
-
-def _replaced(text: str, pair: str) -> str:
-    old, new = pair.split("=", 1)
-    return text.replace(old, new)
+def _but_last_word(text: str) -> str:
+    return text.rstrip().removesuffix(_last_word(text)).rstrip()
 
 
 def _star_word(text: str, index: int) -> str:
     """The text with the letters of one of its words (counted from 0) between asterisks."""
-    words = list(re.finditer(r"\S+", text))
-    if not 0 <= index < len(words):
-        raise IndexError(index)
-    word = words[index]
+    word = list(re.finditer(r"\S+", text))[index if index >= 0 else len(text)]
     core = re.search(r"\w(.*\w)?", word.group()) or re.search(r".*", word.group())
     assert core is not None
     start, end = word.start() + core.start(), word.start() + core.end()
@@ -74,11 +49,11 @@ _PLAIN: dict[str, Callable[[str], str]] = {
     "but_last_word": _but_last_word,
 }
 _WITH_ARGUMENT: dict[str, Callable[[str, str], str]] = {
-    "before": _before,
-    "after": _after,
+    "before": lambda text, mark: text.partition(mark)[0],
+    "after": lambda text, mark: text.partition(mark)[2],
     "drop_end": str.removesuffix,
-    "map": _mapped,
-    "replace": _replaced,
+    "map": lambda text, pairs: dict(pair.split("=", 1) for pair in pairs.split(","))[text],
+    "replace": lambda text, pair: text.replace(*pair.split("=", 1)),
 }
 # These take the field that holds a number: `{text|upto:pronoun_start}`.
 _WITH_INDEX: dict[str, Callable[[str, int], str]] = {
@@ -87,7 +62,7 @@ _WITH_INDEX: dict[str, Callable[[str, int], str]] = {
     "star_word": _star_word,
 }
 
-Part = str | tuple[str, tuple[tuple[str, str | None], ...]]
+_Part = str | tuple[str, tuple[tuple[str, str | None], ...]]
 
 
 def look_up(fields: Mapping[str, Any], path: str, place: str | None) -> Any:
@@ -125,13 +100,13 @@ def _is_list(value: Any) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def parse(template: str) -> tuple[Part, ...]:
+def _parse(template: str) -> tuple[_Part, ...]:
     """Literal pieces and holes of a template.
 
     Raises:
         ValueError: with the reason, when the template cannot be read.
     """
-    parts: list[Part] = []
+    parts: list[_Part] = []
     end = 0
     for match in _HOLE.finditer(template):
         parts.append(template[end : match.start()])
@@ -147,7 +122,7 @@ def parse(template: str) -> tuple[Part, ...]:
     return tuple(part for part in parts if part)
 
 
-def _hole(text: str) -> Part:
+def _hole(text: str) -> _Part:
     path, *filters = text.split("|")
     check_path(path)
     return path, tuple(_filter(each) for each in filters)
@@ -156,7 +131,7 @@ def _hole(text: str) -> Part:
 def _filter(text: str) -> tuple[str, str | None]:
     name, colon, argument = text.partition(":")
     known = [*_PLAIN, *_WITH_ARGUMENT, *_WITH_INDEX]
-    if name in ALL:
+    if name in _ALL:
         raise ValueError(f"filter `{name}` stands alone, as in `{{answers|{name}}}`")
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -167,7 +142,7 @@ def _filter(text: str) -> tuple[str, str | None]:
         raise ValueError(f"filter `{name}` takes {'no' if colon else 'an'} argument")
     if name == "map" and not all("=" in pair for pair in argument.split(",")):
         raise ValueError(f"filter `map` reads `from=to,from=to`, got `{argument}`")
-    if name == "replace" and not argument.partition("=")[1:2] == ("=",):
+    if name == "replace" and "=" not in argument:
         raise ValueError(f"filter `replace` reads `from=to`, got `{argument}`")
     if name in _WITH_INDEX:
         check_path(argument)
@@ -178,17 +153,15 @@ def paths(template: str) -> list[str]:
     """The field paths that a template reads of every item."""
     if spread := _SPREAD.match(template):
         return [spread.group(1)] if spread.group(2) == "all" else []
-    holes = [part for part in parse(template) if not isinstance(part, str)]
-    indices = [
-        argument for _, filters in holes for name, argument in filters if name in _WITH_INDEX
-    ]
+    holes = [part for part in _parse(template) if not isinstance(part, str)]
+    indices = [each for _, filters in holes for name, each in filters if name in _WITH_INDEX]
     return [path for path, _ in holes] + [each for each in indices if each is not None]
 
 
-def check(template: str) -> str:
+def check_template(template: str) -> str:
     """The template itself, once it can be read (a pydantic validator)."""
     if not _SPREAD.match(template):
-        parse(template)
+        _parse(template)
     return template
 
 
@@ -199,6 +172,11 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_either(text: str) -> str:
+    """A template if there is a hole in it, else a field path (a pydantic validator)."""
+    return check_template(text) if "{" in text else check_path(text)
+
+
 def render(template: str, fields: Mapping[str, Any], place: str) -> str:
     """The template with the fields of one item filled in.
 
@@ -206,7 +184,7 @@ def render(template: str, fields: Mapping[str, Any], place: str) -> str:
         DataError: a field is missing, is not text or a number, or `map` does not know its value.
     """
     pieces = []
-    for part in parse(template):
+    for part in _parse(template):
         if isinstance(part, str):
             pieces.append(part)
             continue

@@ -8,6 +8,7 @@ import pytest
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.paper.continuations import resumed
 from glamcli.evals.paper.cooccurrence import (
+    TermGroup,
     compare_terms,
     load_terms,
     load_words,
@@ -21,7 +22,6 @@ from glamcli.evals.paper.toxicity import (
     read_prompts,
     score_texts,
 )
-from glamcli.evals.tasks.schema import TermGroup
 
 SCORER = """
 import json, sys
@@ -148,6 +148,9 @@ def test_the_shipped_terms_are_those_of_the_paper(tmp_path):
     assert "{term} was very" in groups["gender"].prompts
     (tmp_path / "t.yaml").write_text("groups: {a: {prompts: ['{term'], terms: [x, y]}}\n")
     with pytest.raises(RecipeError, match=r"t\.yaml:1"):
+        load_terms(tmp_path / "t.yaml")
+    (tmp_path / "t.yaml").write_text("groups: {a: {prompts: ['{term}'], terms: [x]}}\n")
+    with pytest.raises(RecipeError, match="two terms"):
         load_terms(tmp_path / "t.yaml")
 
 

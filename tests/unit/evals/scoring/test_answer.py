@@ -4,7 +4,7 @@ import pytest
 
 from glamcli.beam_search import Hypothesis
 from glamcli.evals.results.journal import Journal
-from glamcli.evals.scoring.answer import BATCH_ROWS, best_texts
+from glamcli.evals.scoring.answer import _BATCH_ROWS, best_texts
 
 LENGTHS = [3 + (i * 37) % 400 for i in range(150)]
 SEARCH = {"width": 1, "tokens": 16, "alpha": 0.0, "stop": ()}
@@ -19,7 +19,7 @@ class Reader:
         self.read = []
 
     def beams(self, batch, *, room, **_):
-        assert len(batch) == BATCH_ROWS
+        assert len(batch) == _BATCH_ROWS
         self.read.append((max(map(len, batch)), room))
         return [[Hypothesis(str(len(ids)), (), (), 0.0, True)] for ids in batch]
 
@@ -47,7 +47,7 @@ def test_prompts_are_padded_by_an_eighth_unless_a_compilation_costs_more(compile
         assert 1 < len(shapes) < len(reader.read)
     else:
         assert len(shapes) == 1
-    assert reader.shapes == {(BATCH_ROWS, *shape) for shape in shapes}
+    assert reader.shapes == {(_BATCH_ROWS, *shape) for shape in shapes}
 
 
 def test_programs_of_another_task_are_used_again():

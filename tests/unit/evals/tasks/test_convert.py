@@ -113,10 +113,10 @@ def test_the_authors_files_become_questions_of_the_shipped_task(tmp_path, name):
     needs = provision.needs(file, tmp_path)
     for need in needs:
         assert len(need.missing) == 1
-        ((made, count),) = provision.convert(need, tmp_path / "given")
+        ((made, count),) = provision.convert_originals(need, tmp_path / "given")
         assert count == len(made.read_text().splitlines())
         assert need.missing == ()
-    assert min(provision.check(file, tmp_path)) > 0
+    assert min(provision.count_items(file, tmp_path)) > 0
     asked = [ask(file.task, item) for item in Library(tmp_path).items(file.task, file.path)][-1]
     assert asked.gold_context.endswith(context)
     assert (asked.shown if asked.gold is None else asked.continuations[asked.gold]).endswith(answer)
@@ -173,7 +173,7 @@ def test_two_files_that_could_be_the_one_are_refused(tmp_path):
     (file,) = load_suite("squad_v2").tasks
     need, _ = provision.needs(file, tmp_path / "data")
     with pytest.raises(DataError, match="several files could be"):
-        provision.convert(need, tmp_path)
+        provision.convert_originals(need, tmp_path)
 
 
 def test_an_empty_file_is_refused_and_blocks_no_later_conversion(tmp_path):
@@ -181,11 +181,11 @@ def test_an_empty_file_is_refused_and_blocks_no_later_conversion(tmp_path):
     need, _ = provision.needs(file, tmp_path / "data")
     write(tmp_path, {"given/dev-v2.0.json": {"data": []}})
     with pytest.raises(DataError, match="no records"):
-        provision.convert(need, tmp_path / "given")
+        provision.convert_originals(need, tmp_path / "given")
     assert not (tmp_path / "data").exists()
     write(tmp_path, {"given/dev-v2.0.json": SQUAD, "data/squad_v2.jsonl": ""})
     assert len(need.missing) == 1
-    assert len(provision.convert(need, tmp_path / "given")) == 1
+    assert len(provision.convert_originals(need, tmp_path / "given")) == 1
     assert need.missing == ()
 
 
@@ -227,9 +227,9 @@ def test_tfds_prepares_what_tasks_read_without_tensorflow(tmp_path, monkeypatch)
     monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(source))
     (file,) = load_suite("copa").tasks
     for need in provision.needs(file, tmp_path):
-        provision.prepare(need)
+        provision.prepare_with_tfds(need)
         assert need.missing == ()
-    assert provision.check(file, tmp_path) == (1, 1)
+    assert provision.count_items(file, tmp_path) == (1, 1)
 
 
 def test_what_tfds_cannot_prepare_is_told(tmp_path, monkeypatch):
@@ -242,8 +242,8 @@ def test_what_tfds_cannot_prepare_is_told(tmp_path, monkeypatch):
     (file,) = load_suite("copa").tasks
     need, _ = provision.needs(file, tmp_path)
     with pytest.raises(DataError, match=r"`super_glue/copa/1\.0\.2`: .*no route to host"):
-        provision.prepare(need)
+        provision.prepare_with_tfds(need)
     (file,) = load_suite("drop").tasks
     need, _ = provision.needs(file, tmp_path)
     with pytest.raises(DataError, match="keeps all of it"):
-        provision.prepare(need)
+        provision.prepare_with_tfds(need)
