@@ -102,7 +102,7 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class _Measured:
     """What one step makes, on the host."""
 
     loss: float
@@ -187,7 +187,7 @@ class Parity:
 
     def __init__(self, recipe: Recipe):
         self.recipe = small(recipe)
-        self._expected: dict[tuple[str, int], Measured] = {}
+        self._expected: dict[tuple[str, int], _Measured] = {}
         self._starts: dict[int, State] = {}
 
     def differences(self, cases: tuple[Case, ...] = CASES) -> Iterator[Difference]:
@@ -232,7 +232,7 @@ class Parity:
             }
         )
 
-    def _one_device(self, dispatch: str, num_layers: int) -> Measured:
+    def _one_device(self, dispatch: str, num_layers: int) -> _Measured:
         key = (dispatch, num_layers)
         if key not in self._expected:
             self._expected[key] = self._measure(self._plain(*key), self._alone)
@@ -259,7 +259,7 @@ class Parity:
                 self._starts[num_layers] = jax.device_get(run(state, _batch(recipe, 0)))
         return self._starts[num_layers]
 
-    def _measure(self, recipe: Recipe, mesh: Mesh) -> Measured:
+    def _measure(self, recipe: Recipe, mesh: Mesh) -> _Measured:
         decoder = _decoder(recipe, mesh)
         where = state_shardings(decoder, recipe.optimizer, mesh)
         layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
@@ -273,7 +273,7 @@ class Parity:
             batch = {name: jax.device_put(x, layout[name].sharding) for name, x in batch.items()}
             after, grads, sums = jax.device_get(run(state, batch))
         routing = sums["routing"]
-        return Measured(
+        return _Measured(
             float(sums["loss"]),
             float(np.sum(routing["balance_loss"])) if routing else 0.0,
             _flat(grads),
