@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -155,18 +156,12 @@ def _rows_of(
         yield from range(first, first + count)
         return
     for _ in range(count):
-        if not schedule.counts(first, stop)[source]:
+        ends = range(first + 1, stop + 1)
+        at = bisect_left(ends, 1, key=lambda end, first=first: schedule.counts(first, end)[source])
+        if at == len(ends):
             return
-        # Where the count rises from 0 to 1, by halving.
-        low, high = first, stop
-        while high - low > 1:
-            middle = (low + high) // 2
-            if schedule.counts(first, middle)[source]:
-                high = middle
-            else:
-                low = middle
-        yield low
-        first = low + 1
+        yield first + at
+        first += at + 1
 
 
 def _show_row(data: Dataset, k: int, as_json: bool) -> None:

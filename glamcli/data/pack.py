@@ -70,15 +70,11 @@ def _cut(stream: np.ndarray, row_tokens: int) -> Iterator[Packed]:
     padded = np.zeros((3, num_rows * row_tokens), np.int32)
     padded[:, : stream.shape[1]] = stream
     tokens, targets, numbers = padded.reshape(3, num_rows, row_tokens)
-    segments = _number_pieces(numbers)
+    # Per row 1, 2, .. for each run of equal document numbers, which may have gaps.
+    steps = np.diff(numbers, axis=1, prepend=numbers[:, :1] - 1) != 0
+    segments = np.cumsum(steps, axis=1, dtype=np.int32)
     segments.reshape(-1)[stream.shape[1] :] = 0
     yield from zip(tokens, targets, segments, strict=True)
-
-
-def _number_pieces(numbers: np.ndarray) -> np.ndarray:
-    """Per row 1, 2, .. for each run of equal document numbers (numbers may have gaps)."""
-    steps = np.diff(numbers, axis=1, prepend=numbers[:, :1] - 1) != 0
-    return np.cumsum(steps, axis=1, dtype=np.int32)
 
 
 def pack_whole(

@@ -50,9 +50,10 @@ class Prepared:
     @property
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every source's rows: of what they are, not of how they were made."""
+        splits = {name: (self.train[name], self.heldout[name]) for name in self.train}
         return {
-            name: json_digest([self.train[name].digests, self.heldout[name].digests])
-            for name in self.train
+            name: json_digest([[shard.rows_sha256 for shard in rows.shards] for rows in both])
+            for name, both in splits.items()
         }
 
     def heldout_documents(self, name: str) -> list[str]:

@@ -174,11 +174,6 @@ class Rows:
         """Share of row positions that hold tokens, between 0 and 1."""
         return self.counts.num_tokens / max(len(self) * self.row_tokens, 1)
 
-    @property
-    def digests(self) -> list[str]:
-        """SHA-256 of the rows, shard by shard."""
-        return [shard.rows_sha256 for shard in self.shards]
-
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -192,9 +187,6 @@ class Rows:
         if row is None:
             raise self._damaged(number, local, "the record is not a row")
         return row
-
-    def __repr__(self) -> str:
-        return f"Rows({str(self.folder)!r}, {self.split!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}

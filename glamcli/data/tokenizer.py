@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -35,37 +35,6 @@ _NOT_NORMALISING = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 _PROBE = "A  \N{LATIN SMALL LIGATURE FI}\N{NO-BREAK SPACE}\n b "
 
 
-class Tokenizer(Protocol):
-    """What programs use of a tokenizer."""
-
-    kind: str
-    vocab_size: int
-    fingerprint: str
-    pad_id: int
-    eos_id: int
-    bos_id: int
-    unk_id: int | None
-    """stands for text that has no pieces."""
-    keeps_text: bool
-    """whether `decode(encode(text))` is the text, whatever it is."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without BOS and EOS."""
-        ...
-
-    def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
-        """The same ids as int32 arrays, for texts of any length."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
-        ...
-
-    def piece(self, token_id: int) -> str:
-        """One id as text for a table."""
-        ...
-
-
 class Bytes:
     """UTF-8 bytes: id 3 + byte."""
 
@@ -73,21 +42,27 @@ class Bytes:
     vocab_size = NUM_BYTE_IDS
     fingerprint = hashlib.sha256(b"glam bytes tokenizer 1").hexdigest()
     pad_id, eos_id, bos_id = PAD_ID, EOS_ID, BOS_ID
-    unk_id = None
+    unk_id: int | None = None
+    """stands for text that has no pieces."""
     keeps_text = True
+    """whether `decode(encode(text))` is the text, whatever it is."""
 
     def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS and EOS."""
         return [NUM_SPECIAL + byte for byte in utf8(text)]
 
     def encode_chunks(self, text: str) -> Iterator[np.ndarray]:
+        """The same ids as int32 arrays, for texts of any length."""
         for part in slices(text):
             yield np.frombuffer(utf8(part), np.uint8).astype(np.int32) + NUM_SPECIAL
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
         data = bytes(i - NUM_SPECIAL for i in ids if NUM_SPECIAL <= i < self.vocab_size)
         return data.decode("utf-8", "replace")
 
     def piece(self, token_id: int) -> str:
+        """One id as text for a table."""
         if token_id < NUM_SPECIAL:
             return ("<pad>", "</s>", "<s>")[token_id]
         if token_id >= self.vocab_size:
@@ -175,6 +150,10 @@ class SentencePiece:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], state["name"])
+
+
+Tokenizer = Bytes | SentencePiece
+"""Both have the same attributes and methods."""
 
 
 def _processor(model: bytes) -> Any:

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
@@ -19,11 +19,9 @@ from glamcli.errors import DataError
 
 CUT_HINT = "it is cut short or damaged: copy or download it again"
 
-Packing = Literal["gzip", "zstd"] | None
-
-_SUFFIXES: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
+_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 # RFC 1952; RFC 8878, section 3.1.1, and its skippable frames.
-_PACKED: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PACKED |= {bytes([0x50 + i]) + b"\x2a\x4d\x18": "zstd" for i in range(16)}
 # Windows up to those of `zstd --long=31`; memory is taken for the window that a file has.
 _MAX_WINDOW_BYTES = 1 << 31
@@ -49,8 +47,9 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 )
 
 
-def packing(file: File, head: bytes, packed: bool = True) -> Packing:
-    """How a file is packed, by the first `HEAD_BYTES` of it (or, not `packed`, of its content).
+def packing(file: File, head: bytes, packed: bool = True) -> str | None:
+    """How a file is packed (gzip, zstd or not at all), by its first `HEAD_BYTES`; not `packed`, by
+    those of its unpacked content.
 
     Raises: DataError for what is neither text, gzip nor Zstandard, saying what it is.
     """

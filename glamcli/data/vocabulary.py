@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from glamcli import atomic
@@ -112,7 +111,8 @@ def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[s
     """About `num_chars` of a source's training text: the passages with the lowest hashes."""
     kept: list[tuple[bytes, str]] = []
     num_kept = num_read = 0
-    for passage in _training_passages(source, name, sides):
+    training = (text for text, heldout in sides.divide(documents(source, name)) if not heldout)
+    for passage in (part for text in training for part in slices(text, PASSAGE_CHARS)):
         if num_read >= READ_SHARES * num_chars:
             break
         num_read += len(passage)
@@ -121,12 +121,6 @@ def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[s
         if num_kept > 4 * num_chars:
             kept, num_kept = _lowest(kept, num_chars)
     return [passage for _, passage in _lowest(kept, num_chars)[0]]
-
-
-def _training_passages(source: Source, name: str, sides: Sides) -> Iterator[str]:
-    for text, heldout in sides.divide(documents(source, name)):
-        if not heldout:
-            yield from slices(text, PASSAGE_CHARS)
 
 
 def _lowest(kept: list[tuple[bytes, str]], num_chars: int) -> tuple[list[tuple[bytes, str]], int]:
