@@ -63,7 +63,8 @@ def newest(checkpoints: Checkpoints, host: Host, progress: Progress) -> tuple[in
 def refuse_other_recipe(run_dir: Path, step: int, saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises: CheckpointError when what is `saved` at `step` was trained with another recipe."""
     if saved:
-        _refuse_differences(run_dir, step, identity.recipe_differences(saved["recipe"], recipe))
+        now = recipe.model_dump(mode="json")
+        _refuse_differences(run_dir, step, identity.recipe_differences(saved, now))
 
 
 def check_resumption(
@@ -91,11 +92,9 @@ def check_resumption(
 
 def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> None:
     if differences:
-        shown = differences[:SHOWN_DIFFERENCES]
-        more = len(differences) - len(shown)
+        shown = identity.first_of(differences, SHOWN_DIFFERENCES)
         raise CheckpointError(
-            f"{run_dir} (step {step}) is another run: "
-            + "; ".join(shown + [f"and {more} more"] * bool(more)),
+            f"{run_dir} (step {step}) is another run: " + "; ".join(shown),
             hint=f"continue with {run_dir / 'recipe.yaml'}, or train elsewhere with `--run`",
         )
 
@@ -109,8 +108,12 @@ def write_run_files(
     """
     if isinstance(tokenizer, SentencePiece):  # so that the run outlives its corpora
         tokenizer.write(run_dir / TOKENIZER_FILE)
-    _replace(run_dir / "recipe.yaml", dump(recipe))
-    _replace(run_dir / "run.json", json.dumps(run_identity, indent=1) + "\n")
+    texts = {"recipe.yaml": dump(recipe), "run.json": json.dumps(run_identity, indent=1) + "\n"}
+    for path in map(run_dir.joinpath, texts):
+        try:
+            atomic.write(path, texts[path.name])
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def set_aside(run_dir: Path) -> Path | None:
@@ -131,10 +134,3 @@ def set_aside(run_dir: Path) -> Path | None:
     except OSError as error:
         raise CheckpointError(f"cannot rename {run_dir}: {error.strerror or error}") from error
     return target
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        atomic.write(path, text)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error

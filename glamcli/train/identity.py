@@ -118,12 +118,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Both carry the history of rows up to the checkpoint's step (`at_step`).
     """
-    return _settings(saved["recipe"], now["recipe"]) + _data(saved["data"], now["data"])
+    return recipe_differences(saved, now["recipe"]) + _data(saved["data"], now["data"])
 
 
-def recipe_differences(saved: dict[str, Any], recipe: Recipe) -> list[str]:
+def recipe_differences(saved: Mapping[str, Any], recipe: dict[str, Any]) -> list[str]:
     """The same as far as it is known before the data is opened."""
-    return _settings(saved, recipe.model_dump(mode="json"))
+    settings = _settings(saved["recipe"], recipe)
+    return [text for key, text in settings if not _is_under(key, MAY_CHANGE)]
 
 
 def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -134,11 +135,8 @@ def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key, before, after in _unequal(saved.get(part, {}), now.get(part, {}))
     ]
     sizes = ("mesh.auto", *(f"mesh.{axis}" for axis in MESH_AXES))  # part of the topology
-    found += [
-        f"`{key}` was {_short(before)}, is {_short(after)}"
-        for key, before, after in _changed(saved["recipe"], now["recipe"])
-        if _is_under(key, LAYOUT) and key not in sizes
-    ]
+    settings = _settings(saved["recipe"], now["recipe"])
+    found += [text for key, text in settings if _is_under(key, LAYOUT) and key not in sizes]
     if _draws(saved) != _draws(now):
         found.append("second experts are drawn differently")
     return found
@@ -192,20 +190,20 @@ def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
     found = []
     for index in odd[:SHOWN_PROCESSES]:
         differing = [
-            f"{_setting(key)} is {_short(its)} there, {_short(others)} elsewhere"
+            f"`{key.removeprefix('recipe.')}` is {_short(its)} there, {_short(others)} elsewhere"
             for key, its, others in _unequal(_flat(each[index]), right)
         ]
-        more = [f"and {len(differing) - SHOWN_SETTINGS} more"] * (len(differing) > SHOWN_SETTINGS)
-        found.append(f"{host.name(index)}: {', '.join(differing[:SHOWN_SETTINGS] + more)}")
-    rest = [f"and {len(odd) - SHOWN_PROCESSES} more processes"] * (len(odd) > SHOWN_PROCESSES)
+        found.append(f"{host.name(index)}: {', '.join(first_of(differing, SHOWN_SETTINGS))}")
+    found += [f"and {len(odd) - SHOWN_PROCESSES} more processes"] * (len(odd) > SHOWN_PROCESSES)
     raise RecipeError(
-        "the processes of this run differ: " + "; ".join(found + rest),
+        "the processes of this run differ: " + "; ".join(found),
         hint="start all of them with the same command, code and libraries, on the same data",
     )
 
 
-def _setting(key: str) -> str:
-    return f"`{key.removeprefix('recipe.')}`"
+def first_of(items: list[str], limit: int) -> list[str]:
+    """At most `limit` of them, and how many more there are."""
+    return items[:limit] + [f"and {len(items) - limit} more"] * (len(items) > limit)
 
 
 def _code() -> str:
@@ -217,20 +215,16 @@ def _code() -> str:
     return code.hexdigest()[:16]
 
 
-def _settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"`{key}` was {_short(before)}, is {_short(after)}"
-        for key, before, after in _changed(saved, now)
-        if not _is_under(key, MAY_CHANGE)
-    ]
-
-
-def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _settings(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every setting that changed: its key, and from what to what."""
     # Settings added since the checkpoint was written get their defaults; a recipe with settings
     # that are gone is compared as it is (pydantic raises a ValueError).
     with contextlib.suppress(ValueError):
         saved = Recipe.model_validate(saved).model_dump(mode="json")
-    return _unequal(_flat(saved), _flat(now))
+    return [
+        (key, f"`{key}` was {_short(before)}, is {_short(after)}")
+        for key, before, after in _unequal(_flat(saved), _flat(now))
+    ]
 
 
 def _is_under(key: str, sections: tuple[str, ...]) -> bool:

@@ -220,13 +220,11 @@ def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) 
 
 def _leave_if_asked(run: Running, stop: Stop, step: int) -> None:
     """Raises: Preempted when the run, which is saved at `step`, was asked to stop."""
-    if step < run.recipe.train.steps:
-        raise Preempted(f"saved at step {step}, asked to stop", hint="rerun the same command")
-    if run.host.any("stop", stop.requested):
-        raise Preempted(
-            f"saved at step {step}, asked to stop",
-            hint=f"the run is complete; `glam eval {run.run_dir}` scores it",
-        )
+    is_complete = step == run.recipe.train.steps
+    if not is_complete or run.host.any("stop", stop.requested):
+        complete = f"the run is complete; `glam eval {run.run_dir}` scores it"
+        hint = complete if is_complete else "rerun the same command"
+        raise Preempted(f"saved at step {step}, asked to stop", hint=hint)
 
 
 def _layout(recipe: Recipe, host: Host, progress: Progress) -> schema.Mesh:

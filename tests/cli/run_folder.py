@@ -45,10 +45,10 @@ def make_run(folder, *more_settings):
     )
     num_devices = recipe.mesh.slice * recipe.mesh.stage * recipe.mesh.expert * recipe.mesh.model
     mesh = make_mesh(recipe.mesh, jax.devices()[:num_devices])
-    who = identity.identity(recipe, dataset, mesh)
+    run_identity = identity.identity(recipe, dataset, mesh)
     run = folder / "runs" / "words"
     checkpoints = Checkpoints(run / "checkpoints")
-    checkpoints.save(3, {"params": params}, identity.at_step(who, dataset, 3))
+    checkpoints.save(3, {"params": params}, identity.at_step(run_identity, dataset, 3))
     checkpoints.close()
-    write_run_files(run, recipe, who, dataset.tokenizer)
+    write_run_files(run, recipe, run_identity, dataset.tokenizer)
     return run

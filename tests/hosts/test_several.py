@@ -51,14 +51,14 @@ loop.global_batch = hang
 # Process `victim` never comes to start the checkpoint after step 7's, so that nobody completes one.
 SAVES_FOR_EVER = """
 import time
-from glamcli.train.saver import Saver
-save = Saver.save
-def stuck(saver, step, state, meta):
-    if saver.checkpoints.host.index == {victim} and step > 7:
-        saver.checkpoints.folder.parent.joinpath("stuck").touch()
+from glamcli.checkpoint import Checkpoints
+save = Checkpoints.save
+def stuck(checkpoints, step, state, meta):
+    if checkpoints.host.index == {victim} and step > 7:
+        checkpoints.folder.parent.joinpath("stuck").touch()
         time.sleep(500)
-    save(saver, step, state, meta)
-Saver.save = stuck
+    save(checkpoints, step, state, meta)
+Checkpoints.save = stuck
 """
 TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
 ITEM = '{"a": %d, "b": %d, "o": ["odd", "even"], "right": %d}\n'
