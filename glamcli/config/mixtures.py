@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -68,12 +67,13 @@ def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixtur
     path = find("data_mixtures", str(name_or_path), beside)
     root = yaml.read_tree(path, display(path))
     mixture = validate(root, Mixture)
-    refuse(check_mixture(mixture, partial(place_of, root)))
+    wrong = _contradictions(mixture)
+    refuse([Problem(place_of(root, *keys), what, hint) for keys, what, hint in wrong])
     sources = {}
     for name, source in mixture.sources.items():
         if source.path is not None and source.kind != "embedded":
             folder = path.parent.absolute()
-            # Only what is written in the file is a pattern, not the folder it lies in.
+            # Only what is written in the file is a pattern, not its folder.
             if any(mark in source.path for mark in "*?["):
                 folder = Path(glob.escape(str(folder)))
             source = source.model_copy(update={"path": absolute(source.path, folder)})
@@ -81,40 +81,34 @@ def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixtur
     return mixture.model_copy(update={"sources": sources})
 
 
-def check_mixture(mixture: Mixture, place: Callable[..., str]) -> list[Problem]:
-    """Every contradiction of a mixture; `place` finds `file:line` of a path of keys."""
-    problems = []
+def _contradictions(mixture: Mixture) -> Iterator[tuple[tuple[str | int, ...], str, str | None]]:
+    """(path of keys, what, hint) of every contradiction in a mixture."""
     for name, source in mixture.sources.items():
         if source.path is None:
             what = f"source `{name}` is {source.kind}, which needs a `path`"
-            problems.append(Problem(place("sources", name), what))
+            yield ("sources", name), what, None
         if source.split is not None and source.kind != "tfds":
             what = f"source `{name}` has a `split`, which only tfds has"
-            problems.append(Problem(place("sources", name, "split"), what))
+            yield ("sources", name, "split"), what, None
         if source.where and source.kind in ("embedded", "text"):
             what = f"source `{name}` has `where`, but {source.kind} has no fields"
-            problems.append(Problem(place("sources", name, "where"), what))
+            yield ("sources", name, "where"), what, None
     if not any(source.weight for source in mixture.sources.values()):
-        problems.append(Problem(place("sources"), "the weights of all sources are 0"))
+        yield ("sources",), "the weights of all sources are 0", None
     before = 0
     for number, stage in enumerate(mixture.stages):
         if stage.from_step <= before:
             what = (
-                f"stages come in order and the sources' own weights are the first, so this "
+                "stages come in order and the sources' own weights are the first, so this "
                 f"`from_step` must be above {before}, not {stage.from_step}"
             )
-            problems.append(Problem(place("stages", number, "from_step"), what))
+            yield ("stages", number, "from_step"), what, None
         before = max(before, stage.from_step)
-        for name in stage.weights:
-            if name not in mixture.sources:
-                what = f"no source is called `{name}`"
-                hint = "sources: " + ", ".join(f"`{each}`" for each in mixture.sources)
-                problems.append(Problem(place("stages", number, "weights", name), what, hint))
+        hint = "sources: " + ", ".join(f"`{each}`" for each in mixture.sources)
+        for name in (each for each in stage.weights if each not in mixture.sources):
+            yield ("stages", number, "weights", name), f"no source is called `{name}`", hint
         if not any(stage.weights.values()):
-            problems.append(
-                Problem(place("stages", number, "weights"), "the weights of this stage are all 0")
-            )
-    return problems
+            yield ("stages", number, "weights"), "the weights of this stage are all 0", None
 
 
 def source_weights(mixture: Mixture) -> dict[str, float]:
