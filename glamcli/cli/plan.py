@@ -165,8 +165,16 @@ def _show(loaded: Loaded, plan: Plan) -> None:
 
     click.echo(f"{loaded.name} on {plan.target.words}: fits")
     lines = (*words.method_words(plan).split("; "), "", *words.bar(plan), "")
-    click.echo("\n".join((*lines, *words.mesh_lines(plan))))
-    for columns, rows in words.tables(plan):
+    click.echo("\n".join((*lines, *words.mesh_lines(plan), "")))
+    name = words.device(plan)
+    render.print_table((f"memory of one {name}", ">size"), list(words.memory_rows(plan)))
+    tables = [(("array", "dimensions / mesh axes", f">each on a {name}"), words.array_rows(plan))]
+    tables += words.tables(plan)
+    if plan.time is not None:
+        times = (*words.time_parts(plan), ("total", plan.time.total))
+        rows = ((part, words.seconds_words(seconds)) for part, seconds in times)
+        tables.insert(-1, (("time of a step (estimate)", ">time"), rows))
+    for columns, rows in tables:
         click.echo()
         render.print_table(columns, list(rows))
 

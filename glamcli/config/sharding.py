@@ -66,6 +66,19 @@ ACTIVATIONS: Mapping[str, Axes] = {
 }
 """What the model lays out besides parameters, in the words of messages."""
 
+DECIDED_BY = {
+    "model.num_layers": ("layers",),
+    "model.vocab_size": ("vocab", "act_vocab"),
+    "model.model_dim": ("embed", "act_embed", "expert_embed", "act_expert_embed"),
+    "model.num_heads": ("heads", "act_heads"),
+    "model.head_dim": ("head_dim",),
+    "model.ffn_dim": ("mlp", "act_mlp", "expert_mlp", "act_expert_mlp"),
+    "model.position_buckets": ("buckets",),
+    "batch.row_tokens": ("seq",),
+    "moe.num_experts": ("expert", "act_expert"),
+}
+"""Keys of a recipe, and the logical axes whose size they decide."""
+
 CARRIES = {
     "slice": (
         ("batch", "outer_batch", "group", "expert_group"),
@@ -117,34 +130,15 @@ def weights(recipe: Recipe) -> dict[str, Axes]:
 
 def axis_sizes(recipe: Recipe) -> dict[str, tuple[int, str]]:
     """Size of every logical axis that must divide, and the recipe key that decides it."""
-    model, moe, batch = recipe.model, recipe.moe, recipe.batch
-    width, ffn = (model.model_dim, "model.model_dim"), (model.ffn_dim, "model.ffn_dim")
-    heads = (model.num_heads, "model.num_heads")
-    vocab = (model.vocab_size, "model.vocab_size")
-    found = {
-        "layers": (num_blocks(recipe), "model.num_layers"),
-        "vocab": vocab,
-        "embed": width,
-        "heads": heads,
-        "head_dim": (model.head_dim, "model.head_dim"),
-        "mlp": ffn,
-        "buckets": (model.position_buckets, "model.position_buckets"),
-        "seq": (batch.row_tokens, "batch.row_tokens"),
-        "act_embed": width,
-        "act_heads": heads,
-        "act_mlp": ffn,
-        "act_vocab": vocab,
-    }
-    if moe is not None:
-        experts = (moe.num_experts, "moe.num_experts")
-        found |= {
-            "expert": experts,
-            "expert_embed": width,
-            "expert_mlp": ffn,
-            "act_expert": experts,
-            "act_expert_embed": width,
-            "act_expert_mlp": ffn,
-        }
+    found = {}
+    for key, names in DECIDED_BY.items():
+        section, field = key.split(".")
+        if (settings := getattr(recipe, section)) is None:
+            continue
+        size = num_blocks(recipe) if key == "model.num_layers" else getattr(settings, field)
+        for name in names:
+            if recipe.moe is not None or "expert" not in name:
+                found[name] = (size, key)
     return found
 
 

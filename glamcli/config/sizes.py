@@ -1,12 +1,13 @@
 """Parameters and FLOPs of a recipe, by arithmetic alone (GLaM section 4 and Table 4).
 
 With letters as everywhere (L layers, M width, H feed-forward width, N heads of width D, V
-vocabulary, E experts, K per token, R position buckets), and P = L/2 expert layers (0 when dense):
+vocabulary, E experts, K per token, R position buckets), L/2 of the layers with experts (0 when
+dense):
 
     embedding       V M               tied with the softmax, counted once
     attention       4 M N D per layer
-    dense ffn       3 M H per layer   gated: three matrices, L - P of them
-    experts         2 M H each        not gated: two matrices, E in each of P layers
+    dense ffn       3 M H             gated: three matrices, in each layer without experts
+    experts         2 M H each        not gated: two matrices, E in each layer with experts
     router          M E               per expert layer
     norms           (2 L + 1) M       scale only
     position bias   N R per layer
@@ -104,15 +105,15 @@ def count(recipe: Recipe) -> Sizes:
     model, moe = recipe.model, recipe.moe
     M, H, L = model.model_dim, model.ffn_dim, model.num_layers
     N, D = model.num_heads, model.head_dim
-    P = num_moe_layers(recipe)
+    expert_layers = num_moe_layers(recipe)
     E, K = (moe.num_experts, moe.experts_per_token) if moe else (0, 0)
     return Sizes(
         embedding=model.vocab_size * M,
         attention=L * 4 * M * N * D,
-        dense_ffn=(L - P) * 3 * M * H,
-        experts=P * E * 2 * M * H,
-        active_experts=P * K * 2 * M * H,
-        router=P * M * E,
+        dense_ffn=(L - expert_layers) * 3 * M * H,
+        experts=expert_layers * E * 2 * M * H,
+        active_experts=expert_layers * K * 2 * M * H,
+        router=expert_layers * M * E,
         norms=(2 * L + 1) * M,
         position_bias=L * N * model.position_buckets,
     )
@@ -165,6 +166,7 @@ def tokens_total(recipe: Recipe) -> int:
 
 
 def tokens_per_step(recipe: Recipe) -> int:
+    """Tokens of a step's batch, padding included."""
     return recipe.batch.rows * recipe.batch.row_tokens
 
 

@@ -79,18 +79,8 @@ def page(name: str, plan: Plan) -> str:
     ]
     if plan.time is not None:
         parts += ["<h2>Time of a step (estimate)</h2>", _time(plan)]
-    if plan.collectives:
-        columns = ("collective", "over", ">times a step", ">bytes a step")
-        parts += ["<h2>Collectives</h2>", _table(columns, _escaped(words.collective_rows(plan)))]
-    parts += [
-        "<h2>Operations of a training step</h2>",
-        _table(("", ">per token"), _escaped(words.flops_rows(plan))),
-    ]
-    if plan.cost is not None:
-        parts += [
-            "<h2>The whole run (estimate)</h2>",
-            _table(("", ""), _escaped(words.cost_rows(plan))),
-        ]
+    for (name, *columns), rows in words.tables(plan):
+        parts += [f"<h2>{name.capitalize()}</h2>", _table(("", *columns), _escaped(rows))]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

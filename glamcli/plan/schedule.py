@@ -23,21 +23,32 @@ _ONE_HOT = re.compile(r"experts_.*(GSEC|_one_hot|/ne\b)")
 SCOPES = ("attention", "experts", "router", "ffn", "softmax", "optimizer", "embed", "norm")
 
 
+def _seconds() -> dict[str, float]:
+    return defaultdict(float)
+
+
 @dataclass
 class Time:
     """Seconds of one step on one device."""
 
     compute: float = 0.0
-    exposed: dict[str, float] = field(default_factory=dict)
+    exposed: dict[str, float] = field(default_factory=_seconds)
     """waiting for the network, by mesh axes."""
-    network: dict[str, float] = field(default_factory=dict)
+    network: dict[str, float] = field(default_factory=_seconds)
     """busy network, hidden or not, by mesh axes."""
-    scopes: dict[str, float] = field(default_factory=dict)
+    scopes: dict[str, float] = field(default_factory=_seconds)
     """computing, by part of the model."""
 
     @property
     def total(self) -> float:
         return self.compute + sum(self.exposed.values())
+
+    def add(self, other: Time, times: int) -> None:
+        """Adds what runs so many times."""
+        self.compute += times * other.compute
+        for name in ("exposed", "network", "scopes"):
+            for key, seconds in getattr(other, name).items():
+                getattr(self, name)[key] += times * seconds
 
 
 def step_time(module: Module, network: Network) -> Time:
@@ -63,11 +74,11 @@ class _Clock:
         return self._done[name]
 
     def _walk(self, computation: str) -> Time:
-        total = _Sum()
+        total = Time()
         now = 0.0
         # When each direction of a network is free again.
         free: defaultdict[tuple[str, bool], float] = defaultdict(float)
-        finish: dict[str, tuple[float, str]] = {}  # by who waits for it
+        finish: dict[str, tuple[float, str]] = {}  # by what awaits it
         answers: dict[str, str] = {}
         seen: set[str] = set()
         for line in self._module.computations[computation]:
@@ -95,14 +106,15 @@ class _Clock:
                         total.exposed[key] += until - now
                         now = until
             elif inner := self._inside(line):
-                total.add(*inner)
-                now += sum(seconds * times for seconds, times in ((t.total, n) for t, n in inner))
+                for time, times in inner:
+                    total.add(time, times)
+                    now += times * time.total
             elif match := _CYCLES.search(line.rest):
                 seconds = int(match[1]) * self._second
                 total.compute += seconds
                 total.scopes[scope_of(line.op_name)] += seconds
                 now += seconds
-        return total.time()
+        return total
 
     def _inside(self, line: Instruction) -> list[tuple[Time, int]]:
         """What an instruction runs, and how often; of a conditional the longest branch."""
@@ -129,30 +141,6 @@ class _Clock:
                     if each.pairs:  # most go one way around; one pair closes the ring
                         ways = (2 * sum(a < b for a, b in each.pairs) > len(each.pairs),)
                     yield "+".join(each.axes), ways, transfer_seconds(each, self._network)
-
-
-class _Sum:
-    """Times being added up."""
-
-    def __init__(self):
-        self.compute = 0.0
-        self.exposed: defaultdict[str, float] = defaultdict(float)
-        self.network: defaultdict[str, float] = defaultdict(float)
-        self.scopes: defaultdict[str, float] = defaultdict(float)
-
-    def add(self, *parts: tuple[Time, int]) -> None:
-        for time, rounds in parts:
-            self.compute += rounds * time.compute
-            for mine, theirs in (
-                (self.exposed, time.exposed),
-                (self.network, time.network),
-                (self.scopes, time.scopes),
-            ):
-                for key, seconds in theirs.items():
-                    mine[key] += rounds * seconds
-
-    def time(self) -> Time:
-        return Time(self.compute, dict(self.exposed), dict(self.network), dict(self.scopes))
 
 
 def transfer_seconds(each: Collective, network: Network) -> float:

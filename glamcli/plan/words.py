@@ -26,9 +26,11 @@ def method_words(plan: Plan) -> str:
     took = f"{plan.compile_seconds:.0f} s" if plan.compile_seconds else "no time"
     if plan.time is None:
         return f"compiled in {took}; this compiler gives no estimate of time"
+    # The compiler counts HBM only.
+    on_chip = "; part of the gradients and activations stays in on-chip memory"
     return (
         f"compiled in {took}; bytes and collectives are the compiler's; times are estimates from "
-        "its schedule (docs/planning.md)"
+        "its schedule (docs/planning.md)" + on_chip * ("gradients" not in plan.bytes)
     )
 
 
@@ -137,14 +139,6 @@ def _longest(times: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(times.items(), key=lambda item: -item[1])
 
 
-def time_rows(plan: Plan) -> _TextRows:
-    """The same in words, and the sum."""
-    assert plan.time is not None
-    for name, seconds in time_parts(plan):
-        yield name, seconds_words(seconds)
-    yield "total", seconds_words(plan.time.total)
-
-
 def cost_rows(plan: Plan) -> _TextRows:
     """The whole run, and the paper's figures beside it."""
     cost = plan.cost
@@ -213,17 +207,13 @@ def memory_rows(plan: Plan) -> _TextRows:
 
 
 def tables(plan: Plan) -> Iterator[tuple[tuple[str, ...], _TextRows]]:
-    """(columns, rows) of everything that a plan says in tables."""
-    yield (f"memory of one {device(plan)}", ">size"), memory_rows(plan)
-    yield ("array", "dimensions / mesh axes", f">each on a {device(plan)}"), array_rows(plan)
-    yield ("operations", ">per token"), flops_rows(plan)
+    """(columns, rows) of the tables that are the same on a page and on a terminal."""
+    yield ("operations of a training step", ">per token"), flops_rows(plan)
     if plan.collectives:
         columns = ("collective", "over", ">times a step", ">bytes a step")
         yield columns, collective_rows(plan)
-    if plan.time is not None:
-        yield ("time of a step, estimate", ">time"), time_rows(plan)
     if plan.cost is not None:
-        yield ("the whole run, estimate", ""), cost_rows(plan)
+        yield ("the whole run (estimate)", ""), cost_rows(plan)
 
 
 def device(plan: Plan) -> str:

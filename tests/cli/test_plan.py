@@ -16,7 +16,7 @@ def test_a_plan_for_gpus_in_words_in_json_and_as_a_page(glam, tmp_path):
     assert out.splitlines()[0] == "quickstart on 8 H100 GPUs: fits"
     assert "by formula, coarse" in out
     assert "mesh: data 2 x expert 2 x model 2" in out
-    for line in ("a chip has", "FLOPs, useful", "the whole run, estimate", "456 MWh for 600B"):
+    for line in ("a chip has", "FLOPs, useful", "the whole run (estimate)", "456 MWh for 600B"):
         assert line in out, line
     text = page.read_text()
     assert "<script" not in text
