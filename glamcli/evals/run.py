@@ -26,7 +26,7 @@ from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
-from glamcli.progress import Progress
+from glamcli.progress import Phase, Progress
 from glamcli.trained import Trained
 
 BATCH_TOKENS, CPU_BATCH_TOKENS = 32_768, 2_048
@@ -63,11 +63,9 @@ def evaluate(
 
     `journal` holds what an unfinished evaluation has scored already. `limit` takes the first
     items of each task. With `explain` (task, item number from 0) only that item is scored, and
-    everything about it is reported. `between_batches` may raise, other than a GlamError, to
-    abandon the evaluation.
+    everything about it is reported. `between_batches` may raise (no GlamError) to abandon it.
 
-    Raises:
-        RecipeError: `explain` names no task of the suite.
+    Raises: RecipeError when `explain` names no task of the suite.
     """
     settings = tuple(dict.fromkeys(suite.shots if shots is None else shots))
     files = _explained_files(suite, explain)
@@ -80,11 +78,7 @@ def evaluate(
     explanations: list[Explanation] = []
     total = sum(1 if explain else len(each.at(0).questions) for each in tasks) * len(settings)
     with progress.phase("evaluating", total, "items") as phase:
-
-        def advance(count: int) -> None:
-            phase.advance(count)
-            between_batches()
-
+        advance = _advancing(phase, between_batches)
         for each in tasks:
             for setting, count in _settings(each, settings, failures):
                 phase.note(f"{each.file.name}, {count} shots")
@@ -112,6 +106,14 @@ def evaluate(
         seed=seed,
         limit=limit,
     )
+
+
+def _advancing(phase: Phase, between_batches: Callable[[], None]) -> Callable[[int], None]:
+    def advance(count: int) -> None:
+        phase.advance(count)
+        between_batches()
+
+    return advance
 
 
 def _read_tasks(
