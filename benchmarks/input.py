@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from glamcli.data.mixture import Schedule
-from glamcli.data.rows import RowCodec, Rows, file_sha256, shard_name, write_meta, write_shard
+from glamcli.data.rows import RowCodec, Rows, file_sha256, shard_name, write_rows_meta, write_shard
 from glamcli.data.stream import BatchReader, RowsLike, Stream
 
 WEIGHTS = {
@@ -63,7 +63,7 @@ def on_disk(rows: list[dict[str, np.ndarray]], row_tokens: int, folder: Path) ->
         "max_id": VOCAB_SIZE - 1,
     }
     split = {"shards": [shard], "counts": counts}
-    write_meta(folder, {"row_tokens": row_tokens, "splits": {"train": split}})
+    write_rows_meta(folder, {"row_tokens": row_tokens, "splits": {"train": split}})
     return Rows(folder, "train")
 
 

@@ -16,7 +16,7 @@ from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_dir, writing_cache
 from glamcli.data.mixture import Schedule
 from glamcli.data.prepare import Prepared, last_rows, prepare
-from glamcli.data.rows import Rows, read_meta
+from glamcli.data.rows import Rows, read_rows_meta
 from glamcli.data.sources import documents, files
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.data.vocabulary import open_tokenizer
@@ -220,7 +220,7 @@ def known_tokens(recipe: Recipe) -> dict[str, int]:
     for name, folder in last_rows(recipe, mixture, cache)[1].items():
         with contextlib.suppress(DataError):
             source = mixture.sources[name]
-            made_of = [entry[:2] for entry in read_meta(folder)["inputs"]["files"]]
+            made_of = [entry[:2] for entry in read_rows_meta(folder)["inputs"]["files"]]
             if "://" in (source.path or "") or made_of == [
                 [file.name, file.num_bytes] for file in files(source, name)
             ]:

@@ -25,7 +25,7 @@ from glamcli.data.rows import (
     file_sha256,
     num_records,
     shard_name,
-    write_meta,
+    write_rows_meta,
     write_shard,
 )
 from glamcli.data.tokenizer import Tokenizer
@@ -172,7 +172,7 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
     kept = b"".join(lines[:KEPT_DOCUMENTS])
     (joined / DOCUMENTS_FILE).write_bytes(kept)
     documents_sha256 = hashlib.sha256(kept).hexdigest()
-    write_meta(joined, {**content, "splits": splits, "documents_sha256": documents_sha256})
+    write_rows_meta(joined, {**content, "splits": splits, "documents_sha256": documents_sha256})
     shutil.rmtree(target, ignore_errors=True)
     joined.rename(target)
 

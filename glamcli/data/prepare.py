@@ -23,7 +23,7 @@ from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_path, json_digest
 from glamcli.data.parts import DOCUMENTS_FILE, SPLITS, Part, cut, finished_part, join_parts
-from glamcli.data.rows import META_FILE, Rows, read_meta
+from glamcli.data.rows import META_FILE, Rows, read_rows_meta
 from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class Prepared:
         """Texts of held-out documents, in their order: at most 512, or 1 Mi characters."""
         folder = self.train[name].folder
         data = (folder / DOCUMENTS_FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() != read_meta(folder)["documents_sha256"]:
+        if hashlib.sha256(data).hexdigest() != read_rows_meta(folder)["documents_sha256"]:
             raise DataError(f"{folder / DOCUMENTS_FILE}: changed since it was written")
         return [json.loads(line)["text"] for line in data.splitlines()]
 
@@ -189,7 +189,7 @@ def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
 def _report_changes(plan: _Plan, last: Path, progress: Progress) -> None:
     """Says which files differ from those that the source's last rows were made of."""
     with contextlib.suppress(DataError):
-        inputs = (read_meta(last)["inputs"], plan.inputs)
+        inputs = (read_rows_meta(last)["inputs"], plan.inputs)
         before, now = ({name: rest for name, *rest in each["files"]} for each in inputs)
         changed = sorted(name for name in before | now if before.get(name) != now.get(name))
         if changed:

@@ -155,7 +155,7 @@ class Rows:
         """
         self.folder = folder
         self.split = split
-        content = read_meta(folder)
+        content = read_rows_meta(folder)
         part = content["splits"][split]
         self.shards = [Shard(**shard) for shard in part["shards"]]
         self.counts = Counts(**part["counts"])
@@ -229,7 +229,7 @@ def _prepare_again(folder: Path) -> str:
     return f"delete {folder}; the next run prepares it again"
 
 
-def write_meta(folder: Path, content: dict[str, Any]) -> None:
+def write_rows_meta(folder: Path, content: dict[str, Any]) -> None:
     """Writes `rows.json` with a checksum of itself, and the two files TFDS reads."""
     text = json.dumps(content, indent=1, sort_keys=True)
     signed = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -238,7 +238,7 @@ def write_meta(folder: Path, content: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
+def read_rows_meta(folder: Path) -> dict[str, Any]:
     """The content of `rows.json`.
 
     Raises: DataError when it is missing or was changed since it was written.

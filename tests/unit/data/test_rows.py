@@ -14,7 +14,7 @@ from glamcli.data.rows import (
     Shard,
     file_sha256,
     shard_name,
-    write_meta,
+    write_rows_meta,
     write_shard,
 )
 from glamcli.errors import DataError
@@ -39,7 +39,7 @@ def folder(tmp_path, made):
         shards.append(Shard(path.name, num_rows, num_bytes, sha256, digest).__dict__)
     counts = Counts(num_rows=NUM_ROWS, num_documents=3, num_tokens=NUM_ROWS * ROW_TOKENS, max_id=9)
     splits = {"train": {"shards": shards, "counts": counts.as_dict()}}
-    write_meta(tmp_path, {"fingerprint": "f", "row_tokens": ROW_TOKENS, "splits": splits})
+    write_rows_meta(tmp_path, {"fingerprint": "f", "row_tokens": ROW_TOKENS, "splits": splits})
     return tmp_path
 
 
