@@ -73,7 +73,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
 def show_results(results: Results, as_json: bool) -> None:
     """Scores and averages on stdout."""
     if as_json:
-        click.echo(json.dumps({"event": "eval", **results.as_dict()}))
+        click.echo(json.dumps({"event": "eval", **results.to_json()}))
         return
     if not results.scores:
         return

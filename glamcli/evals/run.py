@@ -19,8 +19,8 @@ from glamcli.evals.asking.prompts import Prompt, TaskQuestions
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
 from glamcli.evals.results.store import RESULTS_FOLDER
-from glamcli.evals.scoring.answer import answer_freely, explain_answer
-from glamcli.evals.scoring.choice import add_answer_nats, answer_choices, explain_choice
+from glamcli.evals.scoring.answer import answer_freely
+from glamcli.evals.scoring.choice import ItemResult, add_answer_nats, answer_choices
 from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Library
@@ -213,45 +213,51 @@ class _Scoring:
         self, ready: TaskQuestions, setting: str, shots: int, advance: Callable[[int], None]
     ) -> Score:
         """One task at one number of shots."""
-        trained, tokenizer = self.trained, self.trained.tokenizer
-        prompts = self._prompts(ready, shots)
         asked = ready.at(shots)
-        task = asked.task
-        skipped: list[str] = []
-        if task.scorer == "generate":
-            found = answer_freely(
-                task, prompts, trained.generator, trained.window, advance, self.journal
-            )
-            if "perplexity" in task.measured:
-                add_answer_nats(task, found, self.likelihoods, tokenizer)
-        else:
-            found, skipped = answer_choices(task, prompts, self.likelihoods, tokenizer, advance)
-        if not found:
-            raise DataError(f"task `{ready.file.name}`: no item could be scored: {skipped[0]}")
+        found, skipped = self._answers(ready, asked.task, self._prompts(ready, shots), advance)
         return task_score(
             ready.file.name,
             setting,
             shots,
-            task,
+            asked.task,
             found,
             [*asked.skipped, *skipped],
-            self._conditions(ready, task),
+            self._conditions(ready, asked.task),
             self.seed,
         )
 
     def explain(self, ready: TaskQuestions, shots: int, index: int) -> Explanation:
         """The exact texts and tokens of one item."""
-        (prompt,) = self._prompts(ready, shots, index)
-        name, task, trained = ready.file.name, ready.at(shots).task, self.trained
+        prompts = self._prompts(ready, shots, index)
+        (found,), _ = self._answers(ready, ready.at(shots).task, prompts)
+        return found.explanation(ready.file.name, shots, index)
+
+    def _answers(
+        self,
+        ready: TaskQuestions,
+        task: Task,
+        prompts: Sequence[Prompt],
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> tuple[list[ItemResult], list[str]]:
+        """What the model chose or wrote, and items skipped with the reason.
+
+        Raises:
+            DataError: every item was skipped.
+        """
+        trained, skipped = self.trained, []
         if task.scorer == "generate":
-            generator, window = trained.generator, trained.window
-            return explain_answer(task, name, shots, index, prompt, generator, window)
-        found = explain_choice(
-            task, name, shots, index, prompt, self.likelihoods, trained.tokenizer
-        )
-        if found is None:
-            raise DataError(f"{prompt.question.place}: an option is longer than the window")
-        return found
+            found = answer_freely(
+                task, prompts, trained.generator, trained.window, advance, self.journal
+            )
+            if "perplexity" in task.measured:
+                add_answer_nats(task, found, self.likelihoods, trained.tokenizer)
+        else:
+            found, skipped = answer_choices(
+                task, prompts, self.likelihoods, trained.tokenizer, advance
+            )
+        if not found:
+            raise DataError(f"task `{ready.file.name}`: no item could be scored: {skipped[0]}")
+        return found, skipped
 
     def _prompts(self, ready: TaskQuestions, shots: int, index: int | None = None) -> list[Prompt]:
         """The prompts of all questions in their order, or of one: the same in all processes."""

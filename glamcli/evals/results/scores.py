@@ -1,4 +1,4 @@
-"""Scores with everything needed to know what they mean (`kept.py` writes and reads them)."""
+"""Scores with everything needed to know what they mean (`store.py` writes and reads them)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Score:
     conditions: Mapping[str, Any]
     """conventions of the task, hashes, seed, dtype: what must agree for scores to be compared."""
     subsets: tuple[Subset, ...]
-    items: tuple[Mapping[str, Any], ...] = field(repr=False)
+    items: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     num_tied: int = 0
     """items whose best options tie exactly: each of k counts 1/k."""
     num_equal: int = 0
@@ -155,14 +155,8 @@ class Results:
     @property
     def name(self) -> str:
         """What its files are called: the suite, and in which conventions it differs from it."""
-        return file_name(
-            self.suite,
-            self.model,
-            preset=self.preset,
-            shots=self.shots,
-            limit=self.limit,
-            seed=self.seed,
-        )
+        asked = {name: getattr(self, name) for name in ("preset", "shots", "limit", "seed")}
+        return file_name(self.suite, self.model, **asked)
 
     def curves(self) -> dict[str, float]:
         """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
@@ -176,30 +170,26 @@ class Results:
                 found[f"eval/{each.name}/{each.setting}_shots"] = each.value
         return found
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON: everything but the items."""
         scores = [{k: v for k, v in asdict(each).items() if k != "items"} for each in self.scores]
-        failures = [
-            {
-                "task": each.task,
-                "setting": each.setting,
-                "error": each.error.what,
-                "hint": each.error.hint,
-            }
-            for each in self.failures
-        ]
+        names = ("suite", "preset", "shots", "seed", "limit")
         return {
             "format": RESULTS_FORMAT,
-            "suite": self.suite,
-            "preset": self.preset,
-            "shots": self.shots,
-            "seed": self.seed,
-            "limit": self.limit,
+            **{name: getattr(self, name) for name in names},
             "model": dict(self.model),
             "averages": [asdict(each) for each in self.averages],
             "averaging": self.averaging,
             "scores": scores,
-            "failures": failures,
+            "failures": [
+                {
+                    "task": each.task,
+                    "setting": each.setting,
+                    "error": each.error.what,
+                    "hint": each.error.hint,
+                }
+                for each in self.failures
+            ],
         }
 
 

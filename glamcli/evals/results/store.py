@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
@@ -23,6 +23,8 @@ from glamcli.evals.results.scores import (
     Subset,
 )
 from glamcli.progress import Progress
+
+_Kind = TypeVar("_Kind")
 
 RESULTS_FOLDER = "eval"
 """of a run folder"""
@@ -85,7 +87,7 @@ def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     items = items_path(summary)
     lines = (_json(item) for score in results.scores for item in score.items)
     atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
-    text = _json(results.as_dict(), indent=2) + "\n"
+    text = _json(results.to_json(), indent=2) + "\n"
     atomic.write(summary, text.encode(errors="replace"))
     return summary, items
 
@@ -221,24 +223,16 @@ def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def _results(content: Mapping[str, Any]) -> Results:
+    failures = [
+        Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
+        for each in content["failures"]
+    ]
     return Results(
         suite=content["suite"],
         model=content["model"],
-        scores=tuple(_score(each) for each in content["scores"]),
-        failures=tuple(
-            Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
-            for each in content["failures"]
-        ),
-        averages=tuple(
-            Average(
-                **{
-                    **each,
-                    "missing": tuple(each["missing"]),
-                    "published": _published(each["published"]),
-                }
-            )
-            for each in content["averages"]
-        ),
+        scores=tuple(_from_json(Score, each) for each in content["scores"]),
+        failures=tuple(failures),
+        averages=tuple(_from_json(Average, each) for each in content["averages"]),
         averaging=content["averaging"],
         preset=content["preset"],
         shots=None if content.get("shots") is None else tuple(content["shots"]),
@@ -247,25 +241,18 @@ def _results(content: Mapping[str, Any]) -> Results:
     )
 
 
-def _score(content: Mapping[str, Any]) -> Score:
-    subsets = tuple(
-        Subset(**{**each, "measured": _measured(each["measured"])}) for each in content["subsets"]
-    )
-    values = {**content, "measured": _measured(content["measured"]), "subsets": subsets}
-    return Score(**{**values, "skipped": tuple(content["skipped"]), "items": ()})
+_PARTS = {"measured": Measured, "published": Reported, "subsets": Subset}
+"""Fields that hold tuples of these."""
 
 
-def _measured(content: Any) -> tuple[Measured, ...]:
-    found = []
-    for each in content:
-        interval = None if each["interval"] is None else tuple(each["interval"])
-        published = _published(each["published"])
-        found.append(Measured(**{**each, "interval": interval, "published": published}))
-    return tuple(found)
-
-
-def _published(content: Any) -> tuple[Reported, ...]:
-    return tuple(Reported(**each) for each in content)
+def _from_json(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
+    values = {
+        name: tuple(_from_json(_PARTS[name], each) if name in _PARTS else each for each in value)
+        if isinstance(value, list)
+        else value
+        for name, value in content.items()
+    }
+    return kind(**values)
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from glamcli.beam_search import Hypothesis
@@ -11,7 +12,7 @@ from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.journal import Journal, inputs_digest
-from glamcli.evals.results.scores import Explanation, Scored
+from glamcli.evals.results.scores import Scored
 from glamcli.evals.scoring.batches import Shape, plan_shapes, power_within, rounded
 from glamcli.evals.scoring.chance import text_rules
 from glamcli.evals.scoring.choice import ItemResult, prompt_record
@@ -33,18 +34,27 @@ def answer_freely(
 ) -> list[ItemResult]:
     """Results in the order of the prompts."""
     requests = [_request(task, prompt, generator, window) for prompt in prompts]
-    found = _generate(task, [ids for ids, _ in requests], generator, advance, journal)
+    search = {
+        "width": max(1, task.beam),
+        "tokens": task.max_tokens,
+        "alpha": task.length_alpha if task.beam > 1 else 0.0,
+        "stop": task.stop,
+    }
+    inputs = [ids for ids, _ in requests]
+    found = best_texts(inputs, search, generator, advance, journal or Journal())
     results = []
-    for index, (prompt, hypothesis) in enumerate(zip(prompts, found, strict=True)):
-        prediction = hypothesis.text.strip()
+    for index, (prompt, (ids, num_cut), best) in enumerate(
+        zip(prompts, requests, found, strict=True)
+    ):
+        prediction = best.text.strip()
         correct = _judged(task, prompt.question, prediction)
         record = {
-            **prompt_record(prompt, requests[index][1]),
+            **prompt_record(prompt, num_cut),
             "generated": prediction,
             "answers": list(prompt.question.answers),
-            "nats": sum(hypothesis.token_nats),
-            "tokens": len(hypothesis.ids),
-            "ended": hypothesis.ended,
+            "nats": sum(best.token_nats),
+            "tokens": len(best.ids),
+            "ended": best.ended,
             "wanted_class": normalized(prompt.question.answers[0], task.normalize),
             "found_class": normalized(prediction, task.normalize),
             **correct,
@@ -52,8 +62,28 @@ def answer_freely(
         if "macro_f1" in task.measured and task.fixed_classes:
             classes = [normalized(each, task.normalize) for each in task.fixed_classes]
             record["classes"] = classes
-        results.append(ItemResult(index, prompt, record, correct, requests[index][1]))
+        results.append(
+            ItemResult(
+                index=index,
+                prompt=prompt,
+                record=record,
+                correct=correct,
+                num_cut=num_cut,
+                prompt_tokens=len(ids),
+                chosen=prediction,
+                wanted=prompt.question.answers,
+                scored=partial(_scored, task, ids, best, generator.tokenizer),
+            )
+        )
     return results
+
+
+def _scored(task: Task, ids: list[int], best: Hypothesis, tokenizer: Any) -> tuple[Scored, ...]:
+    """The generated text, token by token."""
+    pieces = [tokenizer.piece(token_id) for token_id in best.ids]
+    tokens = tuple(zip(pieces, best.token_nats, strict=True))
+    context = tokenizer.decode(ids[1:])
+    return (Scored(context, best.text, tokens, best.score, greedy=task.beam <= 1),)
 
 
 def _request(
@@ -71,23 +101,6 @@ def _request(
     bos, *ids = generator.encode(prompt.contexts[0].rstrip(" "))
     cut = max(0, len(ids) - (room - 1))
     return [bos, *ids[cut:]], cut
-
-
-def _generate(
-    task: Task,
-    prompts: Sequence[Sequence[int]],
-    generator: Generator,
-    advance: Callable[[int], None] = lambda count: None,
-    journal: Journal | None = None,
-) -> list[Hypothesis]:
-    """The best text for each prompt, as the task has it."""
-    search = {
-        "width": max(1, task.beam),
-        "tokens": task.max_tokens,
-        "alpha": task.length_alpha if task.beam > 1 else 0.0,
-        "stop": task.stop,
-    }
-    return best_texts(prompts, search, generator, advance, journal or Journal())
 
 
 def best_texts(
@@ -167,40 +180,3 @@ def _judged(task: Task, question: Question, prediction: str) -> dict[str, float]
     if question.is_true is not None:
         correct["accuracy"] = float((correct["em"] == 1) == question.is_true)
     return correct
-
-
-def explain_answer(
-    task: Task,
-    name: str,
-    shots: int,
-    index: int,
-    prompt: Prompt,
-    generator: Generator,
-    window: int,
-) -> Explanation:
-    """The exact prompt of one item and the generated tokens."""
-    ids, cut = _request(task, prompt, generator, window)
-    (best,) = _generate(task, [ids], generator)
-    prediction = best.text.strip()
-    tokenizer: Any = generator.tokenizer
-    pieces = [tokenizer.piece(token_id) for token_id in best.ids]
-    scored = Scored(
-        context=tokenizer.decode(ids[1:]),
-        text=best.text,
-        tokens=tuple(zip(pieces, best.token_nats, strict=True)),
-        score=best.score,
-        greedy=task.beam <= 1,
-    )
-    return Explanation(
-        task=name,
-        shots=shots,
-        index=index,
-        place=prompt.question.place,
-        prompt_tokens=len(ids),
-        shots_fitted=prompt.shots,
-        num_cut=cut,
-        scored=(scored,),
-        chosen=prediction,
-        wanted=prompt.question.answers,
-        correct=_judged(task, prompt.question, prediction),
-    )

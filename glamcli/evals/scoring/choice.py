@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from glamcli.errors import DataError
@@ -30,6 +31,28 @@ class ItemResult:
     correct: dict[str, float]
     """value of each metric."""
     num_cut: int
+    """tokens cut off the beginning of the prompt."""
+    prompt_tokens: int
+    chosen: str
+    wanted: tuple[str, ...]
+    scored: Callable[[], tuple[Scored, ...]]
+    """the texts that were scored or generated, token by token."""
+
+    def explanation(self, task: str, shots: int, index: int) -> Explanation:
+        """The exact prompt of the item, and what the model made of it."""
+        return Explanation(
+            task=task,
+            shots=shots,
+            index=index,
+            place=self.prompt.question.place,
+            prompt_tokens=self.prompt_tokens,
+            shots_fitted=self.prompt.shots,
+            num_cut=self.num_cut,
+            scored=self.scored(),
+            chosen=self.chosen,
+            wanted=self.wanted,
+            correct=self.correct,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +83,7 @@ def answer_choices(
             asked.append((index, made))
     found = _likelihoods([made for _, made in asked], model, advance)
     for (index, made), likelihoods in zip(asked, found, strict=True):
-        results.append(_result(task, index, made, likelihoods))
+        results.append(_result(task, index, made, likelihoods, encoder))
     return results, skipped
 
 
@@ -121,7 +144,9 @@ def _scores(task: Task, count: int, likelihoods: Sequence[Likelihood]) -> list[f
     return [each.total for each in likelihoods]
 
 
-def _result(task: Task, index: int, asked: _Asked, likelihoods: Sequence[Likelihood]) -> ItemResult:
+def _result(
+    task: Task, index: int, asked: _Asked, likelihoods: Sequence[Likelihood], encoder: Encoder
+) -> ItemResult:
     question = asked.prompt.question
     count = len(question.options)
     scores = _scores(task, count, likelihoods)
@@ -154,7 +179,18 @@ def _result(task: Task, index: int, asked: _Asked, likelihoods: Sequence[Likelih
         record["tied"] = list(best)
     if "macro_f1" in task.measured and task.fixed_classes:
         record["classes"] = list(task.fixed_classes)
-    return ItemResult(index, asked.prompt, record, correct, num_cut)
+    first = asked.requests[0]
+    return ItemResult(
+        index=index,
+        prompt=asked.prompt,
+        record=record,
+        correct=correct,
+        num_cut=num_cut,
+        prompt_tokens=len(first.ids) - first.num_scored,
+        chosen=" = ".join(question.options[option] for option in best),
+        wanted=tuple(question.options[option] for option in question.accepted),
+        scored=partial(_scored, asked, scores, likelihoods, encoder),
+    )
 
 
 def best_options(scores: Sequence[float]) -> tuple[int, ...]:
@@ -221,45 +257,22 @@ def prompt_digest(prompt: Prompt) -> str:
     return digest.hexdigest()
 
 
-def explain_choice(
-    task: Task, name: str, shots: int, index: int, prompt: Prompt, model: Likelihoods, encoder: Any
-) -> Explanation | None:
-    """The exact texts and tokens of one item; None when it does not fit into the window."""
-    asked = _requests(task, prompt, encoder, model.window)
-    if asked is None:
-        return None
-    (likelihoods,) = _likelihoods([asked], model, lambda items: None)
-    result = _result(task, index, asked, likelihoods)
-    question = prompt.question
-    scores = _scores(task, len(question.options), likelihoods)
-    scored = []
-    for position, request in enumerate(asked.requests + asked.without):
-        option = position % len(question.options)
-        ids = request.ids[-request.num_scored :]
-        pieces = [encoder.piece(token_id) for token_id in ids]
-        nats = likelihoods[position].token_nats
-        scored.append(
+def _scored(
+    asked: _Asked, scores: Sequence[float], likelihoods: Sequence[Likelihood], encoder: Any
+) -> tuple[Scored, ...]:
+    """Every option token by token, then the denominators of `uncond`."""
+    made = []
+    for position, (request, found) in enumerate(
+        zip(asked.requests + asked.without, likelihoods, strict=True)
+    ):
+        pieces = [encoder.piece(token_id) for token_id in request.ids[-request.num_scored :]]
+        made.append(
             Scored(
                 context=encoder.decode(list(request.ids[1 : -request.num_scored])),
-                text=question.continuations[option],
-                tokens=tuple(zip(pieces, nats, strict=True)),
-                score=scores[option]
-                if position < len(question.options)
-                else likelihoods[position].total,
-                greedy=likelihoods[position].greedy,
+                text=asked.prompt.question.continuations[position % len(scores)],
+                tokens=tuple(zip(pieces, found.token_nats, strict=True)),
+                score=scores[position] if position < len(scores) else found.total,
+                greedy=found.greedy,
             )
         )
-    first = asked.requests[0]
-    return Explanation(
-        task=name,
-        shots=shots,
-        index=index,
-        place=question.place,
-        prompt_tokens=len(first.ids) - first.num_scored,
-        shots_fitted=prompt.shots,
-        num_cut=result.num_cut,
-        scored=tuple(scored),
-        chosen=" = ".join(question.options[option] for option in best_options(scores)),
-        wanted=tuple(question.options[index] for index in question.accepted),
-        correct=result.correct,
-    )
+    return tuple(made)

@@ -101,7 +101,7 @@ def test_the_scorer_decides_by_its_own_rule(results):
 
 def test_results_are_the_same_again_and_change_with_the_seed(subject, suite, results):
     again = evaluate(subject, suite, progress=Silent())
-    assert again.as_dict() == results.as_dict()
+    assert again.to_json() == results.to_json()
     other = evaluate(subject, suite, shots=[2], seed=1, progress=Silent())
     changed = other.scores[0].conditions["prompts_sha256"]
     assert changed != results.scores[1].conditions["prompts_sha256"]
@@ -137,7 +137,7 @@ def test_an_interrupted_evaluation_ends_with_identical_results(subject, suite, t
     again = start()
     assert 0 < len(again.known) < 20
     found = evaluate(subject, suite, progress=Silent(), journal=again)
-    assert found.as_dict() == results.as_dict()
+    assert found.to_json() == results.to_json()
     assert [score.items for score in found.scores] == [score.items for score in results.scores]
     # A third one finds everything, and computes nothing.
     bad = jax.tree.map(lambda x: x * np.float32("nan"), subject.params)

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path):
     wrote = results(score(), score("b", "1"))
     summary, _ = write_results(wrote, tmp_path)
     read = load_results(summary)
-    assert read.as_dict() == wrote.as_dict()
+    assert read.to_json() == wrote.to_json()
     assert read.failures[0].error.hint == "make one"
     assert load_items(summary) == {k: list(v) for k, v in by_task(*wrote.scores).items()}
 
