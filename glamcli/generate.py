@@ -164,8 +164,8 @@ class Generator:
         """A cache that holds the prompts with room for more, and the logits after each."""
         longest = max(len(ids) for ids in prompts)
         size, length = room or (
-            _rounded(longest, MIN_PROMPT),
-            _rounded(longest + tokens, MIN_CACHE),
+            rounded_up(longest, MIN_PROMPT),
+            rounded_up(longest + tokens, MIN_CACHE),
         )
         tokens_BT = np.zeros((len(prompts), size), np.int32)
         segments_BT = np.zeros_like(tokens_BT)
@@ -249,6 +249,6 @@ def _best(logits_BV: Array, allowed_V: Array, *, count: int) -> tuple[Array, Arr
     return jax.lax.top_k(jnp.where(allowed_V[None, :], logp_BV, NEVER), count)
 
 
-def _rounded(count: int, smallest: int) -> int:
+def rounded_up(count: int, smallest: int) -> int:
     """The next power of two, so that few shapes are compiled."""
     return max(smallest, 1 << (count - 1).bit_length())

@@ -1,7 +1,7 @@
 """Huge pages for large arrays on Linux CPUs: a setting that must precede the process.
 
 glibc gives every large buffer fresh 4 KiB pages; with huge pages a training step takes 11 to 12 %
-less time (docs/decisions/0013). The C library reads the setting once, when a process starts, so
+less time (docs/decisions/0012). The C library reads the setting once, when a process starts, so
 the program restarts itself with it, once, before jax is imported.
 """
 

@@ -1,5 +1,7 @@
 """The examples of docs/recipes.md are real: its files are written, its commands run."""
 
+import doctest
+import io
 import re
 import shlex
 from pathlib import Path
@@ -43,3 +45,17 @@ def test_the_mixture_of_the_docs_is_fine(glam, tmp_path, monkeypatch):
     for name, content in blocks("yaml"):
         (tmp_path / name).write_text(content)
     assert glam("recipe", "check", "./mine.yaml", "--set", "data.mixture=./texts.yaml")[0] == 0
+
+
+@pytest.mark.slow  # trains, compiles and evaluates
+def test_what_the_docs_show_of_python_is_what_it_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = (ROOT / "docs" / "python.md").read_text()
+    examples = "".join(code for language, _, code in BLOCK.findall(text) if language == "python")
+    test = doctest.DocTestParser().get_doctest(examples, {}, "docs/python.md", None, 0)
+    assert len(test.examples) > 15
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    said = io.StringIO()
+    runner.run(test, out=said.write)
+    assert runner.failures == 0, said.getvalue()

@@ -35,6 +35,7 @@ ROWS = (
     ("glamcli.plan", 7),
     ("glamcli.doctor", 7),
     ("glamcli.cli", 8),
+    ("glamcli.api", 9),
     ("glamcli", 0),
 )
 
