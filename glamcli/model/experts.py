@@ -1,7 +1,8 @@
 """The mixture-of-experts layer: router weights, expert weights, and one call from x to y.
 
-`routing.py` decides and `dispatch.py` moves; this file holds the parameters, forms the groups
-and returns what it measured. `decoder.py` calls it in the place of a feed-forward layer.
+`routing.decide` chooses, `Experts` computes, `dispatch.py` moves tokens to it and back; this file
+holds the parameters, forms the groups and returns what it measured. `block.py` calls it in the
+position of a feed-forward layer.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from glamcli.config.sharding import EXPERTS
 from glamcli.config.sizes import slots_per_expert
 from glamcli.model import dispatch as moves
 from glamcli.model import routing
-from glamcli.model.kernels.linear import platform
+from glamcli.model.kernels.experts import Experts
 from glamcli.model.params import param, uniform_fan_in
 from glamcli.parallel.axes import GLAM, Layout
 
@@ -83,19 +84,11 @@ class MoeLayer(nnx.Module):
             )
             route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, key)
             sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, self.moe.balance_padding)
+        experts = Experts(self.w_in[...], self.w_out[...], self.moe.expert_activation, self.layout)
         with jax.named_scope(f"experts_{dispatch}"):
-            y_GSM = self._run(x_GSM, route, dispatch, slots)
+            if slots is None:
+                y_GSM = moves.dropless(x_GSM, route, experts)
+            else:
+                move = moves.einsum if dispatch == "einsum" else moves.gather
+                y_GSM = move(x_GSM, route, slots, experts)
         return y_GSM.reshape(B, S, M), sums
-
-    def _run(
-        self, x_GSM: Array, route: routing.Route, dispatch: Dispatch, slots: int | None
-    ) -> Array:
-        w_in_EMH, w_out_EMH = self.w_in[...], self.w_out[...]
-        act = self.moe.expert_activation
-        if slots is None:
-            by_blocks = platform() == "cpu"
-            return moves.dropless(
-                x_GSM, route, w_in_EMH, w_out_EMH, act, self.layout, by_blocks=by_blocks
-            )
-        move = moves.einsum if dispatch == "einsum" else moves.gather
-        return move(x_GSM, route, slots, w_in_EMH, w_out_EMH, act, self.layout)

@@ -7,7 +7,7 @@ import pytest
 
 from glamcli.config.schema import Moe
 from glamcli.model import dispatch, routing
-from glamcli.model.kernels import products
+from glamcli.model.kernels.experts import Experts
 from unit.model import moe_oracle
 
 G, S, M, H, E = 2, 24, 6, 10, 4
@@ -26,20 +26,15 @@ def case(seed=0, dtype=np.float32):
 def run(move, moe, slots, x_GSM, router_ME, w_in_EMH, w_out_EMH, real_GS, key=None):
     logits_GSE = jnp.einsum("GSM,ME->GSE", x_GSM.astype(jnp.float32), router_ME)
     route, _ = routing.decide(logits_GSE, real_GS, moe, slots, key)
-    return move(x_GSM, route, slots, w_in_EMH, w_out_EMH, moe.expert_activation)
+    return move(x_GSM, route, slots, Experts(w_in_EMH, w_out_EMH, moe.expert_activation))
 
 
-def without_capacity(x_GSM, route, slots, w_in_EMH, w_out_EMH, act, by_blocks):
+def dropless(x_GSM, route, slots, experts):
     assert slots is None
-    return dispatch.dropless(x_GSM, route, w_in_EMH, w_out_EMH, act, by_blocks=by_blocks)
+    return dispatch.dropless(x_GSM, route, experts)
 
 
-MOVES = {
-    "einsum": dispatch.einsum,
-    "gather": dispatch.gather,
-    "blocks": functools.partial(without_capacity, by_blocks=True),
-    "ragged": functools.partial(without_capacity, by_blocks=False),
-}
+MOVES = {"einsum": dispatch.einsum, "gather": dispatch.gather, "dropless": dropless}
 
 
 def outputs_and_gradients(name, moe, slots, arrays, real_GS, dy_GSM, key=None):
@@ -86,9 +81,8 @@ SWITCH = Moe(num_experts=E, experts_per_token=1)
         ("gather", 8, LEGACY),
         ("gather", 8, GELU_AFTER_DROP),
         ("gather", 8, SWITCH),
-        ("blocks", None, LEGACY),
-        ("blocks", None, GELU_AFTER_DROP),
-        ("ragged", None, GELU_AFTER_DROP),
+        ("dropless", None, LEGACY),
+        ("dropless", None, GELU_AFTER_DROP),
     ],
 )
 def test_outputs_and_gradients_equal_a_loop_over_tokens(name, slots, moe):
@@ -126,20 +120,17 @@ def test_gather_equals_einsum_in_bfloat16():
     assert_close(by_gather, by_einsum, rtol=2e-2)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("blocks", jnp.float32), ("blocks", jnp.bfloat16), ("ragged", jnp.float32)],
-)
-def test_dropless_equals_gather_with_room_for_everything(name, dtype):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropless_equals_gather_with_room_for_everything(dtype):
     (x_GSM, *weights), real_GS, dy_GSM = case(seed=2)
     arrays = [jnp.asarray(x_GSM, dtype), *weights]
     moe = Moe(num_experts=E)
     expected = outputs_and_gradients("gather", moe, S, arrays, real_GS, dy_GSM)
-    found = outputs_and_gradients(name, moe, None, arrays, real_GS, dy_GSM)
+    found = outputs_and_gradients("dropless", moe, None, arrays, real_GS, dy_GSM)
     assert_close(found, expected, rtol=2e-5 if dtype == jnp.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("name", ["einsum", "gather", "blocks", "ragged"])
+@pytest.mark.parametrize("name", ["einsum", "gather", "dropless"])
 def test_experts_without_tokens_get_zero_gradients_and_padding_gets_zero_outputs(name):
     (x_GSM, router_ME, w_in, w_out), real_GS, dy_GSM = case(seed=3)
     router_ME = np.zeros_like(router_ME)  # ties: everything goes to experts 0 and 1
@@ -155,7 +146,7 @@ def test_experts_without_tokens_get_zero_gradients_and_padding_gets_zero_outputs
     assert dw_in[:2].any()
 
 
-@pytest.mark.parametrize("name", ["einsum", "gather", "blocks", "ragged"])
+@pytest.mark.parametrize("name", ["einsum", "gather", "dropless"])
 def test_a_weight_of_zero_moves_nothing(name):
     (x_GSM, _, w_in, w_out), _, _ = case(seed=4)
     w_in[1], w_out[1] = 1e30, 1e30  # what is sent there overflows, and 0 x inf is nan
@@ -165,7 +156,8 @@ def test_a_weight_of_zero_moves_nothing(name):
     true = np.ones((G, S, 2), bool)
     route = routing.Route(*(jnp.asarray(a) for a in (choice, weight, slot, true, true)))
     slots = S if name in ("einsum", "gather") else None
-    y_GSM = jax.jit(MOVES[name], static_argnums=(2, 5))(x_GSM, route, slots, w_in, w_out, "relu")
+    move = jax.jit(lambda x_GSM, *w: MOVES[name](x_GSM, route, slots, Experts(*w, "relu")))
+    y_GSM = move(x_GSM, w_in, w_out)
     expected = np.maximum(x_GSM @ w_in[0], 0) @ w_out[0].T
     np.testing.assert_allclose(y_GSM, expected, rtol=1e-4, atol=1e-4)
 
@@ -176,7 +168,7 @@ def test_dropless_runs_fewer_tokens_than_experts(num_tokens):
     x_GSM = x_GSM[:1, :num_tokens]
     real_GS = np.ones((1, num_tokens), bool)
     moe = Moe(num_experts=E)
-    y_GSM = jax.jit(functools.partial(run, MOVES["blocks"], moe, None))(
+    y_GSM = jax.jit(functools.partial(run, dropless, moe, None))(
         x_GSM, router_ME, w_in, w_out, real_GS
     )
     weights = [np.asarray(a, np.float64) for a in (x_GSM[0], router_ME, w_in, w_out)]
@@ -191,7 +183,7 @@ def test_products_survive_transposing_neighbours(dtype):
 
     @jax.jit
     def f(x_CEM, w_in, w_out):
-        y_EGCM = products.slotted(jnp.moveaxis(x_CEM, 0, 2), w_in, w_out, "relu")
+        y_EGCM = Experts(w_in, w_out, "relu").on_slots(jnp.moveaxis(x_CEM, 0, 2))
         return jnp.moveaxis(y_EGCM, 2, 0).swapaxes(0, 3)
 
     @jax.jit

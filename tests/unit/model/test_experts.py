@@ -1,4 +1,5 @@
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -137,3 +138,13 @@ def test_the_router_product_is_float32_on_every_device():
     assert router.outvars[0].aval.shape[-1] == 4
     assert {v.aval.dtype for v in router.invars} == {jnp.dtype("float32")}
     assert router.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+
+
+def test_dropless_is_no_product_with_every_expert_on_an_accelerator(monkeypatch):
+    """As `jax.lax.ragged_dot` is on NVIDIA GPUs, v5e and v6e."""
+    for module in ("experts", "kernels.experts", "kernels.linear"):
+        name = f"glamcli.model.{module}.platform"
+        monkeypatch.setattr(name, lambda: "gpu", raising=False)
+    plan, params = build()
+    call = partial(plan.bind(params), dispatch="dropless")
+    assert "ragged_dot" not in str(jax.make_jaxpr(call)(*inputs()))

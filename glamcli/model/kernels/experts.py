@@ -1,15 +1,15 @@
-"""The experts' matrix products, w_out . activation(w_in . x), forward and backward.
+"""The experts of a layer as functions of rows, w_out . activation(w_in . x), with their gradients.
 
-`dispatch.py` calls these on rows that already lie with their expert. Weights come in as the
-float32 masters; products run in the dtype of x, accumulate and leave in float32, and are rounded
-to the dtype of x afterwards; gradients of weights stay float32. Asking a product of bfloat16
-operands for a float32 result is also what keeps it fast on CPU: with a bfloat16 result XLA
-converts both operands to float32 first, copies of all expert weights included. The backward
-passes are written out because JAX's own would multiply float32 by bfloat16.
+`dispatch.py` calls these on rows that are already sorted by expert. Weights come in as the float32
+masters; products run in the dtype of x, accumulate and return float32, and are rounded to the dtype
+of x afterwards; gradients of weights stay float32. Asking a product of bfloat16 operands for a
+float32 result is also what keeps it fast on CPU: with a bfloat16 result XLA converts both operands
+to float32 first, copies of all expert weights included. The backward passes are written out because
+JAX's own would multiply float32 by bfloat16.
 """
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,37 @@ from glamcli.parallel.axes import GLAM, Layout
 
 Activation = Literal["relu", "gelu"]
 
-BY_LAST_DIMENSIONS = jax.lax.RaggedDotDimensionNumbers(
-    dot_dimension_numbers=(((1,), (2,)), ((), ())),
-    lhs_ragged_dimensions=[0],
-    rhs_group_dimensions=[0],
-)
-"""The ragged product of h_PH and w_EMH over H."""
+
+class Experts(NamedTuple):
+    """All experts of one layer, to be applied to rows that are sorted by expert."""
+
+    w_in_EMH: Array
+    w_out_EMH: Array
+    activation: Activation
+    layout: Layout = GLAM
+
+    @property
+    def num_experts(self) -> int:
+        return self.w_in_EMH.shape[0]
+
+    def on_slots(self, x_EGCM: Array) -> Array:
+        """Outputs [E, G, C, M]: one batched product per matrix."""
+        return _slotted(x_EGCM, self.w_in_EMH, self.w_out_EMH, self.activation, self.layout)
+
+    def on_blocks(self, x_QM: Array, expert_of_block: Array, num_blocks: Array) -> Array:
+        """Outputs [Q, M] of equal blocks of rows, each of one expert; zeros past `num_blocks`.
+
+        Cost follows the blocks in use, a number known only at run time. What the loop writes is
+        float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
+        """
+        weights = self.w_in_EMH, self.w_out_EMH
+        return _blocked(x_QM, *weights, expert_of_block, num_blocks, self.activation)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _slotted(
-    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout = GLAM
+    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout
 ) -> Array:
-    """Experts on their slots: one batched product per matrix."""
     return _slotted_forward(x_EGCM, w_in_EMH, w_out_EMH, act, layout)[0]
 
 
@@ -64,64 +83,59 @@ def _slotted_backward(
     return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
 
 
-slotted = jax.custom_vjp(_slotted, nondiff_argnums=(3, 4))
-slotted.defvjp(_slotted_forward, _slotted_backward)
+_slotted.defvjp(_slotted_forward, _slotted_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _blocked(
-    x_PM: Array,
+    x_QM: Array,
     w_in_EMH: Array,
     w_out_EMH: Array,
     expert_of_block: Array,
     num_blocks: Array,
     act: Activation,
 ) -> Array:
-    """Experts on equal blocks of rows, each block of one expert; zeros past `num_blocks`.
-
-    Cost follows the blocks in use, a number known only at run time. What the loop writes is
-    float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
-    """
-    return _blocked_forward(x_PM, w_in_EMH, w_out_EMH, expert_of_block, num_blocks, act)[0]
+    return _blocked_forward(x_QM, w_in_EMH, w_out_EMH, expert_of_block, num_blocks, act)[0]
 
 
 def _blocked_forward(
-    x_PM: Array,
+    x_QM: Array,
     w_in_EMH: Array,
     w_out_EMH: Array,
     expert_of_block: Array,
     num_blocks: Array,
     act: Activation,
 ) -> tuple[Array, tuple[Array, ...]]:
-    P, M = x_PM.shape
+    Q, M = x_QM.shape
     H = w_in_EMH.shape[2]
-    dtype = x_PM.dtype
-    block = P // expert_of_block.shape[0]
+    dtype = x_QM.dtype
+    block = Q // expert_of_block.shape[0]
 
     def run(i, carry):
-        kept_PH, out_PM = carry
+        kept_QH, out_QM = carry
         expert = expert_of_block[i]
-        x_bM = _slice(x_PM, i * block, block)
+        x_bM = _slice(x_QM, i * block, block)
         raw_bH = _float32("bM,MH->bH", x_bM, _one(w_in_EMH, expert, dtype))
         kept_bH = _keep(act, raw_bH).astype(dtype)
         h_bH = _activate(act, kept_bH)
         out_bM = _float32("bH,MH->bM", h_bH, _one(w_out_EMH, expert, dtype))
-        return _put(kept_PH, kept_bH, i * block), _put(out_PM, out_bM, i * block)
+        return _put(kept_QH, kept_bH, i * block), _put(out_QM, out_bM, i * block)
 
-    nothing = jnp.zeros((P, H), jnp.float32), jnp.zeros((P, M), jnp.float32)
-    kept_PH, out_PM = jax.lax.fori_loop(0, num_blocks, run, nothing)
-    return out_PM.astype(dtype), (x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks)
+    nothing = jnp.zeros((Q, H), jnp.float32), jnp.zeros((Q, M), jnp.float32)
+    kept_QH, out_QM = jax.lax.fori_loop(0, num_blocks, run, nothing)
+    return out_QM.astype(dtype), (x_QM, kept_QH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks)
 
 
-def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_PM: Array) -> tuple:
-    x_PM, kept_PH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks = saved
-    dtype = x_PM.dtype
-    block = x_PM.shape[0] // expert_of_block.shape[0]
+def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_QM: Array) -> tuple:
+    x_QM, kept_QH, w_in_EMH, w_out_EMH, expert_of_block, num_blocks = saved
+    dtype = x_QM.dtype
+    block = x_QM.shape[0] // expert_of_block.shape[0]
 
     def run(i, carry):
-        dx_PM, dw_in_EMH, dw_out_EMH = carry
+        dx_QM, dw_in_EMH, dw_out_EMH = carry
         expert = expert_of_block[i]
         x_bM, kept_bH, dout_bM = (
-            _slice(a, i * block, block).astype(dtype) for a in (x_PM, kept_PH, dout_PM)
+            _slice(a, i * block, block).astype(dtype) for a in (x_QM, kept_QH, dout_QM)
         )
         dh_bH = _float32("bM,MH->bH", dout_bM, _one(w_out_EMH, expert, dtype))
         draw_bH = _slope(act, kept_bH, dh_bH).astype(dtype)
@@ -131,34 +145,21 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_PM: Array)
         dw_in_1MH = _slice(dw_in_EMH, expert, 1) + dw_in_MH[None]
         dw_out_1MH = _slice(dw_out_EMH, expert, 1) + dw_out_MH[None]
         return (
-            _put(dx_PM, dx_bM, i * block),
+            _put(dx_QM, dx_bM, i * block),
             _put(dw_in_EMH, dw_in_1MH, expert),
             _put(dw_out_EMH, dw_out_1MH, expert),
         )
 
     nothing = (
-        jnp.zeros(x_PM.shape, jnp.float32),
+        jnp.zeros(x_QM.shape, jnp.float32),
         jnp.zeros(w_in_EMH.shape, jnp.float32),
         jnp.zeros(w_out_EMH.shape, jnp.float32),
     )
-    dx_PM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
-    return dx_PM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
+    dx_QM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
+    return dx_QM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
 
 
-blocked = jax.custom_vjp(_blocked, nondiff_argnums=(5,))
-blocked.defvjp(_blocked_forward, _blocked_backward)
-
-
-def ragged(
-    x_PM: Array, w_in_EMH: Array, w_out_EMH: Array, num_rows_E: Array, act: Activation
-) -> Array:
-    """Experts on contiguous runs of rows by `jax.lax.ragged_dot`; zeros past the last run."""
-    raw_PH = jax.lax.ragged_dot(x_PM, w_in_EMH.astype(x_PM.dtype), num_rows_E)
-    h_PH = _activate(act, _keep(act, raw_PH))
-    # As it lies: turned first, an accelerator would copy all of it.
-    return jax.lax.ragged_dot_general(
-        h_PH, w_out_EMH.astype(x_PM.dtype), num_rows_E, BY_LAST_DIMENSIONS
-    )
+_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _float32(spec: str, a: Array, b: Array) -> Array:
