@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,9 +9,10 @@ from jax import Array
 
 from glamcli.config import schema
 from glamcli.config.sharding import DENSE, NORM, OUTSIDE
+from glamcli.model.kernels.embedding import read_table
 from glamcli.model.kernels.linear import linear
 from glamcli.model.params import gaussian, ones, param
-from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
+from glamcli.parallel.axes import GLAM, Layout
 
 
 class RmsNorm(nnx.Module):
@@ -63,63 +62,4 @@ class Embedding(nnx.Module):
         """Embeddings in the activation dtype; an id outside the table becomes NaN, never another
         token."""
         with jax.named_scope("embed"):
-            if num_devices() == 1:
-                rows_BSM = _rows(self.table[...], tokens_BS, jnp.nan)
-                return rows_BSM.astype(self.dtype)
-            num_ids = self.table.shape[0]
-            return read_split(self.layout, self.dtype, num_ids, self.table[...], tokens_BS)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def read_split(
-    layout: Layout, dtype: jnp.dtype, num_ids: int, table_VM: Array, tokens_BS: Array
-) -> Array:
-    """Rows of a table whose vocabulary is split over devices (Megatron-LM, section 3).
-
-    A device reads the ids that are its own and leaves zeros for the others; their sum is split
-    as the residual stream wants it.
-    """
-    vocab = layout.here("vocab", num_ids)
-    sizes = {"seq": tokens_BS.shape[1], "act_embed": table_VM.shape[1]}
-    axes = ("outer_batch", *layout.within(vocab, ("seq", "act_embed"), sizes))
-
-    def run(table_VM: Array, tokens_BS: Array) -> Array:
-        rows_BSM = _rows(table_VM, tokens_BS - first_row(vocab, table_VM), 0.0)
-        known_BS = (tokens_BS >= 0) & (tokens_BS < num_ids)
-        rows_BSM = jnp.where(known_BS[..., None], rows_BSM, jnp.nan)
-        return layout.summed(rows_BSM, vocab, axes, sizes)
-
-    split = layout.on_each_device(run, (("vocab", None), ("outer_batch", None)), axes, sizes)
-    return split(table_VM.astype(dtype), tokens_BS)
-
-
-def _read_forward(layout: Layout, dtype: jnp.dtype, num_ids: int, table_VM: Array, tokens_BS):
-    return read_split(layout, dtype, num_ids, table_VM, tokens_BS), tokens_BS
-
-
-def _read_backward(layout: Layout, dtype: jnp.dtype, num_ids: int, tokens_BS: Array, d_BSM: Array):
-    """The table's gradient, in float32 like the table."""
-    del dtype
-    B, _, M = d_BSM.shape
-    vocab, rows = layout.here("vocab", num_ids), layout.here("outer_batch", B)
-    sizes = {"vocab": num_ids, "embed": M}
-    num_rows = num_ids // layout.num_parts((num_ids,), ("vocab",))
-    axes = ("vocab", *layout.within(rows, ("embed",), sizes))
-
-    def run(tokens_BS: Array, d_BSM: Array) -> Array:
-        d_table_VM = jnp.zeros((num_rows, M), jnp.float32)
-        own = d_table_VM.at[tokens_BS - first_row(vocab, d_table_VM)]
-        d_table_VM = own.add(d_BSM.astype(jnp.float32), mode="drop", wrap_negative_indices=False)
-        return layout.summed(d_table_VM, rows, (None, *axes[1:]), sizes)
-
-    by_row = ("outer_batch", None, None)
-    split = layout.on_each_device(run, (by_row[:2], by_row), axes, sizes)
-    return split(tokens_BS, d_BSM), None
-
-
-read_split.defvjp(_read_forward, _read_backward)
-
-
-def _rows(table_VM: Array, ids_BS: Array, other: float) -> Array:
-    """Rows by id; `other` for an id that the table does not have."""
-    return table_VM.at[ids_BS].get(mode="fill", fill_value=other, wrap_negative_indices=False)
+            return read_table(self.table[...], tokens_BS, self.dtype, self.layout)

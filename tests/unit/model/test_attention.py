@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from glamcli.config import schema
-from glamcli.model.attention import Attention, attend, attend_by_row
+from glamcli.model.attention import Attention
+from glamcli.model.kernels.attention import attend, attend_rows
 from glamcli.model.params import blueprint
 from unit.model import decoder_reference
 
@@ -102,7 +103,7 @@ def test_row_by_row_equals_all_at_once_with_gradients(zero_logit, dtype):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, bias)
 
-    found = gradient(partial(attend_by_row, zero_logit))
+    found = gradient(partial(attend_rows, zero_logit=zero_logit))
     expected = gradient(partial(attend, zero_logit=zero_logit))
     tolerance = 1e-5 if dtype == jnp.float32 else 0.06
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
