@@ -43,7 +43,7 @@ from glamcli.named_leaves import (
     unlike,
     with_leaves,
 )
-from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, read_meta
+from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, step_meta
 
 # What Adafactor kept for attention's weights before format 3.
 FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
@@ -82,7 +82,7 @@ class Checkpoints:
         reason = step_folders.fault(self.folder / str(step))
         if reason is not None:
             raise CheckpointError(f"checkpoint {self.folder / str(step)}: {reason}")
-        return read_meta(self.folder / str(step))
+        return step_meta(self.folder / str(step))
 
     def restore(self, step: int, target: Any, warn: Callable[[str], object] = warnings.warn) -> Any:
         """The state saved at `step`, placed as `target` says, on any number of devices.
@@ -239,7 +239,7 @@ def restore_params(
     Raises: CheckpointError when there is no complete checkpoint.
     """
     folder = find_step(path, step)
-    meta = read_meta(folder)
+    meta = step_meta(folder)
     names = {name: entry for name, entry in meta["tree"].items() if name.startswith("params/")}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = named_leaves({"params": layout(meta)}) if layout else dict.fromkeys(names, here)

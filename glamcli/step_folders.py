@@ -62,7 +62,7 @@ def fault(folder: Path) -> str | None:
     if not (folder / "state" / "_METADATA").is_file():
         return "the state is missing or half written"
     try:
-        meta = read_meta(folder)
+        meta = step_meta(folder)
         step, version, tree = meta["step"], meta["format"], meta["tree"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its description cannot be read"
@@ -76,7 +76,7 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def read_meta(folder: Path) -> Meta:
+def step_meta(folder: Path) -> Meta:
     """The JSON object that the run wrote beside the arrays of a step."""
     return json.loads((folder / "meta" / "metadata").read_text())
 

@@ -12,8 +12,8 @@ Letters of array axes, in the whole package:
     E experts                    V vocabulary                  R position buckets
     C slots per expert, group    F tokens of all groups        O continuations of one context
     K experts per token          Q rows of the experts' queue  Y scored targets
-    Z copies of a stage's weights  J candidates for a token    W beam width
-    A accumulated parts
+    J candidates for a token     W beam width                  X parts of a batch or a row
+    A accumulated parts          Z copies of a stage's weights
 
 `x_BSM` is an array [B, S, M]. A digit is a size.
 """

@@ -63,28 +63,28 @@ class Attention(nnx.Module):
 
     def extend(
         self,
-        x_BTM: Array,
-        kept: dict[str, Array],
+        x_BSM: Array,
+        cached: dict[str, Array],
+        segments_BS: Array,
         segments_BT: Array,
-        segments_BC: Array,
         start_B: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """Attention of new tokens over this layer's cache and themselves; their keys and values.
 
-        Token t of row b has place start_b + t of C; a place is its position, and `segments_BC`
-        already knows the new tokens.
+        Token s of row b has position start_b + s of T in the cache; `segments_BT` has the new
+        tokens already.
         """
-        T, C = segments_BT.shape[1], segments_BC.shape[1]
+        S, T = segments_BS.shape[1], segments_BT.shape[1]
         with jax.named_scope("attention"):
-            q_BTND, k_BTND, v_BTND = self.project(x_BTM)
-            k_BCND = kv_cache.write(kept["key"], k_BTND, start_B)
-            v_BCND = kv_cache.write(kept["value"], v_BTND, start_B)
-            place_BT = kv_cache.places(start_B, T)
-            mask_BTC = jnp.equal(segments_BT[:, :, None], segments_BC[:, None, :])
-            mask_BTC &= jnp.arange(C, dtype=jnp.int32)[None, None, :] <= place_BT[:, :, None]
-            bias_BNTC = self.bias(T, C, start_B)
-            a_BTND = attend(q_BTND, k_BCND, v_BCND, bias_BNTC, mask_BTC, zero_logit=self.zero_logit)
-            return self.merge(a_BTND), {"key": k_BTND, "value": v_BTND}
+            q_BSND, k_BSND, v_BSND = self.project(x_BSM)
+            k_BTND = kv_cache.insert(cached["key"], k_BSND, start_B)
+            v_BTND = kv_cache.insert(cached["value"], v_BSND, start_B)
+            position_BS = kv_cache.positions(start_B, S)
+            mask_BST = jnp.equal(segments_BS[:, :, None], segments_BT[:, None, :])
+            mask_BST &= jnp.arange(T, dtype=jnp.int32)[None, None, :] <= position_BS[:, :, None]
+            bias_BNST = self.bias(S, T, start_B)
+            a_BSND = attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=self.zero_logit)
+            return self.merge(a_BSND), {"key": k_BSND, "value": v_BSND}
 
     def _bias(self, B: int, S: int) -> Array:
         """The bias of queries over keys, [1, N, S, S], or [B, N, S, S] where data is split.

@@ -58,18 +58,18 @@ class Layer(nnx.Module):
 
     def extend(
         self,
-        x_BTM: Array,
-        kept: dict[str, Array],
+        x_BSM: Array,
+        cached: dict[str, Array],
+        segments_BS: Array,
         segments_BT: Array,
-        segments_BC: Array,
         start_B: Array,
         routing: Routing,
     ) -> tuple[Array, dict[str, Array]]:
         """The layer over new tokens, and their keys and values."""
-        a_BTM, new = self.attention.extend(
-            self.attention_norm(x_BTM), kept, segments_BT, segments_BC, start_B
+        a_BSM, new = self.attention.extend(
+            self.attention_norm(x_BSM), cached, segments_BS, segments_BT, start_B
         )
-        return self.feed(x_BTM + a_BTM, segments_BT, routing)[0], new
+        return self.feed(x_BSM + a_BSM, segments_BS, routing)[0], new
 
     def feed(self, x_BSM: Array, segments_BS: Array, routing: Routing) -> tuple[Array, Stats]:
         """The residual stream after the feed-forward layer, and what routing measured."""
@@ -116,10 +116,10 @@ class Block(nnx.Module):
 
     def extend(
         self,
-        x_BTM: Array,
-        kept: dict[str, dict[str, Array]],
+        x_BSM: Array,
+        cached: dict[str, dict[str, Array]],
+        segments_BS: Array,
         segments_BT: Array,
-        segments_BC: Array,
         start_B: Array,
         routing: Routing,
     ) -> tuple[Array, dict[str, dict[str, Array]]]:
@@ -127,7 +127,7 @@ class Block(nnx.Module):
         new = {}
         for name in self.names:
             with jax.named_scope(name):
-                x_BTM, new[name] = getattr(self, name).extend(
-                    x_BTM, kept[name], segments_BT, segments_BC, start_B, routing
+                x_BSM, new[name] = getattr(self, name).extend(
+                    x_BSM, cached[name], segments_BS, segments_BT, start_B, routing
                 )
-        return x_BTM, new
+        return x_BSM, new

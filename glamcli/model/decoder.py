@@ -25,7 +25,7 @@ from glamcli.model.experts import Dispatch
 from glamcli.model.kernels import softmax
 from glamcli.model.kernels.linear import platform
 from glamcli.model.layers import Embedding, RmsNorm
-from glamcli.model.params import Blueprint, apart, blueprint, stack, stacked, unstack
+from glamcli.model.params import Blueprint, blueprint, stack, stacked, unstack, unstacked
 from glamcli.model.routing import summary
 from glamcli.parallel import pipeline
 from glamcli.parallel.axes import GLAM, Layout
@@ -57,7 +57,7 @@ class Decoder:
     @cached_property
     def _blocks(self) -> Blueprint[Block]:
         one = blueprint(lambda rngs: Block(rngs, self.model, self.moe, self.remat, self.layout))
-        return (apart if self.apart else stacked)(one, self.num_blocks)
+        return (unstacked if self.apart else stacked)(one, self.num_blocks)
 
     @cached_property
     def _final_norm(self) -> Blueprint[RmsNorm]:
@@ -192,46 +192,46 @@ class Decoder:
         self,
         params: Params,
         state: kv_cache.Cache,
-        tokens_BT: Array,
-        segments_BT: Array | None = None,
+        tokens_BS: Array,
+        segments_BS: Array | None = None,
         *,
         dispatch: Dispatch | None = None,
         key: Array | None = None,
     ) -> tuple[Array, kv_cache.Cache]:
-        """Hidden states of T more tokens per row, and the cache after them.
+        """Hidden states of S more tokens per row, and the cache after them.
 
         A prompt is one big step. Tokens of segment 0 are padding, on either side; without
-        `segments_BT` every token is real and of segment 1. The caller keeps rows within the
+        `segments_BS` every token is real and of segment 1. The caller keeps rows within the
         cache's length. Dropless unless the recipe's `moe.eval_dispatch` or `dispatch` says
         otherwise, and then equal to `hidden` over the same tokens.
 
-        Shapes: [B, T, M] in the activation dtype.
+        Shapes: [B, S, M] in the activation dtype.
         """
         routing = self._routing(dispatch, training=False, key=key)
-        if segments_BT is None:
-            segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+        if segments_BS is None:
+            segments_BS = jnp.ones(tokens_BS.shape, jnp.int32)
         start_B = state["length"]
-        segments_BC = kv_cache.write(state["segments"], segments_BT, start_B)
+        segments_BT = kv_cache.insert(state["segments"], segments_BS, start_B)
 
-        def block(x_BTM: Array, part: tuple[Params, Any]) -> tuple[Array, Any]:
-            params, kept = part
+        def block(x_BSM: Array, part: tuple[Params, Any]) -> tuple[Array, Any]:
+            params, cached = part
             bound = self._blocks.bind(params)
-            return bound.extend(x_BTM, kept, segments_BT, segments_BC, start_B, routing)
+            return bound.extend(x_BSM, cached, segments_BS, segments_BT, start_B, routing)
 
-        x_BTM = self._embed(params, tokens_BT)
-        x_BTM = self.layout.constrain(x_BTM, "batch", "seq", "act_embed")
-        x_BTM, new = self._over_blocks(block, x_BTM, params["blocks"], state["layers"])
-        write = kv_cache.write
+        x_BSM = self._embed(params, tokens_BS)
+        x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
+        x_BSM, new = self._over_blocks(block, x_BSM, params["blocks"], state["layers"])
+        insert = kv_cache.insert
         if self.apart:  # the block has written the same into the same: one write, in place
             new = unstack(new, self.num_blocks)
         else:
-            write = jax.vmap(kv_cache.write, in_axes=(0, 0, None))
+            insert = jax.vmap(kv_cache.insert, in_axes=(0, 0, None))
         state = {
-            "layers": jax.tree.map(lambda old, new: write(old, new, start_B), state["layers"], new),
-            "segments": segments_BC,
-            "length": start_B + kv_cache.advance(segments_BT),
+            "layers": jax.tree.map(lambda x, new: insert(x, new, start_B), state["layers"], new),
+            "segments": segments_BT,
+            "length": start_B + kv_cache.used_positions(segments_BS),
         }
-        return self._finish(params, x_BTM), state
+        return self._finish(params, x_BSM), state
 
     def _pipelined(
         self,

@@ -1,10 +1,10 @@
 """The key/value cache of incremental decoding: plain dicts, rows of different lengths.
 
-`layers` holds keys and values [P, B, C, N, D] per layer of a block, stacked over blocks, or is a
-list of blocks, each with its own [B, C, N, D], where the decoder's blocks are apart;
-`segments` [B, C] says what a place holds (0: nothing); `length` [B] is where a row goes on. Rows
-start at different lengths after a prompt padded on either side: padding in front takes up places
-that nobody attends to, padding behind is overwritten by what comes next.
+`layers` holds keys and values [L, B, T, N, D] per layer of a block, stacked over blocks, or is a
+list of blocks, each with its own [B, T, N, D], where the decoder's blocks are apart;
+`segments` [B, T] is the segment at each position (0: empty); `length` [B] is the position where a
+row continues. Rows start at different lengths after a prompt padded on either side: padding in
+front takes up positions that no query attends to, padding behind is overwritten by what comes next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def select_rows(cache: Cache, rows_B: Array) -> Cache:
 
 
 def extended(cache: Cache, num: int) -> Cache:
-    """The cache with so many more places per row, all empty."""
+    """The cache with `num` more positions per row, all empty."""
 
     def longer(x: Array, axis: int) -> Array:
         return jnp.pad(x, [(0, num if dim == axis % x.ndim else 0) for dim in range(x.ndim)])
@@ -40,21 +40,21 @@ def extended(cache: Cache, num: int) -> Cache:
     }
 
 
-def write(cache_BC: Array, new_BT: Array, start_B: Array) -> Array:
-    """The cache with new entries from `start_B` on; places past its end are not written.
+def insert(cache_BT: Array, new_BS: Array, start_B: Array) -> Array:
+    """The cache with new entries from `start_B` on; those past its end are left out.
 
-    Shapes: [B, C, ...] and [B, T, ...].
+    Shapes: [B, T, ...] and [B, S, ...].
     """
-    row_B1 = jnp.arange(cache_BC.shape[0], dtype=jnp.int32)[:, None]
-    return cache_BC.at[row_B1, places(start_B, new_BT.shape[1])].set(new_BT, mode="drop")
+    row_B1 = jnp.arange(cache_BT.shape[0], dtype=jnp.int32)[:, None]
+    return cache_BT.at[row_B1, positions(start_B, new_BS.shape[1])].set(new_BS, mode="drop")
 
 
-def places(start_B: Array, num: int) -> Array:
-    """The places [B, T] that new tokens take."""
+def positions(start_B: Array, num: int) -> Array:
+    """The cache positions [B, S] of `num` new tokens per row."""
     return start_B[:, None] + jnp.arange(num, dtype=jnp.int32)[None, :]
 
 
-def advance(segments_BT: Array) -> Array:
-    """How far each row [B] moves on: to behind its last real token."""
-    index_T = jnp.arange(1, segments_BT.shape[1] + 1, dtype=jnp.int32)
-    return jnp.max(jnp.where(segments_BT != 0, index_T[None, :], 0), axis=1)
+def used_positions(segments_BS: Array) -> Array:
+    """How many positions each row [B] uses of these: up to its last real token."""
+    index_S = jnp.arange(1, segments_BS.shape[1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(segments_BS != 0, index_S[None, :], 0), axis=1)

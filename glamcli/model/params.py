@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from glamcli.config.sharding import Axes
+
 Init = Callable[[Array, tuple[int, ...]], Array]
-Axes = tuple[str | None, ...]
-M = TypeVar("M", bound=nnx.Module)
+_Module = TypeVar("_Module", bound=nnx.Module)
 
 
 def uniform_fan_in(key: Array, shape: tuple[int, ...], contracted: int = -2) -> Array:
@@ -62,7 +63,7 @@ def param(
 
 
 @dataclass(frozen=True, eq=False)
-class Blueprint(Generic[M]):
+class Blueprint(Generic[_Module]):
     """What a module is made of, with nothing allocated.
 
     `shapes` and `axes` are nested dicts of the same form as the parameters that `init` makes
@@ -72,10 +73,10 @@ class Blueprint(Generic[M]):
     shapes: Any
     axes: Any
     init: Callable[[Array], Any]
-    bind: Callable[[dict[str, Any]], M]
+    bind: Callable[[dict[str, Any]], _Module]
 
 
-def blueprint(make: Callable[[nnx.Rngs], M]) -> Blueprint[M]:
+def blueprint(make: Callable[[nnx.Rngs], _Module]) -> Blueprint[_Module]:
     """The blueprint of the module that `make` builds from random streams."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     shapes = nnx.to_pure_dict(state)
@@ -97,13 +98,13 @@ def blueprint(make: Callable[[nnx.Rngs], M]) -> Blueprint[M]:
         keys = jax.tree.unflatten(jax.tree.structure(shapes), list(keys))
         return jax.tree.map(lambda start, key, s: start(key, s.shape), inits, keys, shapes)
 
-    def bind(params: dict[str, Any]) -> M:
+    def bind(params: dict[str, Any]) -> _Module:
         return nnx.merge(graph, params)
 
     return Blueprint(shapes, metadata("axes"), init, bind)
 
 
-def stacked(layer: Blueprint[M], num: int, axis: str = "layers") -> Blueprint[M]:
+def stacked(layer: Blueprint[_Module], num: int, axis: str = "layers") -> Blueprint[_Module]:
     """The blueprint of `num` copies of `layer`, stacked along a new first axis.
 
     Each copy is initialised from its own key. `bind` still takes the parameters of one copy:
@@ -120,7 +121,7 @@ def stacked(layer: Blueprint[M], num: int, axis: str = "layers") -> Blueprint[M]
     return Blueprint(shapes, axes, init, layer.bind)
 
 
-def apart(layer: Blueprint[M], num: int) -> Blueprint[M]:
+def unstacked(layer: Blueprint[_Module], num: int) -> Blueprint[_Module]:
     """The blueprint of `num` copies of `layer`, each with arrays of its own, in a list.
 
     Initial values are those of `stacked`, bit for bit.

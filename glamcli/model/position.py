@@ -56,9 +56,9 @@ class RelativeBias(nnx.Module):
             return self.of(self.table[...], num_queries, num_keys)
         buckets = bucket_table(self.num_buckets, self.max_distance)
         offset = _offset(num_queries, num_keys)
-        distance_BL = jnp.clip(start[:, None] - offset[None, :], 0, len(buckets) - 1)
-        values_NBL = jnp.take(self.table[...], jnp.asarray(buckets)[distance_BL], axis=1)
-        return diagonals(jnp.swapaxes(values_NBL, 0, 1), num_queries, num_keys)
+        distance_Bd = jnp.clip(start[:, None] - offset[None, :], 0, len(buckets) - 1)
+        values_NBd = jnp.take(self.table[...], jnp.asarray(buckets)[distance_Bd], axis=1)
+        return diagonals(jnp.swapaxes(values_NBd, 0, 1), num_queries, num_keys)
 
     def of(self, table_XNR: Array, num_queries: int, num_keys: int) -> Array:
         """The same for these tables, queries starting at 0: [..., N, S, T] of [..., N, R].
@@ -76,11 +76,11 @@ def _offset(num_queries: int, num_keys: int) -> np.ndarray:
     return np.arange(1 - num_queries, num_keys, dtype=np.int32)
 
 
-def diagonals(values_XL: Array, num_queries: int, num_keys: int) -> Array:
+def diagonals(values: Array, num_queries: int, num_keys: int) -> Array:
     """The matrices [..., S, T] whose entry (s, t) is value (S - 1) - s + t of S + T - 1."""
-    *rest, length = values_XL.shape
-    # Rows one longer than they are read shift each row by one place against the one above.
-    padded = jnp.pad(values_XL, [(0, 0)] * len(rest) + [(0, 1)])
+    *rest, length = values.shape
+    # Rows one longer than they are read shift each row by one entry against the one above.
+    padded = jnp.pad(values, [(0, 0)] * len(rest) + [(0, 1)])
     rows = jnp.broadcast_to(padded[..., None, :], (*rest, num_queries, length + 1))
     flat = rows.reshape(*rest, num_queries * (length + 1))[..., : num_queries * length]
     return flat.reshape(*rest, num_queries, length)[..., num_queries - 1 :]

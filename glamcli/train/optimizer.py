@@ -23,9 +23,8 @@ import optax
 from jax import Array
 
 from glamcli.config.schema import Optimizer
-
-Axes = tuple[str | None, ...]
-Tree = Any
+from glamcli.config.sharding import Axes
+from glamcli.parallel.axes import Tree
 
 SQUARE_EPSILON = 1e-30
 PARAMETER_SCALE_FLOOR = 1e-3

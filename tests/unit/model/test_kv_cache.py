@@ -145,4 +145,4 @@ def test_new_segments_do_not_see_old_ones():
 def test_nothing_is_written_past_the_end():
     kept = jnp.zeros((1, 4), jnp.int32)
     new = jnp.array([[1, 2, 3]], jnp.int32)
-    assert kv_cache.write(kept, new, jnp.array([2], jnp.int32)).tolist() == [[0, 0, 1, 2]]
+    assert kv_cache.insert(kept, new, jnp.array([2], jnp.int32)).tolist() == [[0, 0, 1, 2]]
