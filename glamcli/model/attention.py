@@ -62,27 +62,21 @@ class Attention(nnx.Module):
             return self.merge(core(q_BSND, k_BSND, v_BSND, bias_BNST, mask_BST))
 
     def extend(
-        self,
-        x_BSM: Array,
-        cached: dict[str, Array],
-        segments_BS: Array,
-        segments_BT: Array,
-        start_B: Array,
+        self, x_BSM: Array, segments_BS: Array, past: kv_cache.Past
     ) -> tuple[Array, dict[str, Array]]:
         """Attention of new tokens over this layer's cache and themselves; their keys and values.
 
-        Token s of row b has position start_b + s of T in the cache; `segments_BT` has the new
-        tokens already.
+        Token s of row b has position start_b + s of T in the cache.
         """
-        S, T = segments_BS.shape[1], segments_BT.shape[1]
+        S, T = segments_BS.shape[1], past.segments_BT.shape[1]
         with jax.named_scope("attention"):
             q_BSND, k_BSND, v_BSND = self.project(x_BSM)
-            k_BTND = kv_cache.insert(cached["key"], k_BSND, start_B)
-            v_BTND = kv_cache.insert(cached["value"], v_BSND, start_B)
-            position_BS = kv_cache.positions(start_B, S)
-            mask_BST = jnp.equal(segments_BS[:, :, None], segments_BT[:, None, :])
+            k_BTND = kv_cache.insert(past.cached["key"], k_BSND, past.start_B)
+            v_BTND = kv_cache.insert(past.cached["value"], v_BSND, past.start_B)
+            position_BS = kv_cache.positions(past.start_B, S)
+            mask_BST = jnp.equal(segments_BS[:, :, None], past.segments_BT[:, None, :])
             mask_BST &= jnp.arange(T, dtype=jnp.int32)[None, None, :] <= position_BS[:, :, None]
-            bias_BNST = self.bias(S, T, start_B)
+            bias_BNST = self.bias(S, T, past.start_B)
             a_BSND = attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=self.zero_logit)
             return self.merge(a_BSND), {"key": k_BSND, "value": v_BSND}
 

@@ -16,6 +16,7 @@ from jax import Array
 from glamcli.config import schema
 from glamcli.model.attention import Attention
 from glamcli.model.experts import Dispatch, MoeLayer
+from glamcli.model.kv_cache import Past
 from glamcli.model.layers import GatedFfn, RmsNorm
 from glamcli.parallel.axes import Layout
 
@@ -52,27 +53,15 @@ class Layer(nnx.Module):
             GatedFfn(rngs, model, layout) if moe is None else MoeLayer(rngs, model, moe, layout)
         )
 
-    def __call__(self, x_BSM: Array, segments_BS: Array, routing: Routing) -> tuple[Array, Stats]:
-        x_BSM = x_BSM + self.attention(self.attention_norm(x_BSM), segments_BS)
-        return self.feed(self._residual(x_BSM), segments_BS, routing)
-
-    def extend(
-        self,
-        x_BSM: Array,
-        cached: dict[str, Array],
-        segments_BS: Array,
-        segments_BT: Array,
-        start_B: Array,
-        routing: Routing,
-    ) -> tuple[Array, dict[str, Array]]:
-        """The layer over new tokens, and their keys and values."""
-        a_BSM, new = self.attention.extend(
-            self.attention_norm(x_BSM), cached, segments_BS, segments_BT, start_B
-        )
-        return self.feed(x_BSM + a_BSM, segments_BS, routing)[0], new
-
-    def feed(self, x_BSM: Array, segments_BS: Array, routing: Routing) -> tuple[Array, Stats]:
-        """The residual stream after the feed-forward layer, and what routing measured."""
+    def __call__(
+        self, x_BSM: Array, segments_BS: Array, routing: Routing, past: Past | None
+    ) -> tuple[Array, Stats, dict[str, Array]]:
+        normed_BSM = self.attention_norm(x_BSM)
+        if past is None:
+            a_BSM, new = self.attention(normed_BSM, segments_BS), {}
+        else:
+            a_BSM, new = self.attention.extend(normed_BSM, segments_BS, past)
+        x_BSM = self._residual(x_BSM + a_BSM)
         normed_BSM = self.ffn_norm(x_BSM)
         if isinstance(self.ffn, MoeLayer):
             y_BSM, stats = self.ffn(
@@ -84,7 +73,7 @@ class Layer(nnx.Module):
             )
         else:
             y_BSM, stats = self.ffn(normed_BSM), {}
-        return self._residual(x_BSM + y_BSM), stats
+        return self._residual(x_BSM + y_BSM), stats, new
 
     def _residual(self, x_BSM: Array) -> Array:
         return self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
@@ -106,28 +95,16 @@ class Block(nnx.Module):
         self.dense_layer = Layer(rngs, model, None, remat, layout)
         self.names = ("dense_layer",) if moe is None else ("expert_layer", "dense_layer")
 
-    def __call__(self, x_BSM: Array, segments_BS: Array, routing: Routing) -> tuple[Array, Stats]:
-        stats = {}
+    def __call__(
+        self, x_BSM: Array, segments_BS: Array, routing: Routing, past: Past | None = None
+    ) -> tuple[Array, Stats, dict[str, dict[str, Array]]]:
+        """The residual stream after the block, what routing measured, and, where there is a `past`
+        (whose cache is by layer), the new tokens' keys and values by layer."""
+        stats, new = {}, {}
         for name in self.names:
+            layer_past = past and past._replace(cached=past.cached[name])
             with jax.named_scope(name):
-                x_BSM, measured = getattr(self, name)(x_BSM, segments_BS, routing)
+                layer = getattr(self, name)
+                x_BSM, measured, new[name] = layer(x_BSM, segments_BS, routing, layer_past)
             stats |= measured
-        return x_BSM, stats
-
-    def extend(
-        self,
-        x_BSM: Array,
-        cached: dict[str, dict[str, Array]],
-        segments_BS: Array,
-        segments_BT: Array,
-        start_B: Array,
-        routing: Routing,
-    ) -> tuple[Array, dict[str, dict[str, Array]]]:
-        """The block over new tokens, and their keys and values by layer."""
-        new = {}
-        for name in self.names:
-            with jax.named_scope(name):
-                x_BSM, new[name] = getattr(self, name).extend(
-                    x_BSM, cached[name], segments_BS, segments_BT, start_B, routing
-                )
-        return x_BSM, new
+        return x_BSM, stats, new

@@ -51,25 +51,20 @@ class Decoder:
     (docs/decisions/0005)."""
 
     @cached_property
-    def _embedding(self) -> Blueprint[Embedding]:
-        return blueprint(lambda rngs: Embedding(rngs, self.model, self.layout))
+    def _parts(self) -> dict[str, Blueprint[Any]]:
+        def block(rngs: Any) -> Block:
+            return Block(rngs, self.model, self.moe, self.remat, self.layout)
 
-    @cached_property
-    def _blocks(self) -> Blueprint[Block]:
-        one = blueprint(lambda rngs: Block(rngs, self.model, self.moe, self.remat, self.layout))
-        return (unstacked if self.apart else stacked)(one, self.num_blocks)
-
-    @cached_property
-    def _final_norm(self) -> Blueprint[RmsNorm]:
-        return blueprint(lambda rngs: RmsNorm(rngs, self.model))
+        copies = unstacked if self.apart else stacked
+        return {
+            "embedding": blueprint(lambda rngs: Embedding(rngs, self.model, self.layout)),
+            "blocks": copies(blueprint(block), self.num_blocks),
+            "final_norm": blueprint(lambda rngs: RmsNorm(rngs, self.model)),
+        }
 
     @property
-    def _parts(self) -> dict[str, Blueprint[Any]]:
-        return {
-            "embedding": self._embedding,
-            "blocks": self._blocks,
-            "final_norm": self._final_norm,
-        }
+    def _blocks(self) -> Blueprint[Block]:
+        return self._parts["blocks"]
 
     @property
     def num_blocks(self) -> int:
@@ -144,17 +139,34 @@ class Decoder:
 
         keys = None if key is None else jax.random.split(key, self.num_blocks)
         x_BSM = self._embed(params, tokens_BS)
-        if schedule is not None:
-            x_BSM, sums = self._pipelined(schedule, routing, params, keys, x_BSM, segments_BS)
-            return self._finish(params, x_BSM), summary(sums) if sums else {}
 
         def block(x_BSM: Array, part: tuple[Params, Array | None]) -> tuple[Array, Stats]:
             params, key = part
             bound = self._blocks.bind(params)
-            return bound(x_BSM, segments_BS, replace(routing, key=key))
+            return bound(x_BSM, segments_BS, replace(routing, key=key))[:2]
 
-        x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
-        x_BSM, sums = self._over_blocks(self._rematerialised(block), x_BSM, params["blocks"], keys)
+        def stage_block(layout, x_BSM, segments_BS, params, number, rows):
+            key = None if keys is None else jax.random.fold_in(keys[number], rows)
+            bound = replace(self, layout=layout)._blocks.bind(params)
+            return bound(x_BSM, segments_BS, replace(routing, key=key))[:2]
+
+        if schedule is None:
+            x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
+            run = self._rematerialised(block)
+            x_BSM, sums = self._over_blocks(run, x_BSM, params["blocks"], keys)
+        else:
+            x_BSM, sums = pipeline.run_stages(
+                schedule,
+                self.layout,
+                stage_block,
+                params["blocks"],
+                self._blocks.axes,
+                x_BSM,
+                segments_BS,
+                group_rows=group_rows(self.moe, x_BSM.shape[1]),
+                remat=self._rematerialised,
+                unroll=self.is_shallow,
+            )
         return self._finish(params, x_BSM), summary(sums) if sums else {}
 
     def logits(self, params: Params, x_BSM: Array) -> Array:
@@ -215,8 +227,9 @@ class Decoder:
 
         def block(x_BSM: Array, part: tuple[Params, Any]) -> tuple[Array, Any]:
             params, cached = part
-            bound = self._blocks.bind(params)
-            return bound.extend(x_BSM, cached, segments_BS, segments_BT, start_B, routing)
+            past = kv_cache.Past(cached, segments_BT, start_B)
+            x_BSM, _, new = self._blocks.bind(params)(x_BSM, segments_BS, routing, past)
+            return x_BSM, new
 
         x_BSM = self._embed(params, tokens_BS)
         x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
@@ -233,35 +246,6 @@ class Decoder:
         }
         return self._finish(params, x_BSM), state
 
-    def _pipelined(
-        self,
-        schedule: PipelineSchedule,
-        routing: Routing,
-        params: Params,
-        keys: Array | None,
-        x_BSM: Array,
-        segments_BS: Array,
-    ) -> tuple[Array, Stats]:
-        """All blocks over embedded rows, as stages of a pipeline."""
-
-        def block(layout, x_BSM, segments_BS, params, number, rows):
-            key = None if keys is None else jax.random.fold_in(keys[number], rows)
-            bound = replace(self, layout=layout)._blocks.bind(params)
-            return bound(x_BSM, segments_BS, replace(routing, key=key))
-
-        return pipeline.run_stages(
-            schedule,
-            self.layout,
-            block,
-            params["blocks"],
-            self._blocks.axes,
-            x_BSM,
-            segments_BS,
-            group_rows=group_rows(self.moe, x_BSM.shape[1]),
-            remat=self._rematerialised,
-            unroll=self.is_shallow,
-        )
-
     def _over_blocks(
         self, block: Callable, x_BSM: Array, blocks: Any, others: Any
     ) -> tuple[Array, Any]:
@@ -277,12 +261,12 @@ class Decoder:
         return x_BSM, stack(returned)
 
     def _embed(self, params: Params, tokens_BS: Array) -> Array:
-        x_BSM = self._embedding.bind(params["embedding"])(tokens_BS)
+        x_BSM = self._parts["embedding"].bind(params["embedding"])(tokens_BS)
         return self.layout.constrain(x_BSM, "outer_batch", "seq", "act_embed")
 
     def _finish(self, params: Params, x_BSM: Array) -> Array:
         """Final norm and the output scale M^-1/2 of the tied embedding."""
-        normed_BSM = self._final_norm.bind(params["final_norm"])(x_BSM)
+        normed_BSM = self._parts["final_norm"].bind(params["final_norm"])(x_BSM)
         return normed_BSM * self.model.model_dim**-0.5
 
     def _routing(
@@ -290,17 +274,15 @@ class Decoder:
     ) -> Routing:
         moe = self.moe
         if moe is None:
-            return Routing("dropless", key)  # nobody asks
-        asked = dispatch or (moe.dispatch if training else moe.eval_dispatch)
-        if asked == "auto":
-            asked = "einsum" if platform() == "tpu" else "gather"
-        return Routing(asked, key, None if training else moe.eval_capacity_factor)
+            return Routing("dropless", key)  # not used
+        chosen = dispatch or (moe.dispatch if training else moe.eval_dispatch)
+        if chosen == "auto":
+            chosen = "einsum" if platform() == "tpu" else "gather"
+        return Routing(chosen, key, None if training else moe.eval_capacity_factor)
 
     def _rematerialised(self, block: Callable) -> Callable:
         """The scan's body with what the backward pass computes again (`train.remat`)."""
-        if self.remat == "full":
-            return jax.checkpoint(block, prevent_cse=self.is_shallow)
-        if self.remat == "dots":
-            policy = jax.checkpoint_policies.dots_saveable
-            return jax.checkpoint(block, prevent_cse=self.is_shallow, policy=policy)
-        return block
+        policies = {"full": None, "dots": jax.checkpoint_policies.dots_saveable}
+        if self.remat not in policies:
+            return block
+        return jax.checkpoint(block, prevent_cse=self.is_shallow, policy=policies[self.remat])

@@ -9,13 +9,22 @@ front takes up positions that no query attends to, padding behind is overwritten
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 Cache = dict[str, Any]
+
+
+class Past(NamedTuple):
+    """What new tokens attend to, in one block or layer: its cached keys and values, the segments of
+    all positions, which have the new tokens already, and where each row's new tokens start."""
+
+    cached: dict[str, Any]
+    segments_BT: Array
+    start_B: Array
 
 
 def select_rows(cache: Cache, rows_B: Array) -> Cache:

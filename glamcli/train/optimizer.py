@@ -1,4 +1,4 @@
-"""Adafactor and AdamW by axis names, and the learning rate; the only file that knows optax.
+"""Adafactor and AdamW by axis names, and the learning rate (GLaM section 5).
 
 Parameters of all layers are stacked on a leading `layers` axis. For the optimizer that axis is a
 batch of separate tensors: every scale, clip and factor below is taken per layer, so a stack is
@@ -6,20 +6,19 @@ updated exactly as its layers would be one by one. The `expert` axis belongs to 
 root mean square for all experts of a layer, as in the reference code) but is never factored.
 
 The state is plain nested dicts: `count` (updates applied so far) and `slots`, which mirrors the
-parameters with a dict in the place of each: `v_row` and `v_col` when factored, else `v`, and `m`
+parameters with a dict for each: `v_row` and `v_col` when factored, else `v`, and `m`
 when there is momentum. Sharding and checkpoints read the axes of the same tree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from glamcli.config.schema import Optimizer
@@ -103,32 +102,21 @@ def parameter_norm(params: Tree, axes: Tree) -> Array:
     return jnp.sqrt(sum((jnp.sum(x) for x in jax.tree.leaves(sums)), start=jnp.float32(0.0)))
 
 
-def make_optimizer(settings: Optimizer, axes: Tree) -> optax.GradientTransformation:
-    """The recipe's optimizer for parameters with these axis names (GLaM section 5).
+def init_opt_state(settings: Optimizer, axes: Tree, params: Tree) -> dict[str, Tree]:
+    """The optimizer's state before the first update, all zeros."""
 
-    Its `update` returns what is to be added to the parameters. Apart from a few reductions all
-    of it is elementwise, so under `jit` it fuses with the addition.
-    """
+    def empty(names: Axes, p: Array) -> dict[str, Array]:
+        dims = slot_dims(settings, names, p.shape)
+        return {k: jnp.zeros([p.shape[i] for i in d], p.dtype) for k, d in dims.items()}
 
-    def init(params: Tree) -> dict[str, Tree]:
-        def empty(names: Axes, p: Array) -> dict[str, Array]:
-            dims = slot_dims(settings, names, p.shape)
-            return {k: jnp.zeros([p.shape[i] for i in d], p.dtype) for k, d in dims.items()}
-
-        return {"count": jnp.zeros((), jnp.int32), "slots": _map(empty, params, axes, params)}
-
-    def update(grads: Tree, state: dict[str, Tree], params: Tree | None = None):
-        assert params is not None, "an update depends on its parameter"
-        updates, state, _ = checked_update(settings, axes, grads, state, params)
-        return updates, state
-
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return {"count": jnp.zeros((), jnp.int32), "slots": _map(empty, params, axes, params)}
 
 
 def checked_update(
     settings: Optimizer, axes: Tree, grads: Tree, state: dict[str, Tree], params: Tree
 ) -> tuple[Tree, dict[str, Tree], Array]:
-    """What to add to the parameters, the next state, and whether all of both is finite.
+    """What to add to the parameters, the next state, and whether all of both is finite. Apart from
+    a few reductions all of it is elementwise, so under `jit` it fuses with the addition.
 
     Holds for gradients whose norm is finite. Looks at sums that the update needs anyway and at the
     old state, because XLA would keep every update whole until the last of them was looked at.
@@ -139,16 +127,14 @@ def checked_update(
         grads = jax.tree.map(lambda g: g * shrink, grads)
     update_leaf = _adafactor if settings.name == "adafactor" else _adamw
 
-    def leaf(names: Axes, *arrays: Any) -> _Updated:
-        return _Updated(*update_leaf(settings, t, names, *arrays))
-
-    leaves = _map(leaf, params, axes, grads, state["slots"], params)
-
-    def each(part: str) -> Tree:
-        return jax.tree.map(lambda leaf: getattr(leaf, part), leaves, is_leaf=_is_updated)
-
-    finite = jnp.isfinite(sum((jnp.sum(x) for x in jax.tree.leaves(each("bound"))), start=0.0))
-    return each("update"), {"count": t, "slots": each("slot")}, finite
+    tree = jax.tree.structure(params)
+    leaves = [
+        update_leaf(settings, t, *each)
+        for each in _leaves(tree, axes, grads, state["slots"], params)
+    ]
+    updates, slots, bounds = (tree.unflatten(part) for part in zip(*leaves, strict=True))
+    finite = jnp.isfinite(sum((jnp.sum(x) for x in jax.tree.leaves(bounds)), start=0.0))
+    return updates, {"count": t, "slots": slots}, finite
 
 
 def optimizer_axes(settings: Optimizer, axes: Tree, shapes: Tree) -> dict[str, Tree]:
@@ -275,18 +261,11 @@ def _size(shape: tuple[int, ...], dims: tuple[int, ...]) -> float:
     return float(math.prod(shape[i] for i in dims))
 
 
-class _Updated(NamedTuple):
-    update: Array
-    slot: dict[str, Array]
-    bound: Array
-
-
-def _is_updated(x: object) -> bool:
-    return isinstance(x, _Updated)
-
-
 def _map(function: Callable[..., Any], params: Tree, axes: Tree, *trees: Tree) -> Tree:
     """function(axis names, one subtree of each tree) for every parameter."""
     tree = jax.tree.structure(params)
-    columns = [tree.flatten_up_to(t) for t in (axes, *trees)]
-    return tree.unflatten([function(*leaves) for leaves in zip(*columns, strict=True)])
+    return tree.unflatten([function(*each) for each in _leaves(tree, axes, *trees)])
+
+
+def _leaves(tree: Any, *trees: Tree) -> Iterator[tuple[Any, ...]]:
+    return zip(*(tree.flatten_up_to(each) for each in trees), strict=True)

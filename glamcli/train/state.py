@@ -18,7 +18,7 @@ from glamcli.config.schema import Optimizer
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import stack, unstack
 from glamcli.parallel.axes import Tree
-from glamcli.train.optimizer import make_optimizer, optimizer_axes
+from glamcli.train.optimizer import init_opt_state, optimizer_axes
 
 
 class State(NamedTuple):
@@ -88,6 +88,5 @@ def _with_blocks(state: State, change: Callable[[Any], Any]) -> State:
 
 def _new_state(decoder: Decoder, settings: Optimizer, seed: int) -> State:
     params = decoder.init(jax.random.key(seed))
-    optimizer = make_optimizer(settings, decoder.axes)
     zero = jnp.zeros((), jnp.int32)
-    return State(zero, params, optimizer.init(params), zero, zero)
+    return State(zero, params, init_opt_state(settings, decoder.axes, params), zero, zero)

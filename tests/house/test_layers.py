@@ -42,7 +42,7 @@ ROWS = (
 # Which modules may import which heavy library.
 DOORS = {
     "flax": ("glamcli.model",),
-    "optax": ("glamcli.train.optimizer",),
+    "optax": (),
     "orbax": ("glamcli.checkpoint",),
     "grain": ("glamcli.data.stream",),
     "tensorflow_datasets": ("glamcli.data",),

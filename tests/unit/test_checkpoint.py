@@ -16,7 +16,7 @@ from glamcli.checkpoint import Checkpoints, restore_params
 from glamcli.config.schema import Optimizer
 from glamcli.errors import CheckpointError
 from glamcli.step_folders import CHECKPOINT_FORMAT, damaged_steps, find_step
-from glamcli.train.optimizer import make_optimizer
+from glamcli.train.optimizer import checked_update, init_opt_state
 from unit.full_disk import save_without_room
 
 
@@ -206,8 +206,8 @@ def training(dim, settings, seed=0):
         shapes,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
-    optimizer = make_optimizer(settings, axes)
-    opt_state = optimizer.update(params, optimizer.init(params), params)[1]
+    opt_state = init_opt_state(settings, axes, params)
+    _, opt_state, _ = checked_update(settings, axes, params, opt_state, params)
     return put({"params": params, "opt_state": opt_state}, 1)
 
 

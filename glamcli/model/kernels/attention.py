@@ -5,8 +5,6 @@ Logits and softmax are float32. `model/attention.py` projects to queries, keys a
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -87,11 +85,6 @@ def attend_rows(
     return attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=zero_logit)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_row(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST):
-    return _rows_forward(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST)[0]
-
-
 def _row_logits(q_SND: Array, k_TND: Array, bias_NST: Array, mask_ST: Array) -> Array:
     logits_NST = jnp.einsum("SND,TND->NST", q_SND, k_TND, preferred_element_type=jnp.float32)
     return jnp.where(mask_ST[None], logits_NST + bias_NST, MASKED)
@@ -144,4 +137,5 @@ def _rows_backward(zero_logit, kept, d_a_BSND):
     return *d_qkv, d_bias_NST[None], None
 
 
+_by_row = jax.custom_vjp(lambda *a: _rows_forward(*a)[0], nondiff_argnums=(0,))
 _by_row.defvjp(_rows_forward, _rows_backward)

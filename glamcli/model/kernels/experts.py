@@ -47,13 +47,6 @@ class Experts(NamedTuple):
         return _blocked(x_QM, *weights, expert_of_block, num_blocks, self.activation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _slotted(
-    x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout
-) -> Array:
-    return _slotted_forward(x_EGCM, w_in_EMH, w_out_EMH, act, layout)[0]
-
-
 def _slotted_forward(
     x_EGCM: Array, w_in_EMH: Array, w_out_EMH: Array, act: Activation, layout: Layout
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -83,19 +76,8 @@ def _slotted_backward(
     return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
 
 
+_slotted = jax.custom_vjp(lambda *a: _slotted_forward(*a)[0], nondiff_argnums=(3, 4))
 _slotted.defvjp(_slotted_forward, _slotted_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _blocked(
-    x_QM: Array,
-    w_in_EMH: Array,
-    w_out_EMH: Array,
-    expert_of_block: Array,
-    num_blocks: Array,
-    act: Activation,
-) -> Array:
-    return _blocked_forward(x_QM, w_in_EMH, w_out_EMH, expert_of_block, num_blocks, act)[0]
 
 
 def _blocked_forward(
@@ -159,6 +141,7 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_QM: Array)
     return dx_QM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
 
 
+_blocked = jax.custom_vjp(lambda *a: _blocked_forward(*a)[0], nondiff_argnums=(5,))
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 

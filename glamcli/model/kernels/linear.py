@@ -13,7 +13,6 @@ across memory: twice the time of a whole gated feed-forward layer, forward and b
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from glamcli.parallel.axes import num_devices
 
 
 def platform() -> str:
-    """Where the traced program will run: the mesh knows, also when it is only described."""
+    """Where the traced program will run, by its mesh, which may only be described."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -44,13 +43,8 @@ def linear(spec: str, x: Array, w: Array) -> Array:
     return _linear(spec, x, w)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(spec: str, x: Array, w: Array) -> Array:
-    return _product(spec, x, w.astype(x.dtype)).astype(x.dtype)
-
-
 def _forward(spec: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _linear(spec, x, w), (x, w)
+    return _product(spec, x, w.astype(x.dtype)).astype(x.dtype), (x, w)
 
 
 def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -69,6 +63,7 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
+_linear = jax.custom_vjp(lambda *a: _forward(*a)[0], nondiff_argnums=(0,))
 _linear.defvjp(_forward, _backward)
 
 
@@ -87,10 +82,9 @@ def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
 
 
 def _rows_turned(a_rK: Array, b_rN: Array) -> Array:
-    """The first operand is laid out as the product reads it: left to the product, XLA finds that
-    it has none of this form in bfloat16, and converts both operands to float32. The barrier keeps
-    a neighbour's transpose from being folded into the product, which would undo the order or ask
-    for a product that there is none of."""
+    """The first operand gets the layout that the product reads: XLA has no bfloat16 product that
+    transposes it, and would convert both operands to float32. The barrier keeps a neighbour's
+    transpose from being folded into the product, which would undo that."""
     layout = ArrayLayout(major_to_minor=tuple(range(a_rK.ndim)))
     a_Kr = with_layout_constraint(a_rK.swapaxes(-1, -2), layout)
     out_KN = jnp.einsum("...Kr,...rN->...KN", a_Kr, b_rN, preferred_element_type=jnp.float32)

@@ -67,13 +67,6 @@ def num_chunks(rows: int, row_tokens: int, vocab_size: int, chunk_bytes: int) ->
     return next((n for n in divisors if n >= needed), row_tokens)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _losses(
-    layout: Layout, num: int, x_BSM: Array, table_VM: Array, targets_BS: Array
-) -> tuple[Array, Array]:
-    return _forward(layout, num, x_BSM, table_VM, targets_BS)[0]
-
-
 def _forward(layout: Layout, num: int, x_BSM: Array, table_VM: Array, targets_BS: Array):
     vocab = layout.here("act_vocab", table_VM.shape[0])
     keep = num == 1
@@ -135,6 +128,7 @@ def _backward(layout: Layout, num: int, kept, gradients: tuple[Array, Array]):
     return *split(*arrays), None
 
 
+_losses = jax.custom_vjp(lambda *a: _forward(*a)[0], nondiff_argnums=(0, 1))
 _losses.defvjp(_forward, _backward)
 
 

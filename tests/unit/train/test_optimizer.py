@@ -1,6 +1,8 @@
 """The optimizer against an independent per-layer reference."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,23 @@ from glamcli.config.schema import Optimizer
 from glamcli.train.optimizer import (
     checked_update,
     factored_dims,
-    make_optimizer,
+    init_opt_state,
     optimizer_axes,
 )
+
+
+class Own(NamedTuple):
+    """The optimizer with the interface of optax."""
+
+    init: Callable
+    update: Callable
+
+
+def make_optimizer(settings, axes):
+    def update(grads, state, params):
+        return checked_update(settings, axes, grads, state, params)[:2]
+
+    return Own(functools.partial(init_opt_state, settings, axes), update)
 
 
 def rms(x):
