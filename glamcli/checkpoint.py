@@ -75,7 +75,7 @@ class Checkpoints:
         return next(iter(self.steps()), None)
 
     def meta(self, step: int) -> Meta:
-        """What the run that saved this step said about itself.
+        """What the run wrote about itself beside this step.
 
         Raises: CheckpointError when the folder is missing, torn, or of another step.
         """
@@ -110,8 +110,8 @@ class Checkpoints:
         if anew:
             num_weights = len({name.rpartition("/")[0] for name in anew})
             warn(
-                f"{folder} is of format {meta['format']}: weights are carried over, Adafactor's"
-                f" statistics of {num_weights} weights of attention start anew"
+                f"{folder} is of format {meta['format']}: weights are carried over, but Adafactor's"
+                f" statistics of {num_weights} attention weights start from zero"
                 " (`optimizer.factor_heads: separate` keeps them)"
             )
         return with_leaves(target, arrays)
@@ -132,7 +132,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(full),
         )
         try:
-            # False means orbax already knows a step at least as new and wrote nothing.
+            # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
         except Exception as error:
             raise self._failure(step, error) from error
@@ -147,7 +147,7 @@ class Checkpoints:
         """The step whose save has just become durable, if any; call once per training step.
 
         Raises: CheckpointError when the save failed. Orbax keeps such a failure to itself until
-        it is asked to wait, and until then names the failed step as the latest.
+        `wait_until_finished`, and until then names the failed step as the latest.
         """
         if self._saving is None or self._open().is_saving_in_progress():
             return None
@@ -186,7 +186,7 @@ class Checkpoints:
                 if self.host.is_first:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     for name in step_folders.damaged_steps(self.folder):
-                        # Left in place, a folder like `999` would make orbax skip every save below.
+                        # If it stayed, a folder like `999` would make orbax skip every save below.
                         self._move_aside(name)
                     self._empty_trash()
                 self.host.wait("checkpoint folder")
@@ -268,7 +268,7 @@ def _read_arrays(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Silences logs that tell about every phase of a save; failures reach us as exceptions."""
+    """Silences these loggers, which report every phase; failures are raised as exceptions."""
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
     try:
         for logger in levels:

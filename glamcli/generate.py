@@ -25,6 +25,7 @@ from glamcli.decoding import Decoding, Sampling
 from glamcli.hosts.join import whole
 from glamcli.model.decoder import Decoder
 from glamcli.model.kv_cache import Cache, select_rows
+from glamcli.model.params import unstack_blocks
 from glamcli.parallel.mesh import on_one_device, with_mesh_of
 
 MIN_PROMPT = 32
@@ -45,7 +46,7 @@ class Generator:
         self.tokenizer = tokenizer
         if on_one_device(params) and decoder.is_shallow and not decoder.apart:
             # Or every token would copy each block's weights out of their stack.
-            params = jax.jit(decoder.taken_apart)(params)
+            params = jax.jit(unstack_blocks, static_argnums=1)(params, decoder.num_blocks)
             decoder = decoder.for_one_device()
         self._params = params
         read, following = _programs(decoder)

@@ -110,10 +110,6 @@ class Decoder:
         keys = jax.random.split(key, len(self._parts))
         return {name: part.init(keys[i]) for i, (name, part) in enumerate(self._parts.items())}
 
-    def taken_apart(self, params: Params) -> Params:
-        """Stacked parameters as those of the same decoder with `apart`: a copy of the blocks."""
-        return {**params, "blocks": unstack(params["blocks"], self.num_blocks)}
-
     def hidden(
         self,
         params: Params,
@@ -235,7 +231,7 @@ class Decoder:
         x_BSM = self.layout.constrain(x_BSM, "batch", "seq", "act_embed")
         x_BSM, new = self._over_blocks(block, x_BSM, params["blocks"], state["layers"])
         insert = kv_cache.insert
-        if self.apart:  # the block has written the same into the same: one write, in place
+        if self.apart:  # one write per block, in its own buffer
             new = unstack(new, self.num_blocks)
         else:
             insert = jax.vmap(kv_cache.insert, in_axes=(0, 0, None))

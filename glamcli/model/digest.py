@@ -1,9 +1,9 @@
 """A digest of parameters that does not depend on how they are laid out over devices.
 
-Every element is hashed together with its place, and the hashes are added modulo 2^32: sums of
+Every element is hashed together with its position, and the hashes are added modulo 2^32: sums of
 whole numbers come out the same in any order, so one device and a thousand agree to the last bit.
-Two such sums per array find accidents (a flipped bit, another step, swapped experts); they are no
-defence against somebody who wants to deceive.
+Two such sums per array find accidents (a flipped bit, another step, swapped experts); they do
+not protect against tampering.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def _content(leaves: list[Array]) -> list[tuple[Array, Array]]:
 
 
 def _sums(x: Array) -> tuple[Array, Array]:
-    """Two sums over all elements, each of another hash of (place, bits)."""
+    """Two sums over all elements, each of a different hash of (position, bits)."""
     bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):  # axis by axis, so that no number of elements overflows
         along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        place = _mixed(place + along + jnp.uint32(0x9E3779B1))
-    first = _mixed(bits ^ place)
-    second = _mixed(bits + _mixed(place ^ jnp.uint32(0x5BD1E995)))
+        position = _mixed(position + along + jnp.uint32(0x9E3779B1))
+    first = _mixed(bits ^ position)
+    second = _mixed(bits + _mixed(position ^ jnp.uint32(0x5BD1E995)))
     return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
 
 

@@ -52,7 +52,7 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
 def param(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Init = uniform_fan_in
 ) -> nnx.Param:
-    """A float32 parameter that knows its logical axes.
+    """A float32 parameter with the names of its logical axes.
 
     The axes feed sharding, optimizer factoring, counting and checkpoint metadata, so they are
     given once, here, next to the shape.
@@ -141,3 +141,24 @@ def stack(trees: list[Any]) -> Any:
 def unstack(tree: Any, num: int) -> list[Any]:
     """The inverse of `stack` for `num` trees."""
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(num)]
+
+
+def stack_blocks(tree: Any) -> Any:
+    """Parameters, or a tree that holds such (a training state), with blocks that are apart
+    (`Decoder.apart`) stacked: the form of checkpoints, for any depth and number of devices."""
+    return _with_blocks(tree, stack)
+
+
+def unstack_blocks(tree: Any, num_blocks: int) -> Any:
+    """The inverse of `stack_blocks`; a copy of every block."""
+    return _with_blocks(tree, lambda blocks: unstack(blocks, num_blocks))
+
+
+def _with_blocks(tree: Any, change: Callable[[Any], Any]) -> Any:
+    def has_blocks(node: Any) -> bool:
+        return isinstance(node, dict) and "blocks" in node
+
+    def changed(node: Any) -> Any:
+        return {**node, "blocks": change(node["blocks"])} if has_blocks(node) else node
+
+    return jax.tree.map(changed, tree, is_leaf=has_blocks)

@@ -1,8 +1,8 @@
-"""Routing decides: from router logits to experts, weights and places in the experts' queues.
+"""Routing decides: from router logits to experts, weights and slots of the experts.
 
 Pure functions on float32 arrays; nothing here moves a token (`dispatch.py` does). The order of
 steps is that of GShard (arXiv 2006.16668, algorithm 1) as its public implementation runs it:
-first and second choice, normalise, then places, all firsts before any second. Ties go to the
+first and second choice, normalise, then slots, all firsts before any second. Ties go to the
 lowest expert index everywhere.
 """
 
@@ -20,7 +20,7 @@ class Route(NamedTuple):
 
     expert_GSK: Array  # int32
     weight_GSK: Array  # float32; 0 where the choice was dropped or never wanted
-    slot_GSK: Array  # int32, place in the expert's queue of that group; only valid where kept
+    slot_GSK: Array  # int32, position in the expert's queue of that group; only valid where kept
     wanted_GSK: Array  # bool; False for padding and for second choices the policy gave up
     kept_GSK: Array  # bool; wanted, and the queue had room
 
@@ -113,11 +113,11 @@ def queue_positions(expert_GSK: Array, wanted_GSK: Array, num_experts: int) -> A
     G, S, K = expert_GSK.shape
     block = 64
     num_blocks = -(-S * K // block)
-    expert_GQ = jnp.where(wanted_GSK, expert_GSK, num_experts).swapaxes(1, 2).reshape(G, K * S)
-    expert_GQ = jnp.pad(
-        expert_GQ, ((0, 0), (0, num_blocks * block - K * S)), constant_values=num_experts
+    expert_Gc = jnp.where(wanted_GSK, expert_GSK, num_experts).swapaxes(1, 2).reshape(G, K * S)
+    expert_Gc = jnp.pad(
+        expert_Gc, ((0, 0), (0, num_blocks * block - K * S)), constant_values=num_experts
     )
-    expert_Gnb = expert_GQ.reshape(G, num_blocks, block)
+    expert_Gnb = expert_Gc.reshape(G, num_blocks, block)
     index_b = jnp.arange(block, dtype=jnp.int32)
     earlier_bb = index_b[:, None] > index_b[None, :]
     same_Gnbb = (expert_Gnb[..., :, None] == expert_Gnb[..., None, :]) & earlier_bb[None, None]
@@ -129,8 +129,8 @@ def queue_positions(expert_GSK: Array, wanted_GSK: Array, num_experts: int) -> A
     before_GnE = jnp.cumsum(count_GnE, axis=1) - count_GnE
     outside_Gnb = jnp.sum(jnp.where(hit_GnbE, before_GnE[:, :, None, :], 0), axis=-1)
 
-    position_GQ = (inside_Gnb + outside_Gnb).reshape(G, num_blocks * block)[:, : K * S]
-    return position_GQ.reshape(G, K, S).swapaxes(1, 2)
+    position_Gc = (inside_Gnb + outside_Gnb).reshape(G, num_blocks * block)[:, : K * S]
+    return position_Gc.reshape(G, K, S).swapaxes(1, 2)
 
 
 def tally(

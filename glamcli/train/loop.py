@@ -31,6 +31,7 @@ from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
 from glamcli.hosts.signals import Stop, listening
 from glamcli.hosts.watchdog import LONG, Watchdog
+from glamcli.model.params import unstack_blocks
 from glamcli.parallel.mesh import global_batch, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
@@ -43,7 +44,7 @@ from glamcli.train.folder import (
     write_run_files,
 )
 from glamcli.train.meter import Meter
-from glamcli.train.state import State, abstract_state, init_state, unstack_blocks
+from glamcli.train.state import State, abstract_state, init_state
 from glamcli.trained import Trained
 
 

@@ -6,8 +6,7 @@ the learning rate. The loop has one `State`; checkpoints save it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from jax.sharding import Mesh
 
 from glamcli.config.schema import Optimizer
 from glamcli.model.decoder import Decoder
-from glamcli.model.params import stack, unstack
 from glamcli.parallel.axes import Tree
 from glamcli.train.optimizer import init_opt_state, optimizer_axes
 
@@ -65,25 +63,6 @@ def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
     """The sharding of every leaf on `mesh`."""
     parts = state_axes(decoder, settings)
     return State._make(decoder.layout.shardings(mesh, part) for part in parts)
-
-
-def stack_blocks(state: State) -> State:
-    """A state with separate blocks (`Decoder.apart`) as one with stacked blocks: the form of
-    checkpoints, which depends on neither depth nor devices."""
-    return _with_blocks(state, stack)
-
-
-def unstack_blocks(state: State, num_blocks: int) -> State:
-    """The inverse of `stack_blocks`."""
-    return _with_blocks(state, lambda blocks: unstack(blocks, num_blocks))
-
-
-def _with_blocks(state: State, change: Callable[[Any], Any]) -> State:
-    def changed(tree: Tree) -> Tree:
-        return {**tree, "blocks": change(tree["blocks"])}
-
-    opt_state = {**state.opt_state, "slots": changed(state.opt_state["slots"])}
-    return state._replace(params=changed(state.params), opt_state=opt_state)
 
 
 def _new_state(decoder: Decoder, settings: Optimizer, seed: int) -> State:

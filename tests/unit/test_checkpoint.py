@@ -233,7 +233,7 @@ def test_weights_of_format_2_are_carried_over_and_what_starts_anew_is_said(tmp_p
     assert jax.tree.map(jnp.shape, query) == {"v_row": (2, 16), "v_col": (2, 4, dim)}
     assert sum(not np.asarray(x).any() for x in query.values()) == num_anew
     assert len(said) == 1
-    assert "statistics of 1 weights of attention start anew" in said[0]
+    assert "statistics of 1 attention weights start from zero" in said[0]
 
     new["params"]["scale"] = put(jnp.zeros(3), 1)
     with pytest.raises(CheckpointError, match="1 arrays differ"):

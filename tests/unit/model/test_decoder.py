@@ -9,7 +9,7 @@ import pytest
 from glamcli.config import schema
 from glamcli.model.block import Routing
 from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
-from glamcli.model.params import unstack
+from glamcli.model.params import unstack_blocks
 from unit.model import decoder_reference
 
 SIZES = {
@@ -68,8 +68,8 @@ def test_equals_loops_in_float64(experts):
 
 def apart(decoder, params):
     """The same loss with arrays of its own for every block, and no scan."""
-    blocks = unstack(params["blocks"], decoder.num_blocks)
-    return loss(dataclasses.replace(decoder, apart=True), {**params, "blocks": blocks}, "gather")
+    params = unstack_blocks(params, decoder.num_blocks)
+    return loss(dataclasses.replace(decoder, apart=True), params, "gather")
 
 
 def gradient(function, params):

@@ -11,6 +11,7 @@ import pytest
 from glamcli.config import schema
 from glamcli.model import kv_cache
 from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.model.params import unstack_blocks
 
 MODEL = schema.Model(
     num_layers=4,
@@ -76,7 +77,7 @@ def test_a_model_so_deep_that_it_is_scanned_decodes_the_same(dtype, share):
 def test_blocks_that_are_apart_have_caches_of_their_own_and_decode_the_same():
     stacked, params, _, full = decoder_and_truth()
     decoder = replace(stacked, apart=True)
-    params = stacked.taken_apart(params)
+    params = unstack_blocks(params, stacked.num_blocks)
 
     @jax.jit
     def step(state, tokens_BT):

@@ -8,8 +8,9 @@ import pytest
 
 from glamcli.config.schema import Mesh, Model, Moe, Optimizer
 from glamcli.model.decoder import Decoder
+from glamcli.model.params import stack_blocks, unstack_blocks
 from glamcli.parallel.mesh import make_mesh
-from glamcli.train.state import abstract_state, init_state, stack_blocks, state_axes, unstack_blocks
+from glamcli.train.state import abstract_state, init_state, state_axes
 
 MODEL = Model(num_layers=2, model_dim=16, ffn_dim=32, num_heads=2, head_dim=8, vocab_size=64)
 DECODER = Decoder(MODEL, Moe(num_experts=4))
