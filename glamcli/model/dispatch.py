@@ -92,9 +92,9 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
     shared = tuple(axis for axis in tokens if axis in split)
     alike = tuple(axis for axis in split if axis not in tokens)
 
-    def run(x_GSM: Array, expert_GSK: Array, weight_GSK: Array, *weights: Array) -> Array:
-        own = Experts(*weights, experts.activation, layout)
-        first = first_row(layout.split("expert"), own.w_in_EMH)
+    def run(x_GSM, expert_GSK, weight_GSK, w_in_EMH, w_out_EMH):
+        own = Experts(w_in_EMH, w_out_EMH, experts.activation, layout)
+        first = first_row(layout.split("expert"), w_in_EMH)
 
         def one_round(part: list[Array]) -> Array:
             part = [jax.lax.all_gather(a, shared, tiled=True) for a in part] if shared else part
@@ -106,7 +106,7 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
                 y_GSM = jax.lax.psum_scatter(y_GSM, shared, tiled=True)
             return y_GSM.astype(x_GSM.dtype)
 
-        (G, S, M), K, H = x_GSM.shape, expert_GSK.shape[-1], own.w_in_EMH.shape[-1]
+        (G, S, M), K, H = x_GSM.shape, expert_GSK.shape[-1], w_in_EMH.shape[-1]
         num_shares = math.prod(mesh_shape[axis] for axis in shared)
         rounds = _rounds(G * S, K * num_shares * (2 * M + H) * 4)
         parts = [
