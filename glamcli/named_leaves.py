@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-SHOWN_LEAVES = 6
+SHOWN_DIFFERENCES = 6
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def difference(saved: Mapping[str, Any], wanted: Mapping[str, Any], names: list[
 
     shown = [
         f"`{name}` is {text(saved.get(name))}, not {text(wanted.get(name))}"
-        for name in names[:SHOWN_LEAVES]
+        for name in names[:SHOWN_DIFFERENCES]
     ]
     more = len(names) - len(shown)
     return "; ".join(shown + [f"and {more} more"] * bool(more))

@@ -26,13 +26,14 @@ from glamcli.hosts.join import Host
 from glamcli.hosts.signals import Stop
 from glamcli.hosts.watchdog import LONG, Watchdog
 from glamcli.model.decoder import Decoder
+from glamcli.model.params import stack_blocks
 from glamcli.parallel.mesh import global_batch
 from glamcli.progress import Progress
 from glamcli.train import identity, programs
 from glamcli.train.heldout import Heldout, mean_nats
 from glamcli.train.meter import Meter
 from glamcli.train.metrics import FAILED_TASKS
-from glamcli.train.state import State, abstract_state, stack_blocks
+from glamcli.train.state import State, abstract_state
 from glamcli.trained import Trained
 
 Evaluate = Callable[[Trained, Progress, Callable[[], None]], Mapping[str, float]]

@@ -20,7 +20,6 @@ from glamcli.config.schema import Recipe
 from glamcli.config.sharding import check_divides, indivisible
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
-from glamcli.model.params import stack_blocks
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import local_rows
 from glamcli.train.state import abstract_state, state_shardings
