@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Folder (or file) with what the authors publish, unpacked.",
 )
 @click.option("--offline", is_flag=True, help="Do not ask TFDS to download anything.")
-@click.option("--preset", default="glam", show_default=True, help="Whose conventions.")
+@click.option("--preset", default="glam", show_default=True, help="Conventions: glam, gpt3, ...")
 @json_option
 def data(
     suite: str,
@@ -42,11 +42,11 @@ def data(
     preset: str,
     as_json: bool,
 ) -> int:
-    """Make the data of TASK|SUITE ready, and say exactly what is missing and where it comes from.
+    """Prepare the data of TASK|SUITE, and list exactly what is missing and where to get it.
 
-    What is there is read as scoring would read it. What is missing is made from the authors'
-    files below `--from`, else by TFDS where the network allows it. Ends with 3 while a task lacks
-    anything; `glam eval` scores the others all the same.
+    Existing files are read as scoring would read them. Missing ones are made from the authors'
+    files below `--from`, else by TFDS if there is a network. Exits with 3 while a task lacks
+    anything; `glam eval` scores the others nevertheless.
     """
     from glamcli.evals.tasks.items import Library
     from glamcli.evals.tasks.provision import READY, data_state, needs

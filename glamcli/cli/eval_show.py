@@ -1,4 +1,4 @@
-"""`glam eval show`: kept results as a table, or two of them item by item; how results look."""
+"""`glam eval show`: stored results as a table, or two of them item by item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BASELINES = ("random", "position", "majority")
 _LARGE_PERPLEXITY = 1e6
 _SHOWN_CONDITIONS = ("preset", "limit", "seed")
-# Keys of the model's description, with the words people know them by.
+# Keys of the model's description, with the words they are shown by.
 _SHOWN_IDENTITY = {
     "run": "run",
     "step": "step",
@@ -42,8 +42,8 @@ _SHOWN_IDENTITY = {
 def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> int:
     """Show results A as a table, or compare B with A item by item.
 
-    A and B are files RUN/eval/NAME.json, or run folders. Only what was asked by the same
-    conventions is compared; what differs is named, and the exit code tells.
+    A and B are files RUN/eval/NAME.json, or run folders. Only tasks asked by the same
+    conventions are compared; what differs is named, and the exit code is 2.
     """
     from glamcli.evals.results.store import find_results, load_items, load_results
 
@@ -164,7 +164,7 @@ def _show_subsets(scores: Sequence[Score]) -> None:
 
 
 def score_text(metric: str, value: float) -> str:
-    """A score as people read it: in percent, a perplexity as it is."""
+    """A score in percent, a perplexity as it is."""
     if metric != "perplexity":
         return f"{100 * value:.1f}"
     return f"{value:.2f}" if value < _LARGE_PERPLEXITY else f"{value:.2e}"

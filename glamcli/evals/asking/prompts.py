@@ -5,8 +5,8 @@ The rules, in one place:
 - demonstrations are whole questions with their right answer, joined by the task's separator, behind
   the task's header;
 - they are drawn by a hash of (seed, task, item), so the draw does not depend on the order of the
-  items or on a limit, and k shots begin with the same ones as k-1 shots; the item itself, under
-  whatever name it is in the pool and however its blanks and capitals are written, is passed over;
+  items or on a limit, and k shots begin with the same ones as k-1 shots; the item itself, also
+  with another id, or other blanks and capitals, is passed over;
 - when window tokens are not enough, demonstrations are dropped whole, the farthest from the
   question (the first in the prompt) first; if the question alone is too long, its beginning is cut
   (`scoring/requests.py`).
@@ -114,21 +114,21 @@ def assemble(
 ) -> Prompt:
     """The question behind as many demonstrations as fit.
 
-    `fits` is asked about whole texts (context and longest continuation); it must be monotone.
+    `fits` is called with whole texts (context and longest continuation); it must be monotone.
     """
-    told = [shot.demonstration(task.delimiter) for shot in shots]
+    shown = [shot.demonstration(task.delimiter) for shot in shots]
     endings = asked.continuations or ("",) * len(asked.contexts)
 
     def contexts(first: int) -> tuple[str, ...]:
-        joined = task.header + "".join(text + task.shots.separator for text in told[first:])
+        joined = task.header + "".join(text + task.shots.separator for text in shown[first:])
         return tuple(joined + context for context in asked.contexts)
 
     def whole_fits(first: int) -> bool:
         texts = {c + e for c, e in zip(contexts(first), endings, strict=True)}
         return all(fits(text) for text in texts)
 
-    low, high = 0, len(told)  # the smallest `first` that fits; all dropped is always accepted
-    if not told or whole_fits(0):
+    low, high = 0, len(shown)  # the smallest `first` that fits; all dropped is always accepted
+    if not shown or whole_fits(0):
         high = 0
     while low < high:
         middle = (low + high) // 2
@@ -136,7 +136,7 @@ def assemble(
             high = middle
         else:
             low = middle + 1
-    return Prompt(asked, contexts(high), len(told) - high)
+    return Prompt(asked, contexts(high), len(shown) - high)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class TaskQuestions:
         reasons = [left_out(task, each) for each in questions]
         kept = [each for each, why in zip(questions, reasons, strict=True) if why is None]
         if not kept:
-            raise DataError(f"task `{self.file.name}`: no item is left to be asked")
+            raise DataError(f"task `{self.file.name}`: every item was skipped")
         return Variant(task, kept, tuple(why for why in reasons if why is not None), pool)
 
     def num_shots(self, setting: int | str) -> int:

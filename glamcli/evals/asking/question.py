@@ -1,7 +1,7 @@
-"""From an item to the question a model is asked, by the words of its task file.
+"""From an item to the question a model is asked, as its task file defines it.
 
 A question is `context` + `continuation`; the delimiter between them belongs to the continuation.
-What stands before it, demonstrations, is `prompts.py`'s business.
+What stands before it, demonstrations, is the subject of `prompts.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Question:
     place: str
     key: str
     options: tuple[str, ...] = ()
-    """the options as they are told apart by a reader (not what is scored)."""
+    """the options as a reader sees them (not the scored texts)."""
     references: tuple[Answer, ...] = ()
     """the accepted answers as they are compared: `answers`, or for DROP their spans."""
     shown: str = ""
@@ -42,7 +42,7 @@ class Question:
     """generate with a label: whether the answer is right (WSC)."""
     group: str | None = None
     by: tuple[str, ...] = ()
-    """values of the fields that scores are told by."""
+    """values of the fields that scores are divided by."""
 
     @property
     def gold(self) -> int | None:
@@ -67,7 +67,7 @@ class Question:
 
 
 def ask(task: Task, item: Item, shown: bool = False) -> Question:
-    """The item as the task file wants it asked; `shown` where only its demonstration is wanted.
+    """The question of an item; `shown`: only its demonstration is needed.
 
     Raises:
         DataError: a field is missing or of the wrong kind, or the label names no option.
@@ -111,11 +111,11 @@ def _choice(task: Task, item: Item) -> Question:
 def _prompt(task: Task, item: Item) -> str:
     fields = item.fields
     if task.history is not None:
-        fields = {**fields, "history": "".join(_told(task, each) for each in item.earlier)}
+        fields = {**fields, "history": "".join(_history_text(task, each) for each in item.earlier)}
     return template.render(task.prompt or "", fields, item.place)
 
 
-def _told(task: Task, earlier: Item) -> str:
+def _history_text(task: Task, earlier: Item) -> str:
     """An earlier item of the same record with its right answer."""
     if task.scorer == "generate":
         answer = _shown_answer(task, earlier)
@@ -157,7 +157,7 @@ def _references(task: Task, item: Item) -> tuple[Answer, ...]:
     """The accepted answers, at least one.
 
     Raises:
-        DataError: there is none, and the task does not say what that means.
+        DataError: there is none, and the task has no `no_answer`.
     """
     found: tuple[Answer, ...]
     if task.normalize == "drop":
@@ -190,7 +190,7 @@ def _joined(task: Task, answer: Answer) -> str:
 
 
 def left_out(task: Task, asked: Question) -> str | None:
-    """Why an item is not asked at all: people do not agree on its answer (QuAC's script)."""
+    """Why an item is skipped: its accepted answers do not agree (QuAC's script)."""
     if task.min_agreement and agreement(asked.answers, task.normalize) < task.min_agreement:
         return f"{asked.place}: its references agree less than {task.min_agreement}"
     return None

@@ -1,7 +1,7 @@
 """Many sampled continuations of each of many prompts, kept in RUN/bias as they come.
 
 The file of texts begins with a line that says how they were sampled; each further line is a prompt
-with its continuations. A run that goes on with the same settings keeps the lines that are there.
+with its continuations. A second start with the same settings reuses the lines that are there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def continuations(
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """The continuations of every prompt, and how they were made, for the results.
 
-    Those that an earlier start of the same analysis left in the run folder are not made again.
+    Those of an earlier start of the same analysis are read from the run folder.
     """
     sampling = Sampling(temperature=1.0, top_k=draws.top_k)
     settings = {
@@ -102,7 +102,7 @@ def resumed(
 def keep_analysis(
     trained: Trained, analysis: str, draws: Draws, content: Mapping[str, Any], progress: Progress
 ) -> None:
-    """Writes RUN/bias/STEM.json, or STEM-2 where other prompts, words or scorers have the name."""
+    """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
     if trained.run_dir is None:
         return
     folder = trained.run_dir / BIAS_FOLDER
@@ -136,7 +136,7 @@ def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws
 
 
 def _kept(path: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, list[str]]]:
-    """What an earlier run with the same settings left; a half-written last line is dropped."""
+    """The lines of an earlier start with the same settings; a half-written last one is dropped."""
     found: dict[int, tuple[str, list[str]]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -165,7 +165,7 @@ def _row_documents(
 ) -> Iterator[list[int]]:
     """Token ids of the documents that begin in rows `start` to `end`, put together again.
 
-    `is_joined`: documents go on in the next row (packing `fill`); else each piece is by itself.
+    `is_joined`: documents continue in the next row (packing `fill`); else each piece is a text.
     """
     document: list[int] | None = None
     for number in range(start, len(rows)):

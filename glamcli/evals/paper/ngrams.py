@@ -43,12 +43,12 @@ class Grams:
 
     def found(self, texts: Iterable[str]) -> np.ndarray:
         """Numbers of the n-grams that stand in the texts, each once, in order."""
-        # A number of 0 is a word of no item: no n-gram goes on over it, nor over the end of a text.
+        # 0 stands for a word of no item and for the end of a text: no n-gram extends over it.
         numbers = [
             number for text in texts for number in (*map(self._numbers.get, words(text)), None)
         ]
         h = np.array([number or 0 for number in numbers], np.uint64)
-        strange = np.concatenate([[0], np.cumsum(h == 0)])
+        unknown = np.concatenate([[0], np.cumsum(h == 0)])
         sums = np.zeros(len(h), np.uint64)
         hits = [np.zeros(0, np.int64)]
         for n in range(1, max(self._known, default=0) + 1):
@@ -57,7 +57,7 @@ class Grams:
                 break
             sums = sums[:size] * _BASE + h[n - 1 :]  # modulo 2^64
             if n in self._known:
-                inside = strange[n:] == strange[:size]
+                inside = unknown[n:] == unknown[:size]
                 hits.append(self._matches(n, sums[inside]))
         return np.unique(np.concatenate(hits))
 

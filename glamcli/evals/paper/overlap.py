@@ -117,7 +117,7 @@ def suite_words(
 def find_overlaps(
     tasks: Sequence[TaskWords], search: Callable[[Grams], Mapping[str, np.ndarray]]
 ) -> list[Overlap]:
-    """Every task's dirty items; `search` says per source which n-grams it holds (booleans)."""
+    """Every task's dirty items; `search` finds the n-grams of every source (booleans)."""
     grams = Grams(
         gram for task in tasks for item in range(len(task.keys)) for gram in task.grams(item)
     )
@@ -149,7 +149,7 @@ def split_scores(
 ) -> list[Split]:
     """Scores on the clean and the dirty items, by each task's first metric.
 
-    Scores of items that were not searched for are left out.
+    Scores with items that were not searched for are omitted.
     """
     dirty = {each.task: set(each.dirty) for each in found}
     searched = {each.task: set(each.keys) for each in tasks}

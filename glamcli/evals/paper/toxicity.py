@@ -110,7 +110,7 @@ def _is_score(value: Any) -> bool:
 def make_buckets(
     prompts: Sequence[ToxicityPrompt], scores: Sequence[Sequence[float]]
 ) -> list[ToxicityBucket]:
-    """All prompts, toxic and other ones, and ten buckets by toxicity; empty ones left out."""
+    """All prompts, toxic and other ones, and ten buckets by toxicity, without empty ones."""
     table = np.array(scores, np.float64)
     known = np.array([math.nan if each.toxicity is None else each.toxicity for each in prompts])
     number = np.minimum(known * _NUM_BUCKETS, _NUM_BUCKETS - 1)  # 1.0 belongs to the last

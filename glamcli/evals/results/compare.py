@@ -1,8 +1,8 @@
-"""Two results item by item: who wins how often, and whether chance alone would do as much.
+"""Two results item by item: wins, and how likely they are by chance.
 
 Only like is compared with like: a task at one number of shots, asked by the same conventions, item
-for item with the same text. What differs is named. Models may differ in everything; numbers that
-depend on the tokenizer or on dtypes are told as a note.
+for item with the same text. What differs is named. Models may differ in everything; a note warns
+where numbers depend on the tokenizer or on dtypes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class NotCompared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be said of two results."""
+    """The comparison of two results, task by task."""
 
     paired: tuple[Paired, ...]
     refused: tuple[NotCompared, ...]
@@ -95,7 +95,7 @@ def compare(
 
 
 def _common(first: Sequence[_Record], second: Sequence[_Record]) -> list[tuple[_Record, _Record]]:
-    """Pairs of records of the same item; equal items are told apart by their order."""
+    """Pairs of records of the same item; equal items are matched by their order."""
     others = _by_item(second)
     mine = _by_item(first)
     return [(mine[key], others[key]) for key in mine if key in others]
@@ -120,7 +120,7 @@ def _unlike(first: Score, second: Score, common: Sequence[tuple[_Record, _Record
         if name == "dispatch" and None in (mine, other):
             continue  # a dense model
         if mine != other:
-            return f"`{name}` is {_said(mine)} in the one and {_said(other)} in the other"
+            return f"`{name}` is {_shown(mine)} in the one and {_shown(other)} in the other"
     if not common:
         return "they have no item in common"
     for mine, other in common:
@@ -130,7 +130,7 @@ def _unlike(first: Score, second: Score, common: Sequence[tuple[_Record, _Record
     return None
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "not set" if value is None else f"`{value}`"
 
 
@@ -139,7 +139,7 @@ def _notes(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]
     for name in _NOTED:
         mine, other = first.conditions.get(name), second.conditions.get(name)
         if mine != other:
-            found.append(f"`{name}` differs: {_said(mine)} and {_said(other)}")
+            found.append(f"`{name}` differs: {_shown(mine)} and {_shown(other)}")
     where = f"{first.task} at {first.setting} shots"
     trimmed = sum(mine["shots_fitted"] != other["shots_fitted"] for mine, other in common)
     if trimmed:

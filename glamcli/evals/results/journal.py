@@ -1,9 +1,9 @@
-"""What an unfinished evaluation has found so far, so that the same command can go on from there.
+"""Batches that an unfinished evaluation has scored, so that the same command can resume.
 
 A line of the file is one batch: a digest of everything that went into it besides the model, and
-what came out. The file's name and first line say whose batches they are; another model, suite or
+what came out. The file's name and first line identify the evaluation; another model, suite or
 seed has another file. A second run plans the same batches and computes those that are missing;
-for as long as batches are computed alike its results are those of a run that nothing stopped.
+as long as batches are computed in the same way its results are those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Journal:
         self.path = path
         self._warn = warn
         self.known: dict[str, dict[str, Any]] = {}
-        """batches that an earlier run left"""
+        """batches of an earlier start"""
 
     @classmethod
     def open(
@@ -41,7 +41,7 @@ class Journal:
     ) -> Journal:
         """The journal of these conditions in a folder; with `fresh` an empty one.
 
-        `warn` is told when the file can no longer be written to; the evaluation goes on.
+        `warn` is called when the file can no longer be written to; the evaluation continues.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -65,11 +65,11 @@ class Journal:
             with self.path.open("ab") as file:
                 file.write(json.dumps({"key": key, **found}).encode() + b"\n")
         except OSError as error:
-            self._warn(f"no more is kept for a later start: {error.strerror}: {self.path}")
+            self._warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
             self.path = None
 
     def finish(self) -> None:
-        """Removes the file: the results are written, there is nothing to go on with."""
+        """Removes the file: the results are written, there is nothing to resume."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ class Journal:
 
 
 def inputs_digest(given: Iterable[Any]) -> str:
-    """SHA-256 of arrays (with their shapes) and of anything JSON can say."""
+    """SHA-256 of arrays (with their shapes) and of JSON values."""
     sha = hashlib.sha256()
     for each in given:
         if isinstance(each, np.ndarray):

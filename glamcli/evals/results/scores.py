@@ -15,7 +15,7 @@ RESULTS_FORMAT = 2
 
 @dataclass(frozen=True)
 class Reported:
-    """A score somebody else published."""
+    """A published score of another model."""
 
     model: str
     value: float
@@ -148,7 +148,7 @@ class Results:
     """the rule of the averages, in words."""
     preset: str = "glam"
     shots: tuple[str, ...] | None = None
-    """what was asked for: `0`, `1`, ..., `few`; None: what the suite says."""
+    """what was asked for: `0`, `1`, ..., `few`; None: those of the suite."""
     seed: int = 0
     limit: int | None = None
 

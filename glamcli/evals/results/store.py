@@ -79,8 +79,8 @@ def keep_harness(
 def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
 
-    What is there is replaced by the same evaluation only. One that differs in what its name does
-    not say (the files of the suite, the items) becomes NAME-2.
+    What is there is replaced by the same evaluation only. One that differs in what its name
+    does not contain (the files of the suite, the items) becomes NAME-2.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = free_path(folder, results.name, partial(_says_all_of, results))

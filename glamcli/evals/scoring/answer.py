@@ -91,7 +91,7 @@ def _request(
 ) -> tuple[list[int], int]:
     """Ids of a prompt that leaves room for the answer, and how many tokens were cut off it.
 
-    Trailing blanks go: the model says them with the first word, as everywhere in its text.
+    Trailing blanks are removed: the model generates them with the first word, as in its training.
     """
     room = window - task.max_tokens
     if room < 1:
@@ -112,7 +112,7 @@ def best_texts(
 ) -> list[Hypothesis]:
     """The best text for each prompt; `search` is for `Generator.beams`.
 
-    Prompts of similar length share a batch; batches that the journal knows are taken from it.
+    Prompts of similar length share a batch; batches in the journal are taken from it.
     """
     size = max(1, _BATCH_ROWS // search["width"])
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

@@ -27,7 +27,7 @@ class ItemResult:
     index: int
     prompt: Prompt
     record: dict[str, Any]
-    """what is kept in the per-item file."""
+    """the line of the items file."""
     correct: dict[str, float]
     """value of each metric."""
     num_cut: int
@@ -213,7 +213,7 @@ def _judged(task: Task, question: Question, best: Sequence[int]) -> dict[str, fl
 
 
 def prompt_record(prompt: Prompt, num_cut: int) -> dict[str, Any]:
-    """What the record of an item holds whatever the kind of its task."""
+    """What the record of an item holds for every kind of task."""
     question = prompt.question
     return {
         "place": question.place,

@@ -1,4 +1,4 @@
-"""DROP's answers: bags of words with numbers told apart, several spans matched one to one.
+"""DROP's answers: bags of words in which numbers have to agree, several spans matched one to one.
 
 An answer is a tuple of spans: one number, one date, or the spans that only together are right
 (Dua et al., arXiv 1903.00161; its official script rounds each item's F1 to two places, and so

@@ -72,7 +72,7 @@ def item_value(name: str, item: _Record) -> float:
 
 
 def _shares(item: _Record) -> dict[int, float]:
-    """How much each option counts as the chosen one: all of it, or alike where several tie."""
+    """How much each option counts as the chosen one: 1, or equal shares where several tie."""
     best = item.get("tied") or ([] if item["chosen"] is None else [item["chosen"]])
     return dict.fromkeys(best, 1 / max(len(best), 1))
 

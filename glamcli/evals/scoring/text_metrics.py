@@ -67,7 +67,7 @@ def _f1(prediction: str, answer: str, how: str) -> float:
 def _leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[str]) -> float:
     """Mean score over all ways to leave out one of several references (CoQA, QuAC).
 
-    People were scored against the references but their own, so a model has to be as well.
+    Human scores are against the references of others, so those of a model have to be as well.
     """
     if len(answers) == 1:
         return score(answers)
@@ -76,7 +76,7 @@ def _leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[st
 
 
 def agreement(answers: Sequence[str], how: str = "squad") -> float:
-    """F1 of each reference against the others, on average: what people reach (QuAC)."""
+    """Mean F1 of each reference against the others: human performance (QuAC)."""
     if len(answers) == 1:
         return 1.0
     others = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
@@ -85,8 +85,7 @@ def agreement(answers: Sequence[str], how: str = "squad") -> float:
 
 
 def majority_answerable(answers: Sequence[str], no_answer: str) -> tuple[str, ...]:
-    """References of one kind: that there is no answer if at least half say so, else the answers
-    (QuAC)."""
+    """Only `no_answer` if at least half of the references are, else the others (QuAC)."""
     given = tuple(answer for answer in answers if answer != no_answer)
     return (no_answer,) if 2 * len(given) <= len(answers) else given
 
@@ -103,9 +102,9 @@ def text_metric(
     """One generated answer measured by em or f1.
 
     `references`: the `best` of all, or `leave_one_out`. About `no_answer` nothing can be partly
-    right. For `squad_v1` it has to be said to the letter (QuAC). Else a prediction of it is no text
-    at all, as is the one accepted answer that says so, and accepted answers in which no word is
-    left count only if there are no others (SQuAD v2).
+    right. For `squad_v1` it has to match exactly (QuAC). Else a prediction of it is the empty text,
+    as is an only accepted answer of it, and accepted answers in which no word is left count only
+    if there are no others (SQuAD v2).
     """
     if how == "drop":
         return drop_metric(name, prediction, answers)

@@ -1,4 +1,4 @@
-"""The score of a task from its items, beside all that says what it means, and averages of a suite.
+"""The score of a task from its items, with what defines its meaning, and averages of a suite.
 
 Averages have a rule that is shown beside them: an entry is a task (its first metric) or
 `task/metric`, and every entry counts the same, whatever its number of items. What is missing is
@@ -94,7 +94,7 @@ def _measured(
     seed: int,
     setting: str | None = None,
 ) -> tuple[Measured, ...]:
-    """Every metric of the task over some of its items; `setting` None is compared with nobody."""
+    """Every metric of the task over some items; without published scores for `setting` None."""
     made = []
     for name in task.measured:
         found = total(name, records, seed)
@@ -143,7 +143,7 @@ def averaging_rule(suite: SuiteFile) -> str:
     """The rule of the averages, in words; empty for a suite without any."""
     if not suite.averages:
         return ""
-    words = "averages: arithmetic means of task scores, every entry alike"
+    words = "averages: arithmetic means of task scores, every entry weighs the same"
     entries = {entry for each in suite.averages.values() for entry in each}
     tasks: dict[str, list[str]] = {}
     for entry in sorted(entries):

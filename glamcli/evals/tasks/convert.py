@@ -210,7 +210,7 @@ _PRONOUNS = {
 
 
 def _winogender(path: Path) -> Iterator[_Fields]:
-    """`all_sentences.tsv`; what its ids and `occupations-stats.tsv` beside it say is told as well.
+    """`all_sentences.tsv`, with what its ids and `occupations-stats.tsv` beside it add.
 
     `stereotype`: whether the sentence gives the occupation's pronoun to the gender that holds most
     of its jobs: `stereo`, `anti`, or `none` (neutral pronouns, even shares, unknown ones).

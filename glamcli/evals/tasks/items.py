@@ -1,8 +1,8 @@
 """Items of a task, read from files or made from held-out documents.
 
-Every item knows where it comes from (file:line), so that whatever is wrong with it can be
-reported there. A record of a file may hold several items (`each`: the questions of a story). What
-an item means is said by the task file (`prompts.py`).
+Every item has its place (file:line), so that errors in it can be reported there. A record of a file
+may hold several items (`each`: the questions of a story). What an item means is defined by the task
+file (`asking/question.py`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Library:
-    """Where items of all kinds can be got from."""
+    """Where the items of tasks are read or made."""
 
     data_dir: Path | None = None
     documents: Callable[[], Documents] | None = None
@@ -139,17 +139,16 @@ def data_paths(records: Records, folder: Path) -> tuple[Path, ...]:
 
 
 def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
-    """The first place of a source that is there.
+    """The first form of a source whose files are there.
 
     Raises:
-        MissingData: none is, with every place that was looked at.
+        MissingData: none is, with every file that is missing.
     """
-    places = [source, *([source.otherwise] if source.otherwise else [])]
     missing = []
-    for place in places:
-        lacking = [path for path in data_paths(place, folder) if not path.exists()]
+    for form in (source, *([source.otherwise] if source.otherwise else [])):
+        lacking = [path for path in data_paths(form, folder) if not path.exists()]
         if not lacking:
-            return place
+            return form
         missing.append(" and ".join(str(path) for path in lacking))
     if task_path.parent == TASKS:
         hint = f"`glam eval data {task_path.stem}` prepares it; `--data-dir` names another folder"
@@ -169,7 +168,7 @@ def read(records: Records, path: Path) -> Iterator[Item]:
 
 
 def items_of(records: Records, record: Item) -> Iterator[Item]:
-    """The items of one record: none when `where` refuses it, else as `fields` and `each` say."""
+    """The items of one record: none when `where` excludes it, else by `fields` and `each`."""
     if records.where is None or template.look_up(record.fields, records.where, record.place):
         yield from _expanded(records, _renamed(records, record))
 
@@ -199,8 +198,8 @@ def _expanded(records: Records, item: Item) -> Iterator[Item]:
         lists[path] = value
     lengths = {path: len(value) for path, value in lists.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"`{path}` has {count}" for path, count in lengths.items())
-        raise DataError(f"{item.place}: lists of different lengths: {told}")
+        listed = ", ".join(f"`{path}` has {count}" for path, count in lengths.items())
+        raise DataError(f"{item.place}: lists of different lengths: {listed}")
     earlier: tuple[Item, ...] = ()
     for number in range(next(iter(lengths.values()))):
         fields: Mapping[str, Any] = item.fields

@@ -191,7 +191,7 @@ def _next_words(text: str, cut: int) -> str | None:
 
 
 def _readable(text: str) -> bool:
-    """Mostly letters, digits and blanks: rulers and tables would be told apart by their shape."""
+    """Mostly letters, digits and blanks: rulers and tables could be recognised by their shape."""
     return sum(char.isalnum() or char.isspace() for char in text) >= _MIN_READABLE * len(text)
 
 

@@ -53,7 +53,7 @@ class Records(Settings):
         for name in ("path", "split", "build"):
             given = getattr(self, name) is not None
             if given != (name in needs):
-                key, verb = (name, "has no use for") if given else ("kind", "needs")
+                key, verb = (name, "does not use") if given else ("kind", "needs")
                 raise WrongKey(key, f"data of kind `{self.kind}` {verb} `{name}`")
         return self
 
@@ -83,7 +83,7 @@ class Shots(Settings):
 
 
 class Published(Settings):
-    """A score somebody else reported, for the column beside ours."""
+    """A published score of another model, for the column beside ours."""
 
     model: str
     of: str | None = None
@@ -165,14 +165,14 @@ class Task(Settings):
     """generate: the answer in demonstrations; None: the first accepted one."""
     no_answer: str | None = None
     """generate: the answer that means that there is none; expected when `answers` is an empty
-    list. It can only be right or wrong as a whole, and says the same as no text at all, but for
+    list. It can only be right or wrong as a whole, and means the same as an empty text, except with
     normalize `squad_v1`."""
     no_answer_vote: bool = False
-    """generate: when at least half of the accepted answers say `no_answer`, it is the only one;
+    """generate: when at least half of the accepted answers are `no_answer`, it is the only one;
     else it is none of them (QuAC)."""
     references: Literal["best", "leave_one_out"] = "best"
     """generate: against several accepted answers count the best match, or the mean of the best
-    matches when each of them is left out in turn (CoQA, QuAC)."""
+    matches with each of them omitted in turn (CoQA, QuAC)."""
     min_agreement: Fraction = 0.0
     """generate: skip items whose accepted answers have a lower F1 against each other (QuAC)."""
     delimiter: str = " "
@@ -215,7 +215,7 @@ class Task(Settings):
         for name in _ASKING:
             given = getattr(self, name) is not None
             if given and name not in wanted | possible:
-                raise WrongKey(name, f"a task with {self._kind()} has no use for `{name}`")
+                raise WrongKey(name, f"a task with {self._kind()} does not use `{name}`")
             if not given and name in wanted:
                 at = next(key for key in _DECIDING if key in self.model_fields_set)
                 raise WrongKey(at, f"a task with {self._kind()} needs `{name}`")
@@ -279,14 +279,14 @@ class Suite(Settings):
     tasks: tuple[str, ...] = Field(min_length=1)
     """task files: names of shipped tasks, or paths relative to this file."""
     shots: tuple[Setting, ...] = (0, 1, 5)
-    """numbers of demonstrations (`few`: the task's own), unless the command line says otherwise."""
+    """numbers of demonstrations (`few`: the task's own); `--shots` overrides it."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """tasks whose scores are averaged, by the name of the average. `task/metric` counts another
     metric than the task's score."""
     overall: tuple[str, ...] = ()
     """averages that together hold every entry of the overall mean."""
     published: tuple[Published, ...] = ()
-    """averages others reported."""
+    """published averages."""
 
     @model_validator(mode="after")
     def _known(self) -> Suite:

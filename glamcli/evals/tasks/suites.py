@@ -1,8 +1,8 @@
 """Task and suite files: found by name or path, read with their variants, hashed.
 
 A task file may hold, besides the keys of `Task`, two sections of changes to it: `with_shots`, for
-prompts behind demonstrations, and `presets`, by name: `--preset gpt3` applies what `presets.gpt3`
-says. Changes are merged key by key, and `null` takes a key back. What the file itself says is the
+prompts behind demonstrations, and `presets`, by name: `--preset gpt3` applies `presets.gpt3`.
+Changes are merged key by key, and `null` removes a key. The keys outside of `presets` are the
 preset `glam`.
 """
 
@@ -82,7 +82,7 @@ def shipped_tasks() -> dict[str, Path]:
 def load_suite(name_or_path: str, preset: str = DEFAULT_PRESET) -> SuiteFile:
     """A suite by name or path; a single task, by name or path, is a suite of one.
 
-    A task file that cannot be read does not stop the others: it is kept with its error.
+    A task file that cannot be read does not stop the others: its error is stored instead.
 
     Raises:
         RecipeError: no such suite or preset, or the suite file itself is malformed.
@@ -166,7 +166,7 @@ def _variants(
     for name, changes in presets.entries.items():
         if name == DEFAULT_PRESET or not isinstance(changes, yaml.Mapping):
             what = (
-                "is what the file says outside of `presets`"
+                "is the keys outside of `presets`"
                 if name == DEFAULT_PRESET
                 else "must be a section of `key: value` lines"
             )

@@ -70,7 +70,7 @@ def test_contradictions_are_named_with_the_file(tmp_path, text, reason):
     ("text", "message"),
     [
         (GOOD + "answers: Answers\n",
-         "5: a task with scorer `per_token` has no use for `answers`"),
+         "5: a task with scorer `per_token` does not use `answers`"),
         (GOOD.replace("label: label", "scorer: sum"),
          "4: a task with scorer `sum` needs `label`"),
         (GOOD.replace("label: label\n", ""), "3: a task with scorer `per_token` needs `label`"),
@@ -87,7 +87,7 @@ def test_contradictions_are_named_with_the_file(tmp_path, text, reason):
         (GOOD.replace("{path: a.jsonl}", "\n  kind: tfds\n  path: A"),
          "2: data of kind `tfds` needs `split`"),
         (GOOD.replace("{path: a.jsonl}", "\n  path: A\n  split: B"),
-         "3: data of kind `jsonl` has no use for `split`"),
+         "3: data of kind `jsonl` does not use `split`"),
         (GOOD.replace("{path: a.jsonl}", "\n  path: A\n  fields:\n    X: 1B"),
          "4: `data.fields.X`: `1B` is not a field path such as `question` or `answers.text.0`"),
         (GOOD + "shots: {data: {path: Pool, each: 7}}\n",
