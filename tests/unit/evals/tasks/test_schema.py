@@ -40,7 +40,7 @@ def test_a_malformed_task_keeps_its_error_and_the_others_are_read(tmp_path):
     ("text", "reason"),
     [
         (GOOD.replace("label: label\n", ""), "needs `label`"),
-        (GOOD + "answers: a\n", "no use for `answers`"),
+        (GOOD + "answers: a\n", "does not use `answers`"),
         (GOOD + "metrics: [f1]\n", "metric `f1`"),
         (GOOD + "labels: [1, 2, 3]\n", "3 `labels` for 2 options"),
         (GOOD + "shots: {source: pool}\n", "`shots.data`"),
@@ -49,7 +49,7 @@ def test_a_malformed_task_keeps_its_error_and_the_others_are_read(tmp_path):
         (GOOD.replace("path: a.jsonl", "kind: heldout"), "needs `build`"),
         (GOOD + "scorer: generate\n", "generate"),
         (GOOD + "metrics: [f1a]\n", "metric `f1a`"),
-        (GOOD + "right: r\n", "no use for `label`"),
+        (GOOD + "right: r\n", "does not use `label`"),
         (GOOD + "with_shots: {promt: x}\n", "task.yaml:5: unknown key `promt`"),
         (GOOD + "presets: {gpt3: {scorer: summ}}\n", "task.yaml:5: `scorer`"),
         (GOOD + "presets: {glam: {scorer: sum}}\n", "preset `glam`"),
