@@ -7,8 +7,8 @@ field to edit, and names the nearest values that work.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
@@ -31,18 +31,10 @@ _ADAFACTOR_ONLY = (
 _ADAMW_ONLY = ("beta2", "weight_decay")
 
 
-class Checkable(Protocol):
-    """A recipe that knows where its values were written (`load.Loaded`)."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-
-    def place(self, key: str) -> str: ...
-
-
-def check(loaded: Checkable, mixture: Mixture | None = None) -> list[Problem]:
-    """Every contradiction of the recipe, and between it and its mixture."""
-    recipe = loaded.recipe
+def check(
+    recipe: Recipe, place: Callable[[str], str], mixture: Mixture | None = None
+) -> list[Problem]:
+    """Every contradiction of the recipe and its mixture; `place` gives `file:line` of a key."""
     found = [
         *_model(recipe),
         *_experts(recipe),
@@ -55,7 +47,7 @@ def check(loaded: Checkable, mixture: Mixture | None = None) -> list[Problem]:
         *_finish(recipe),
         *(_heldout(recipe, mixture) if mixture else ()),
     ]
-    return [Problem(loaded.place(key), what, hint) for key, what, hint in found]
+    return [Problem(place(key), what, hint) for key, what, hint in found]
 
 
 def _model(recipe: Recipe) -> Found:

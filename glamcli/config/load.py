@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from glamcli.config import check as rules
 from glamcli.config import yaml
-from glamcli.config.explain import Problem, Refused, find_node, place_of, refuse, validate
+from glamcli.config.explain import Problem, Refused, find_node, refuse, validate
 from glamcli.config.files import absolute, display, find, is_path
 from glamcli.config.files import shipped as shipped
 from glamcli.config.mixtures import Mixture
@@ -110,14 +110,13 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
     loaded = Loaded(recipe, origins, path, files[1:])
     if check:
         mixture, wrong = _mixture_of(root)
-        refuse([*rules.check(loaded, mixture), *wrong])
+        refuse([*rules.check(recipe, loaded.place, mixture), *wrong])
     return loaded
 
 
 def _mixture_of(root: yaml.Mapping) -> tuple[Mixture | None, list[Problem]]:
     """The mixture that a recipe names, or what is wrong with it."""
-    data = root.entries.get("data")
-    name = data.entries.get("mixture") if isinstance(data, yaml.Mapping) else None
+    name, place, _ = find_node(root, ("data", "mixture"))
     if not isinstance(name, yaml.Scalar) or not isinstance(name.value, str):
         return None, []
     try:
@@ -125,7 +124,7 @@ def _mixture_of(root: yaml.Mapping) -> tuple[Mixture | None, list[Problem]]:
     except Refused as error:
         return None, list(error.problems)
     except RecipeError as error:
-        return None, [Problem(place_of(root, "data", "mixture"), error.what, error.hint)]
+        return None, [Problem(str(place), error.what, error.hint)]
 
 
 def _without_dropped(root: yaml.Mapping, kind: type[BaseModel]) -> yaml.Mapping:

@@ -28,8 +28,8 @@ class Pace:
         self._name = name
         self._since = time.monotonic()
         self._waited = 0.0
-        self._slow: tuple[int, int] | None = None
-        """the process that was too slow at the last steps, and for how many."""
+        self._slowest, self._slow_steps = 0, 0
+        """the slowest process of the last step, and for how many it has been too slow."""
         self._recent: deque[np.ndarray] = deque(maxlen=SLOW_STEPS)
         self._unsummed: list[np.ndarray] = []
 
@@ -62,12 +62,10 @@ class Pace:
         self._recent.append(alone)
         self._unsummed.append(alone)
         slowest = int(alone.argmax())
-        if alone[slowest] <= SLOW_RATIO * alone.min():
-            self._slow = None
-            return None
-        before = self._slow[1] if self._slow is not None and self._slow[0] == slowest else 0
-        self._slow = slowest, before + 1
-        if before + 1 != SLOW_STEPS:
+        is_slow = alone[slowest] > SLOW_RATIO * alone.min()
+        before = self._slow_steps if slowest == self._slowest else 0
+        self._slowest, self._slow_steps = slowest, before + 1 if is_slow else 0
+        if self._slow_steps != SLOW_STEPS:
             return None
         recent = np.mean(self._recent, axis=0)
         return (
