@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import RowCodec, Rows, file_sha256, shard_name, write_rows_meta, write_shard
-from glamcli.data.stream import BatchReader, RowsLike, Stream
+from glamcli.data.stream import BatchReader, Stream
 
 WEIGHTS = {
     "webpages": 0.42,
@@ -104,7 +105,7 @@ def main() -> None:
             name: on_disk(rows, args.row_tokens, Path(folder) / name)
             for name, rows in memory.items()
         }
-        inputs: dict[str, Mapping[str, RowsLike]] = {"memory": memory, "array_record": disk}
+        inputs: dict[str, Mapping[str, Any]] = {"memory": memory, "array_record": disk}
         for name, rows in inputs.items():
             with Stream(BatchReader(schedule, rows, args.rows, VOCAB_SIZE)) as stream:
                 show(name, rate(lambda _, stream=stream: next(stream), args.seconds))

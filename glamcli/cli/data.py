@@ -88,7 +88,11 @@ def verify_data(recipe: str, sets: tuple[str, ...], duplicates: bool, as_json: b
     """
     progress = render.make_progress(as_json)
     _, data = _open(recipe, sets, progress)
-    damaged = _damage(data, progress)
+    damaged: list[DataError] = []
+    with progress.phase("verifying prepared rows", len(data.source_names), "sources") as phase:
+        for name in data.source_names:
+            damaged += data.prepared.damage(name, data.tokenizer.vocab_size)
+            phase.advance()
     if duplicates:
         _show_duplicates(data, progress, as_json)
     if damaged:
@@ -191,23 +195,6 @@ def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
         begins, ends = tokens[0] == tokenizer.bos_id, targets[-1] == tokenizer.eos_id
         text = tokenizer.decode(tokens[int(begins) :].tolist())
         yield ("<s>" if begins else "…") + text + ("</s>" if ends else "…")
-
-
-def _damage(data: Dataset, progress: Progress) -> list[DataError]:
-    """What is wrong with the prepared rows: the first damaged file of every split of a source."""
-    damaged = []
-    with progress.phase("verifying prepared rows", len(data.source_names), "sources") as phase:
-        for name in data.source_names:
-            damaged += data.prepared.damage(name)
-            for rows in (data.prepared.train[name], data.prepared.heldout[name]):
-                if rows.counts.max_id >= data.tokenizer.vocab_size:
-                    what = (
-                        f"{rows.folder}: token id {rows.counts.max_id} is outside the vocabulary "
-                        f"of {data.tokenizer.vocab_size}"
-                    )
-                    damaged.append(DataError(what))
-            phase.advance()
-    return damaged
 
 
 def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""One part of a source: some documents, tokenised and packed into a shard per split.
+"""Parts of a source: some documents each, tokenised and packed into a shard per split, then joined.
 
 Parts are cut by text alone and made independently of each other, in any process, so the bytes on
-disk do not depend on how many processes there are, and a finished part survives an interruption.
+disk do not depend on the number of processes, and a finished part survives an interruption.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ DOCUMENTS_FILE = "heldout.jsonl"
 # Held-out documents whose text is kept for evaluation, per source and in all.
 KEPT_DOCUMENTS = 512
 KEPT_CHARS = 1 << 20
-
-
 # Text in one part: small enough to share out a small corpus, larger when that gives many parts.
 PART_CHARS = 1 << 19
 MAX_PART_CHARS = 1 << 26

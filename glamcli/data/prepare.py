@@ -64,14 +64,20 @@ class Prepared:
             raise DataError(f"{folder / DOCUMENTS_FILE}: changed since it was written")
         return [json.loads(line)["text"] for line in data.splitlines()]
 
-    def damage(self, name: str) -> Iterator[DataError]:
+    def damage(self, name: str, vocab_size: int) -> Iterator[DataError]:
         """Reads every file of a source again: what is wrong with each split and its documents."""
-        checks = [self.train[name].verify, self.heldout[name].verify]
-        for check in (*checks, lambda: self.heldout_documents(name)):
+        splits = (self.train[name], self.heldout[name])
+        for check in (*(rows.verify for rows in splits), lambda: self.heldout_documents(name)):
             try:
                 check()
             except DataError as error:
                 yield error
+        for rows in splits:
+            if rows.counts.max_id >= vocab_size:
+                yield DataError(
+                    f"{rows.folder}: token id {rows.counts.max_id} is outside the vocabulary of "
+                    f"{vocab_size}"
+                )
 
 
 @dataclass(frozen=True)

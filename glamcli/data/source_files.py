@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -52,14 +52,6 @@ class File:
     @property
     def is_local(self) -> bool:
         return self.fs.protocol == "file" or "file" in self.fs.protocol
-
-
-class Contents(NamedTuple):
-    """What a file holds, as far as a fingerprint needs it."""
-
-    sha256: str
-    head: bytes
-    """its first bytes, at most `HEAD_BYTES`"""
 
 
 def find_files(pattern: str, kind: str, name: str) -> list[File]:
@@ -176,8 +168,9 @@ def _refuse_same_file(found: list[File], name: str) -> None:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def contents(file: File) -> Contents:
-    """SHA-256 of a file of up to 64 MiB; of a larger one, of size, modification mark and samples.
+def contents(file: File) -> tuple[str, bytes]:
+    """SHA-256 of a file of up to 64 MiB, of a larger one that of size, modification mark and
+    samples; and the first `HEAD_BYTES` of either.
 
     So a changed small file is always noticed, and a large one unless an edit is between the
     samples and its modification time was restored.
@@ -186,7 +179,7 @@ def contents(file: File) -> Contents:
         with file.open() as stream:
             if file.num_bytes <= HASHED_WHOLE_BYTES:
                 data = stream.read()
-                return Contents(hashlib.sha256(data).hexdigest(), data[:HEAD_BYTES])
+                return hashlib.sha256(data).hexdigest(), data[:HEAD_BYTES]
             head = b""
             digest = hashlib.sha256(f"{file.num_bytes} {file.changed}".encode())
             for i in range(NUM_SAMPLES):
@@ -196,7 +189,7 @@ def contents(file: File) -> Contents:
                 head = head or data[:HEAD_BYTES]
     except OSError as error:
         raise DataError(f"{file.url}: cannot be read: {error}") from error
-    return Contents(f"sampled-{digest.hexdigest()}", head)
+    return f"sampled-{digest.hexdigest()}", head
 
 
 def local_path(file: File) -> str:

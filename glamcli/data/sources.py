@@ -43,9 +43,8 @@ class Reading:
     """documents with bytes that are not UTF-8, or with lone surrogates"""
     done_bytes: int = 0
     """bytes of its files that were read"""
-    missing: dict[str, DataError] = field(default_factory=dict)
-    """fields of `where` that no record so far has, with the error of the first record"""
-    present: set[str] = field(default_factory=set)
+    missing: dict[str, DataError | None] = field(default_factory=dict)
+    """by field of `where`: the error of the first record, None once a record has the field"""
 
     def counts(self) -> dict[str, int]:
         """The numbers, for JSON."""
@@ -71,7 +70,7 @@ def documents(source: Source, name: str, reading: Reading | None = None) -> Iter
             if num_kept == source.max_documents:
                 return
     # A record without the field does not match; if none has it, its name is probably wrong.
-    for error in reading.missing.values():
+    for error in filter(None, reading.missing.values()):
         raise error
 
 
@@ -121,11 +120,7 @@ def source_inputs(source: Source, name: str) -> dict[str, Any]:
 
 def _lines(file: File, reading: Reading) -> Iterator[bytes]:
     start = reading.done_bytes
-
-    def at(position: int) -> None:
-        reading.done_bytes = start + position
-
-    return lines(file, at)
+    return lines(file, lambda used: setattr(reading, "done_bytes", start + used))
 
 
 def _text(data: bytes, reading: Reading) -> str:
@@ -209,11 +204,9 @@ def _matches(record: dict[str, Any], key: str, expected: Any, place: str, readin
     try:
         value = _look_up(record, key, place)
     except DataError as error:
-        if key not in reading.present:
-            reading.missing.setdefault(key, error)
+        reading.missing.setdefault(key, error)
         return False
-    reading.present.add(key)
-    reading.missing.pop(key, None)
+    reading.missing[key] = None
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return value == expected and isinstance(value, bool) == isinstance(expected, bool)

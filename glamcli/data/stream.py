@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
 from glamcli.data.mixture import Schedule
-from glamcli.data.rows import TOKEN_FIELDS
+from glamcli.data.rows import TOKEN_FIELDS, Row, Rows
 from glamcli.errors import DataError, GlamError
 
 HostBatch = dict[str, np.ndarray]
@@ -25,14 +25,6 @@ HostBatch = dict[str, np.ndarray]
 # lock with the training loop.
 READ_THREADS = 2
 BATCHES_AHEAD = 4
-
-
-class RowsLike(Protocol):
-    """Prepared rows of one source: random access to dicts of int32 arrays of one length."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,8 @@ class BatchReader(Sequence[HostBatch]):
     """
 
     schedule: Schedule
-    rows: Mapping[str, RowsLike]
+    rows: Mapping[str, Sequence[Row] | Rows]
+    """by source: random access to dicts of int32 arrays of one length."""
     batch_rows: int
     vocab_size: int
     start_step: int = 0

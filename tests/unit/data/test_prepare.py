@@ -224,7 +224,7 @@ def test_preparing_twice_at_once_gives_the_same_whole_folder(corpus, tmp_path, s
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(run, range(4)))
     for prepared in made:
-        assert not list(prepared.damage("web"))
+        assert not list(prepared.damage("web", 512))
     assert len([path for path in (tmp_path / "cache" / "rows").iterdir() if path.is_dir()]) == 1
 
 
@@ -256,7 +256,7 @@ def test_one_document_is_trained_on_and_two_are_shared_out(tmp_path):
         prepared = prepare(recipe(), mixture(folder), Bytes(), tmp_path / "cache", Silent())
         rows = (prepared.train["web"], prepared.heldout["web"])
         assert tuple(part.counts.num_documents for part in rows) == expected
-        assert not list(prepared.damage("web"))
+        assert not list(prepared.damage("web", 512))
 
 
 def test_text_that_the_tokenizer_changes_is_counted_per_source(corpus, tmp_path):
