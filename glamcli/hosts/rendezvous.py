@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jax._src.clusters import ClusterEnv
 
 from glamcli.errors import GlamError, HostError, RecipeError
-from glamcli.hosts.wire import Line, Wire
+from glamcli.hosts.wire import Connection, Wire
 
 HELLO_SECONDS = 5.0
 RETRY_SECONDS = 0.2
@@ -117,12 +117,12 @@ def meet(address: str, listen: str, index: int, count: int, seconds: float) -> W
     """
     if index == 0:
         return _receive_all(address, _listen(listen, count), count, seconds)
-    line = Line(_connect(address, seconds))
-    line.send({"glam": 1, "process": index, "of": count, "host": socket.gethostname()})
-    answer = line.receive() or {}
+    connection = Connection(_connect(address, seconds))
+    connection.send({"glam": 1, "process": index, "of": count, "host": socket.gethostname()})
+    answer = connection.receive() or {}
     if "names" in answer:
-        return Wire(index, answer["names"], {0: line})
-    line.close()
+        return Wire(index, answer["names"], {0: connection})
+    connection.close()
     if "refused" in answer:
         kind = RecipeError if answer["code"] == RecipeError.exit_code else HostError
         raise kind(answer["refused"], hint=answer["hint"])
@@ -169,27 +169,27 @@ def _connect(address: str, seconds: float) -> socket.socket:
 def _receive_all(address: str, server: socket.socket, count: int, seconds: float) -> Wire:
     """In process 0: waits for the others."""
     deadline = time.monotonic() + seconds
-    lines: dict[int, Line] = {}
+    connections: dict[int, Connection] = {}
     with server:
-        while len(lines) < count - 1 or _forget_gone(lines):
+        while len(connections) < count - 1 or _forget_gone(connections):
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 sock, _ = server.accept()
             except TimeoutError:
-                missing = [f"process {k}" for k in range(1, count) if k not in lines]
+                missing = [f"process {k}" for k in range(1, count) if k not in connections]
                 more = [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
                 what = f"{', '.join(missing[:SHOWN] + more)} of {count} did not come to {address}"
                 hint = "start them with the same command, or raise `runtime.join_seconds`"
-                _refuse_all(lines, HostError(f"{what} within {seconds:g} s", hint=hint))
+                _refuse_all(connections, HostError(f"{what} within {seconds:g} s", hint=hint))
             sock.settimeout(HELLO_SECONDS)
-            _admit(sock, count, lines)
-    names = [f"process 0 ({socket.gethostname()})", *(lines[k].name for k in range(1, count))]
-    for line in lines.values():
-        line.send({"names": names})
-    return Wire(0, names, lines)
+            _admit(sock, count, connections)
+    names = [f"process 0 ({socket.gethostname()})", *(connections[k].name for k in range(1, count))]
+    for connection in connections.values():
+        connection.send({"names": names})
+    return Wire(0, names, connections)
 
 
-def _admit(sock: socket.socket, count: int, lines: dict[int, Line]) -> None:
+def _admit(sock: socket.socket, count: int, connections: dict[int, Connection]) -> None:
     """Adds the process that has just connected, unless it is none of this run."""
     try:
         hello = json.loads(sock.recv(4096))
@@ -197,30 +197,31 @@ def _admit(sock: socket.socket, count: int, lines: dict[int, Line]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         sock.close()  # a port scanner, say
         return
-    line = Line(sock, f"process {index} ({host})")
+    connection = Connection(sock, f"process {index} ({host})")
     if of != count:
         what = f"process {index} on {host} was started as one of {of}, process 0 as one of {count}"
         refused = RecipeError(what, hint="--num-processes must be the same")
-        _refuse_all({**lines, index: line}, refused)
-    if index in lines:
-        _forget_gone(lines)  # it may have been restarted
-    if index in lines or not 0 < index < count:
-        other = lines[index].name if index in lines else "process 0"
+        _refuse_all({**connections, index: connection}, refused)
+    if index in connections:
+        _forget_gone(connections)  # it may have been restarted
+    if index in connections or not 0 < index < count:
+        other = connections[index].name if index in connections else "process 0"
         what = f"process {index} came twice: from {host} and as {other}"
-        _refuse_all({**lines, -1: line}, RecipeError(what, hint="every --process-id is used once"))
-    lines[index] = line
+        refused = RecipeError(what, hint="every --process-id is used once")
+        _refuse_all({**connections, -1: connection}, refused)
+    connections[index] = connection
 
 
-def _forget_gone(lines: dict[int, Line]) -> bool:
+def _forget_gone(connections: dict[int, Connection]) -> bool:
     """Whether processes that had connected are gone again; they are removed."""
-    gone = [index for index, line in lines.items() if line.is_gone()]
+    gone = [index for index, connection in connections.items() if connection.is_gone()]
     for index in gone:
-        lines.pop(index).close()
+        connections.pop(index).close()
     return bool(gone)
 
 
-def _refuse_all(lines: dict[int, Line], error: GlamError) -> None:
-    for line in lines.values():
-        line.send({"refused": error.what, "hint": error.hint, "code": error.exit_code})
-        line.close()
+def _refuse_all(connections: dict[int, Connection], error: GlamError) -> None:
+    for connection in connections.values():
+        connection.send({"refused": error.what, "hint": error.hint, "code": error.exit_code})
+        connection.close()
     raise error

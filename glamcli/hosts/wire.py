@@ -30,7 +30,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER
 Message = dict[str, Any]
 
 
-class Line:
+class Connection:
     """Messages over one connection; several threads may send."""
 
     def __init__(self, sock: socket.socket, name: str = ""):
@@ -74,17 +74,17 @@ class Line:
 
 
 class Wire:
-    """The lines of this process: to all others in process 0, to process 0 in the others.
+    """The connections of this process: to all others in process 0, to process 0 in the others.
 
     `ended(what, hint, code)` is called once, by a thread of its own, when another process failed
     (`what` contains its error) or is gone.
     """
 
-    def __init__(self, index: int, names: list[str], lines: dict[int, Line]):
+    def __init__(self, index: int, names: list[str], connections: dict[int, Connection]):
         self.index = index
         self.names = names
         """`process 1 (its machine)` of every process."""
-        self.lines = lines
+        self.connections = connections
         self.ended: Callable[[str, str | None, int], None] = lambda what, hint, code: None
         self._changed = threading.Condition()
         self._coming: dict[str, dict[int, Any]] = {}
@@ -93,8 +93,8 @@ class Wire:
         self._closing = False
         self._over = False
         self._threads = [
-            threading.Thread(target=self._read, args=(peer, line), name=f"wire {peer}")
-            for peer, line in lines.items()
+            threading.Thread(target=self._read, args=(peer, connection), name=f"wire {peer}")
+            for peer, connection in connections.items()
         ]
 
     def start(self, ended: Callable[[str, str | None, int], None]) -> None:
@@ -122,24 +122,24 @@ class Wire:
         self._send_all({"failed": self.index, "what": what, "hint": hint, "code": code})
 
     def close(self, first: Callable[[], object]) -> None:
-        """Closes the lines once every process has called this, after calling `first`."""
+        """Closes the connections once every process has called this, after calling `first`."""
         self.gather("close", None)
         with self._changed:
             self._closing = True
-        self.gather("closing", None)  # from here on, a closed line is not an error to anybody
+        self.gather("closing", None)  # from here on, a closed one is not an error
         first()
         self._send_all({"bye": self.index})
-        self._close_lines()
+        self._close_all()
 
-    def _close_lines(self) -> None:
+    def _close_all(self) -> None:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        for line in self.lines.values():
-            line.close()
+        for connection in self.connections.values():
+            connection.close()
 
-    def _read(self, peer: int, line: Line) -> None:
-        while (message := line.receive()) is not None:
+    def _read(self, peer: int, connection: Connection) -> None:
+        while (message := connection.receive()) is not None:
             if "put" in message:
                 self._put(peer, message["put"], message["value"])
             elif "all" in message:
@@ -185,5 +185,5 @@ class Wire:
         self.ended(what, hint, message["code"])
 
     def _send_all(self, message: Message) -> None:
-        for line in self.lines.values():
-            line.send(message)
+        for connection in self.connections.values():
+            connection.send(message)

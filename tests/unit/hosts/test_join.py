@@ -34,10 +34,10 @@ def free_port() -> int:
 def cut(line):
     """Breaks a process's connections, as its death does."""
     line._closing = True
-    for each in line.lines.values():
+    for each in line.connections.values():
         with contextlib.suppress(OSError):
             each.socket.shutdown(socket.SHUT_RDWR)
-    line._close_lines()
+    line._close_all()
 
 
 def names(index, count, address, seconds=10):
