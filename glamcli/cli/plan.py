@@ -96,7 +96,7 @@ def command(
     """
     loaded = load_recipe(recipe, sets)
     if searching and all_targets:
-        raise RecipeError("`--search` and `--all-targets` ask for different things", "use one")
+        raise RecipeError("`--search` and `--all-targets` exclude each other", "use one")
     if html is not None and (searching or all_targets):
         raise RecipeError("`--html` shows one plan", "leave out `--search` or `--all-targets`")
     name = target or loaded.recipe.plan.target or ("" if all_targets else "local")
@@ -145,13 +145,13 @@ def _prepare(target: str) -> None:
 def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan:
     from glamcli.plan.planner import make_plan
 
-    telling = render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}")
-    with loaded.placing(), telling:
+    phase = render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}")
+    with loaded.placing(), phase:
         return _interruptible(lambda: make_plan(loaded.recipe, target, prices))
 
 
 def _interruptible(run: Callable[[], _T]) -> _T:
-    """`run()` in another thread: a compiler does not hear Ctrl-C for minutes, this thread does.
+    """`run()` in another thread: a compiler takes minutes to react to Ctrl-C, this thread does not.
     `main.run` then ends the process without waiting for the other one."""
     future = ThreadPoolExecutor(1).submit(run)
     while not future.done():

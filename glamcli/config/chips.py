@@ -1,6 +1,6 @@
 """The table of accelerators, `chips.toml`: memory, speeds and prices of every kind of chip.
 
-Read by `glam plan`. A table of the user's own may take its place (`--chips`).
+Read by `glam plan`. `--chips` reads a table of the user's own instead.
 """
 
 from __future__ import annotations

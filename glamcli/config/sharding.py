@@ -1,4 +1,4 @@
-"""Logical axes of every array, the sharding table over them, and what neither may ask for.
+"""Logical axes of every array, the sharding table over them, and what contradicts either.
 
 The model takes the axes of its parameters from here. This file needs no jax, so a table that
 contradicts itself, and rows or a width that do not divide, are refused while the recipe is read.

@@ -17,7 +17,7 @@ There are no biases. A token uses K of E experts; everything else counts fully a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from glamcli.config.schema import Moe, Recipe
 
@@ -44,15 +44,7 @@ class Sizes:
     @property
     def active(self) -> int:
         """Parameters that one token uses (n_act-params of GLaM Table 4)."""
-        return (
-            self.embedding
-            + self.attention
-            + self.dense_ffn
-            + self.active_experts
-            + self.router
-            + self.norms
-            + self.position_bias
-        )
+        return sum(astuple(self)) - self.experts
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Flops:
 
     @property
     def training(self) -> int:
-        """Useful operations of a step: the backward pass takes two for every one."""
+        """Useful operations of a step: the backward pass takes twice the forward pass."""
         return 3 * self.forward
 
     @property

@@ -1,8 +1,8 @@
-"""Where arrays live: logical axes of parameters and activations, laid over a mesh (GSPMD 2D).
+"""The layout of arrays: logical axes of parameters and activations, laid over a mesh (GSPMD 2D).
 
 Parameters and activations carry logical names; a `Layout` holds the recipe's sharding table
 (`mesh.rules`) and nothing else knows the mesh. It is a value that modules are given, never a
-global. Activations are constrained against the mesh that `jax.set_mesh` put in place (the form
+global. Activations are constrained against the mesh that `jax.set_mesh` made current (the form
 that jax 0.10 to 0.12 share); without one, or on one device, `constrain` does nothing.
 """
 
@@ -98,7 +98,7 @@ class Layout:
         return jax.tree.map(lambda axes: self.sharding(mesh, axes), axes_tree, is_leaf=_is_axes)
 
     def bytes_per_device(self, mesh_shape: Mapping[str, int], shapes: Any, axes_tree: Any) -> int:
-        """What one device of such a mesh has of these arrays."""
+        """Bytes of these arrays on one device of such a mesh."""
         axes = jax.tree.leaves(axes_tree, is_leaf=_is_axes)
         return sum(
             leaf.size
@@ -108,7 +108,7 @@ class Layout:
         )
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """`x`, with its place on the current mesh fixed.
+        """`x`, with its sharding on the current mesh fixed.
 
         A dimension is split over as many of its mesh axes, first ones first, as divide it (one
         row of a batch in generation stays whole): activations adapt, only weights are refused
@@ -130,9 +130,8 @@ class Layout:
     ) -> Callable[..., Any]:
         """`run` on every device's own part of its arguments (`shard_map`).
 
-        What arrays hold along dimensions of one name lies together; a name is split as the first
-        array that has it allows. `sizes` are those of names that only results have. Without a
-        mesh it is `run` itself.
+        Dimensions of one name are split alike: as the first array that has the name allows.
+        `sizes` are those of names that only results have. Without a mesh it is `run` itself.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
@@ -145,11 +144,11 @@ class Layout:
                 for name, entry in zip(axes, self.spec_of(x.shape, axes, mesh.shape), strict=True):
                     entries.setdefault(name, entry)
 
-            def place(axes: Axes) -> PartitionSpec:
+            def spec(axes: Axes) -> PartitionSpec:
                 return PartitionSpec(*(entries[name] for name in axes))
 
-            out_specs = jax.tree.map(place, out_axes, is_leaf=_is_axes)
-            in_specs = tuple(place(axes) for axes in in_axes)
+            out_specs = jax.tree.map(spec, out_axes, is_leaf=_is_axes)
+            in_specs = tuple(spec(axes) for axes in in_axes)
             # Not checked: which results are equal on several devices is known from the table.
             split = jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
             return split(*arrays)
@@ -159,7 +158,7 @@ class Layout:
     def within(
         self, over: tuple[str, ...], names: tuple[str, ...], sizes: Mapping[str, int]
     ) -> Axes:
-        """These names, None in the place of those that are split over other mesh axes as well."""
+        """These names, None for those that are split over other mesh axes as well."""
         inside = (set(self.here(name, sizes[name])) <= set(over) for name in names)
         return tuple(name if fits else None for name, fits in zip(names, inside, strict=True))
 

@@ -27,9 +27,9 @@ def mesh_shape(mesh: schema.Mesh, num_devices: int) -> dict[str, int]:
     if sizes["data"] == "auto" and num_devices % others == 0:
         sizes["data"] = num_devices // others
     if sizes["data"] == "auto" or others * sizes["data"] != num_devices:
-        asked = " x ".join(str(size) for size in sizes.values() if size != 1) or "1"
+        product = " x ".join(str(size) for size in sizes.values() if size != 1) or "1"
         raise PlanError(
-            f"the mesh asks for {asked} devices ({', '.join(MESH_AXES)}), found {num_devices}",
+            f"the mesh asks for {product} devices ({', '.join(MESH_AXES)}), found {num_devices}",
             hint=_proposal(sizes, num_devices),
             key="mesh.data",
         )
@@ -76,11 +76,10 @@ def _grid(devices: Sequence[Any], shape: dict[str, int]) -> Any:
 def with_mesh_of(arrays: Any, run: Callable[..., Any]) -> Callable[..., Any]:
     """`run`, with the mesh that these arrays are spread over as the current one.
 
-    Models are asked where they lie: scoring and generation follow their weights. Weights on one
-    device need no mesh.
+    Scoring and generation run where the weights are. Weights on one device need no mesh.
     """
-    place = jax.tree.leaves(arrays)[0].sharding
-    mesh = place.mesh if isinstance(place, NamedSharding) else None
+    sharding = jax.tree.leaves(arrays)[0].sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     if not isinstance(mesh, Mesh) or mesh.size == 1:
         return run
 
@@ -92,14 +91,14 @@ def with_mesh_of(arrays: Any, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_one_device(arrays: Any) -> bool:
-    """Whether these arrays lie whole on a single device."""
+    """Whether these arrays are whole on a single device."""
     return len(jax.tree.leaves(arrays)[0].sharding.device_set) == 1
 
 
 def local_rows(sharding: Sharding, num_rows: int) -> tuple[range, ...]:
     """The rows of a batch that this process's devices hold, in order and without repetition.
 
-    Devices of other processes may lie between them, and others may hold the same rows.
+    Rows of other processes may come between them, and others may hold the same rows.
     """
     held = sharding.addressable_devices_indices_map((num_rows,)).values()
     bounds = sorted({index[0].indices(num_rows)[:2] for index in held if index is not None})

@@ -64,7 +64,7 @@ def candidates(
     least = 2 * 4 * count(recipe).total  # float32 weights and gradients, over all devices at best
     if not vary_run and least > room * target.num_devices * chip.usable_bytes:
         return
-    # `data: auto` comes to the same by itself.
+    # `data: auto` works out to the same.
     is_worked_out = recipe.mesh.data == "auto" and not recipe.mesh.auto
     for settings, same_run in _variants(recipe, target):
         if not (same_run or vary_run):

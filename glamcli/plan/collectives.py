@@ -1,4 +1,4 @@
-"""What a compiled program says to other devices, read from its optimized HLO text.
+"""The collectives of a compiled program, read from its optimized HLO text.
 
 `collectives(compiled.as_text(), mesh.shape)` lists every collective with the mesh axes it runs
 over, the bytes one device contributes or receives, and how often a run of the program executes
@@ -45,9 +45,9 @@ class Collective:
     shapes: tuple[tuple[int, ...], ...]
     """of the same arrays that `bytes` counts."""
     name: str
-    """where the model asked for it: the path of `jax.named_scope`s, as far as XLA kept it."""
+    """the path of `jax.named_scope`s that it belongs to, as far as XLA kept it."""
     pairs: tuple[tuple[int, int], ...] = ()
-    """of a collective-permute: who sends to whom, in device numbers."""
+    """of a collective-permute: (sender, receiver), in device numbers."""
 
 
 def collectives(hlo: str | Module, mesh_shape: Mapping[str, int]) -> list[Collective]:
@@ -128,7 +128,7 @@ def _whole(
 
 
 def _groups(attributes: str, num_devices: int) -> list[list[int]]:
-    """Which devices talk to each other, from any of the forms that XLA writes."""
+    """Groups of devices that exchange data, from any of the forms that XLA writes."""
     if match := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes):
         return [list(pair) for pair in _lists(match[1]) if pair[0] != pair[1]]
     if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
@@ -190,7 +190,7 @@ def _axes(groups: list[list[int]], mesh_shape: Mapping[str, int]) -> tuple[tuple
     differ = np.zeros(len(sizes), bool)
     for length in {len(group) for group in groups}:
         alike = np.array([group for group in groups if len(group) == length])
-        places = np.stack(np.unravel_index(alike, sizes))  # [mesh axis, group, member]
-        differ |= np.any(places != places[:, :, :1], axis=(1, 2))
+        coords = np.stack(np.unravel_index(alike, sizes))  # [mesh axis, group, member]
+        differ |= np.any(coords != coords[:, :, :1], axis=(1, 2))
     names = tuple(name for name, used in zip(mesh_shape, differ, strict=True) if used)
     return names, max((len(group) for group in groups), default=1)

@@ -49,7 +49,7 @@ class Program:
     arguments: int
     temporaries: int
     outputs: int
-    """results that do not take the place of an argument."""
+    """results that do not reuse the memory of an argument."""
     code: int
     matrix_flops: float
     """of all devices together, everything computed twice counted twice."""
@@ -67,7 +67,7 @@ class TooLarge(PlanError):
         super().__init__("the step does not fit")
 
     def temporaries(self, arguments: int) -> int:
-        """What the program needs beside its arguments, as far as the message tells."""
+        """What the program needs beside its arguments, as far as the message says."""
         needed = int(self.needed or 0)
         return max(0, needed if "temporaries" in self.message else needed - arguments)
 
@@ -114,18 +114,18 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
 def _cache_file(
     recipe: Recipe, target: Target, lowered: Lowered, options: dict[str, str | bool], mesh: Mesh
 ) -> Path | None:
-    """Where what the compiler said of this very program is kept: named by its text, by the places
-    of the devices, by the versions of the compiler, and by our own sources, because the names of
-    scopes are not in the text. Off TPUs jax keeps programs itself."""
+    """The file that caches what the compiler reports of this program: named by its text, by the
+    coordinates of the devices, by the versions of the compiler, and by our own sources, because the
+    names of scopes are not in the text. Off TPUs jax caches programs itself."""
     if target.kind != "tpu" or not recipe.runtime.compile_cache:
         return None
-    places = [(device.id, device.coords) for device in mesh.devices.flat]
+    coords = [(device.id, device.coords) for device in mesh.devices.flat]
     try:
         versions = [version(name) for name in ("jax", "jaxlib", "libtpu")]
     except PackageNotFoundError:  # a libtpu that no package installer knows
         return None
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    name = hashlib.sha256(repr((target.name, places, versions, flags, options)).encode())
+    name = hashlib.sha256(repr((target.name, coords, versions, flags, options)).encode())
     name.update(lowered.as_text().encode())
     for source in sorted(Path(glamcli.__file__).parent.rglob("*.py")):
         name.update(source.read_bytes())
@@ -158,7 +158,7 @@ def _compiled(
         compiled = lowered.compile(options)
         return compiled, compiled.as_text() or ""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # Where the user lets jax keep programs it keeps these too, and cannot read them again.
+        # With jax's own cache of programs on it writes these too, and cannot read them again.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile({**options, **dump})

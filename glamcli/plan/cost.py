@@ -12,14 +12,9 @@ from glamcli.config.schema import Recipe
 from glamcli.config.sizes import flops_per_token, tokens_per_step
 from glamcli.plan.topology import Target
 
-PAPER = {
-    "run": "GLaM 64B/64E on 1,024 TPU v4 chips",
-    "tokens": 600e9,
-    "mwh": 456.0,
-    "half_tokens": 280e9,
-    "half_mwh": 213.0,
-    "half_hours": 574.0,
-}
+PAPER = (
+    "456 MWh for 600B tokens; 213 MWh and 574 hours for 280B (GLaM 64B/64E on 1,024 TPU v4 chips)"
+)
 """The paper's own figures."""
 
 

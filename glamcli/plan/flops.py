@@ -1,4 +1,4 @@
-"""Matrix products of a traced program: every operation that the hardware will be asked for.
+"""Matrix products of a traced program: every operation that the hardware will execute.
 
 Counted before compiling, so nothing depends on how a compiler names its fusions: recomputed
 activations, the one-hot products of einsum dispatch and empty slots of experts are all there.
@@ -29,11 +29,7 @@ def matrix_flops(jaxpr: Any, num_devices: int) -> float:
             times = params.get("length", 1) if name == "scan" else 1
             # The body of a mapped function speaks of one device's part.
             times *= num_devices if name == "shard_map" else 1
-            total += times * sum(matrix_flops(inner, num_devices) for inner in _inner(params))
+            # Whatever the operation calls them; rules for gradients are no part of what runs.
+            inner = [value for value in params.values() if hasattr(value, "eqns")]
+            total += times * sum(matrix_flops(each, num_devices) for each in inner)
     return total
-
-
-def _inner(params: dict[str, Any]) -> list[Any]:
-    """The programs that an operation runs, whatever it calls them; rules for gradients are no
-    part of what runs."""
-    return [value for value in params.values() if hasattr(value, "eqns")]

@@ -56,8 +56,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, state: StateBytes, network: Network) -> Estimate:
     """The recipe on a mesh of the network's shape."""
-    chip = network.target.chip
-    assert chip is not None
+    chip = network.chip
     size = BF16 if recipe.model.activation_dtype == "bfloat16" else FLOAT32
     flops = _hardware_flops(recipe, network)
     compute = flops * chip.devices / (math.prod(network.shape.values()) * chip.peak * EFFICIENCY)

@@ -1,7 +1,7 @@
 """Optimized HLO as text, taken apart: computations, instructions, loops, array types.
 
-Text, because that is all that compilers for CPU, GPU and described TPUs have in common. What it
-says to other devices is read in `collectives.py`, how long it takes in `plan/schedule.py`.
+Text, because that is all that compilers for CPU, GPU and described TPUs have in common. Its
+collectives are read in `collectives.py`, its time in `schedule.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where the program asked for it: the path of `jax.named_scope`s, as far as XLA kept it."""
+        """The path of `jax.named_scope`s that it belongs to, as far as XLA kept it."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 

@@ -1,4 +1,4 @@
-"""Bytes on one device by what they are for, and where each kind of array lives.
+"""Bytes on one device by what they are for, and how each kind of array is laid out.
 
 Sizes of weights, optimizer state and batch follow from shapes and the sharding table; what the
 compiler reserves for everything else is known once a program is compiled.
@@ -39,7 +39,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What a step is given, in bytes on one device, as the shapes say."""
+    """The arguments of a step, in bytes on one device, by their shapes."""
 
     weights: int
     optimizer: int
@@ -70,7 +70,7 @@ def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> StateBytes:
 
 @lru_cache(maxsize=16)
 def _abstract(model: Model, moe: Moe | None, optimizer: Optimizer) -> tuple[Any, Any]:
-    """Shapes and logical axes of a state; no mesh has a say in them."""
+    """Shapes and logical axes of a state; the same for every mesh."""
     decoder = Decoder(model, moe)
     return abstract_state(decoder, optimizer), state_axes(decoder, optimizer)
 
@@ -133,7 +133,7 @@ def by_group(
     """What state and temporaries take of one device, by group; adds up to both.
 
     Gradients are float32 and complete before the update, one set as large as the weights (a second
-    one while parts accumulate). Compilers do not tell them from other temporaries, so they are
+    one while parts accumulate). Compilers do not separate them from other temporaries, so they are
     taken out by arithmetic. Where that leaves less than one residual stream and its slots, part of
     these arrays is in on-chip memory, which does not count, and they stay one group.
     """

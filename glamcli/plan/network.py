@@ -21,15 +21,15 @@ class Network:
     """How fast the devices of a mesh reach each other along its axes."""
 
     def __init__(self, target: Target, mesh: Mesh | None, mesh_shape: dict[str, int]):
-        self.target = target
+        assert target.chip is not None
+        self.target, self.chip = target, target.chip
         self.shape = mesh_shape
         self._mesh = mesh
 
     def rate(self, axes: tuple[str, ...]) -> tuple[float, float, float]:
         """(bytes per second in and out of a device, seconds of latency, the longest ring) of
         collectives over these mesh axes."""
-        chip = self.target.chip
-        assert chip is not None
+        chip = self.chip
         group = math.prod(self.shape[axis] for axis in axes)
         if "slice" in axes:
             return chip.dcn / chip.devices, 1e-5, group
@@ -46,16 +46,14 @@ class Network:
 
     def neighbour(self, axes: tuple[str, ...]) -> float:
         """Bytes per second from a device to the next one along these mesh axes."""
-        chip = self.target.chip
-        assert chip is not None
+        chip = self.chip
         return (chip.dcn if "slice" in axes else chip.link) / chip.devices
 
     def _inside_host(self, axes: tuple[str, ...]) -> bool:
         """Whether devices along these axes sit in one host: the axes end the mesh."""
-        assert self.target.chip is not None
         names = list(self.shape)
         first = min(names.index(axis) for axis in axes)
-        return math.prod(self.shape[axis] for axis in names[first:]) <= self.target.chip.per_host
+        return math.prod(self.shape[axis] for axis in names[first:]) <= self.chip.per_host
 
     def _spans(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
         """(extent, whether it is a ring) in every dimension of the slice that a group covers."""
@@ -73,11 +71,10 @@ class Network:
         return found
 
     def _is_ring(self, length: int) -> bool:
-        chip, grid = self.target.chip, self.target.shape
-        assert chip is not None
-        if chip.wraps == "cubes":
+        grid = self.target.shape
+        if self.chip.wraps == "cubes":
             return all(side % 4 == 0 for side in grid)
-        return length == chip.wraps
+        return length == self.chip.wraps
 
     def _assumed(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
         """The same without devices: as if the mesh filled the slice's dimensions from its end."""

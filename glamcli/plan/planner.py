@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         RecipeError, PlanError: when recipe, mesh and target do not go together, or the step does
             not fit, with its bytes by group and what would fit.
     """
-    asked, (recipe, shape) = recipe, _on_target(recipe, target)
+    given, (recipe, shape) = recipe, _on_target(recipe, target)
     check_divides(indivisible(recipe, shape))
     state = state_bytes(recipe, shape)
     method, seconds, cpu_seconds, time, found = "formula", None, None, None, []
@@ -116,12 +116,12 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         sizes, flops = guess.bytes, guess.flops
         time = Time(guess.compute_seconds, guess.network)
     else:
-        _refuse_state(asked, target, state)
+        _refuse_state(given, target, state)
         try:
             program = compile_step(recipe, target)
         except TooLarge as error:
             sizes = by_group(recipe, state, shape, error.temporaries(state.total))
-            raise _does_not_fit(asked, target, sizes) from error
+            raise _does_not_fit(given, target, sizes) from error
         method, seconds, cpu_seconds = "compiled", program.seconds, program.cpu_seconds
         sizes = by_group(recipe, state, shape, program.temporaries + program.outputs)
         # Tiles of memory are larger than the arrays in them.
@@ -131,7 +131,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         if target.chip is not None and target.chip.clock is not None:
             time = step_time(module, Network(target, program.mesh, shape))
     if target.chip is not None and sum(sizes.values()) > target.chip.usable_bytes:
-        raise _does_not_fit(asked, target, sizes)
+        raise _does_not_fit(given, target, sizes)
     return Plan(
         recipe=recipe,
         target=target,

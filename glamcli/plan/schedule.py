@@ -9,6 +9,7 @@ that way stops the core. A loop takes the time of a round as often as it runs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -60,8 +61,7 @@ class _Clock:
     def __init__(self, module: Module, network: Network):
         self._module = module
         self._network = network
-        chip = network.target.chip
-        assert chip is not None
+        chip = network.chip
         assert chip.clock is not None
         self._second = 1 / chip.clock
         self._copied = chip.devices / chip.hbm
@@ -129,8 +129,8 @@ class _Clock:
     ) -> Iterator[tuple[str, tuple[bool, ...], float]]:
         """(network, directions, seconds) of what an instruction sends."""
         if line.opcode in ("copy-start", "slice-start"):  # memory to core, or back
-            sizes = arrays(line.result)
-            moved = min((_bytes(each) for each in sizes if each[1]), default=0.0)
+            sizes = (math.prod(dims) * bits / 8 for bits, dims in arrays(line.result) if dims)
+            moved = min(sizes, default=0.0)
             yield "memory", (True,), moved * self._copied
             return
         for each, channel in at(self._module, line, self._network.shape):
@@ -177,14 +177,6 @@ def scope_of(op_name: str) -> str:
 def _rendezvous(line: Instruction) -> str:
     match = re.search(r'_rendezvous="([^"]*)"', line.rest)
     return match[1] if match else line.name
-
-
-def _bytes(each: tuple[int, tuple[int, ...]]) -> float:
-    bits, shape = each
-    size = bits / 8
-    for dim in shape:
-        size *= dim
-    return size
 
 
 def by_kind(found: list[Collective]) -> list[tuple[str, tuple[str, ...], int, int]]:

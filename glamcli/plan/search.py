@@ -19,7 +19,7 @@ from glamcli.plan.topology import NoCompiler, Target, slice_sizes, target_of
 
 @dataclass
 class SearchResult:
-    """What a search looked at, and what became of it."""
+    """What a search considered, and the outcome of each."""
 
     plans: list[tuple[Candidate, Plan]] = field(default_factory=list)
     """compiled and fitting, fastest per token first."""
@@ -48,7 +48,8 @@ def search(
 ) -> SearchResult:
     """Compiles the `num_compiled` most promising layouts, and ranks them by the time of a token.
 
-    Two of three go to layouts that leave the run as it is. `tell` hears what is compiled next.
+    Two of three go to layouts that leave the run as it is. `tell` is called with what is compiled
+    next.
 
     Raises: PlanError when nothing fits by arithmetic.
     """
@@ -80,13 +81,13 @@ def _spread(ranked: list[Candidate]) -> list[Candidate]:
     then their seconds, and so on: how splitting the model cuts products up is what arithmetic
     knows least about."""
     seen: Counter[int] = Counter()
-    places = []
+    order = []
     for candidate in ranked:
         model = candidate.recipe.mesh.model
         close = candidate.seconds_per_token <= 2 * ranked[0].seconds_per_token
-        places.append((seen[model] if close else len(ranked), len(places)))
+        order.append((seen[model] if close else len(ranked), len(order)))
         seen[model] += 1
-    return [ranked[index] for _, index in sorted(places)]
+    return [ranked[index] for _, index in sorted(order)]
 
 
 def all_targets(

@@ -152,11 +152,7 @@ def cost_rows(plan: Plan) -> _TextRows:
     if cost.dollars is not None:
         yield "price", dollars(cost.dollars)
     yield "energy", f"{figure(cost.mwh)} MWh"
-    yield (
-        "the paper",
-        f"{PAPER['mwh']:.0f} MWh for 600B tokens; {PAPER['half_mwh']:.0f} MWh and "
-        f"{PAPER['half_hours']:.0f} hours for 280B ({PAPER['run']})",
-    )
+    yield "the paper", PAPER
 
 
 def array_rows(plan: Plan) -> _TextRows:
@@ -176,7 +172,7 @@ def laid_out(plan: Plan) -> Iterator[tuple[ArrayLayout, str, str, str]]:
 
 
 def join_names(names: list[str]) -> str:
-    """Dotted names that differ in few places, as one: `attention.{query,key}`; layers are named
+    """Dotted names that differ in few parts, as one: `attention.{query,key}`; layers are named
     where not all of them have it."""
     columns = [list(dict.fromkeys(each)) for each in zip_longest(*(n.split(".") for n in names))]
     if None in chain(*columns) or math.prod(map(len, columns)) != len(names):
@@ -230,7 +226,7 @@ def size(held: float) -> str:
 
 
 def figure(value: float) -> str:
-    """A number with at least two figures that say something, down to a hundredth."""
+    """A number with at least two significant digits, down to a hundredth."""
     if value < 0.01:
         return "below 0.01"
     return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
