@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -65,6 +64,8 @@ def _case(
     return Case(name, schema.Mesh.model_validate(mesh), pipeline)
 
 
+ONE_DEVICE = Case("one device", schema.Mesh(data=1))
+
 CASES = (
     _case("data parallel", data=8, rules=WHOLE_WEIGHTS),
     _case("fully sharded", data=8),
@@ -101,14 +102,8 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What one step makes, on the host."""
-
-    loss: float
-    balance_loss: float
-    grads: dict[str, np.ndarray]
-    params: dict[str, np.ndarray]
+_Values = tuple[Mapping[str, Any], ...]
+"""Loss, balance loss, gradients and updated parameters, each by name."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +182,8 @@ class Parity:
 
     def __init__(self, recipe: Recipe):
         self.recipe = small(recipe)
-        self._expected: dict[tuple[str, int], _Measured] = {}
+        self._alone = make_mesh(ONE_DEVICE.mesh, jax.devices()[:1])
+        self._expected: dict[tuple[str, int], _Values] = {}
         self._starts: dict[int, State] = {}
 
     def differences(self, cases: tuple[Case, ...] = CASES) -> Iterator[Difference]:
@@ -201,57 +197,30 @@ class Parity:
         start = time.monotonic()
         mesh = make_mesh(case.mesh, jax.devices()[:NUM_DEVICES])
         recipe = self._variant(dispatch, case)
-        found = self._measure(recipe, mesh)
-        expected = self._one_device(dispatch, recipe.model.num_layers)
-        worst_gradient, gradient_error = _worst(found.grads, expected.grads)
-        worst_parameter, parameter_error = _worst(found.params, expected.params)
-        return Difference(
-            case.name,
-            {axis: size for axis, size in mesh.shape.items() if size > 1},
-            dispatch,
-            _relative(found.loss, expected.loss),
-            _relative(found.balance_loss, expected.balance_loss),
-            gradient_error,
-            worst_gradient,
-            parameter_error,
-            worst_parameter,
-            time.monotonic() - start,
-        )
-
-    def _variant(self, dispatch: str, case: Case) -> Recipe:
-        """The recipe on this mesh; deeper where each stage must have a layer for every repeat."""
-        model = self.recipe.model
-        num_layers = 2 * case.mesh.stage * case.pipeline.repeats
-        return self.recipe.model_copy(
-            update={
-                "model": model.model_copy(update={"num_layers": max(model.num_layers, num_layers)}),
-                "moe": self.recipe.moe
-                and self.recipe.moe.model_copy(update={"dispatch": dispatch}),
-                "mesh": case.mesh,
-                "pipeline": case.pipeline,
-            }
-        )
-
-    def _one_device(self, dispatch: str, num_layers: int) -> _Measured:
-        key = (dispatch, num_layers)
+        key = (dispatch, recipe.model.num_layers)
         if key not in self._expected:
-            self._expected[key] = self._measure(self._plain(*key), self._alone)
-        return self._expected[key]
+            self._expected[key] = self._values(self._variant(*key), self._alone)
+        pairs = zip(self._values(recipe, mesh), self._expected[key], strict=True)
+        (loss, _), (balance, _), gradient, parameter = (_worst(*pair) for pair in pairs)
+        sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
+        seconds = time.monotonic() - start
+        return Difference(case.name, sizes, dispatch, loss, balance, *gradient, *parameter, seconds)
 
-    def _plain(self, dispatch: str, num_layers: int) -> Recipe:
-        """The recipe for one device."""
-        recipe = self._variant(dispatch, Case("one device", schema.Mesh(data=1)))
-        deep = recipe.model.model_copy(update={"num_layers": num_layers})
-        return recipe.model_copy(update={"model": deep})
-
-    @cached_property
-    def _alone(self) -> Mesh:
-        return make_mesh(schema.Mesh(data=1), jax.devices()[:1])
+    def _variant(self, dispatch: str, case: Case | int) -> Recipe:
+        """The recipe on this mesh; deeper where each stage must have a layer for every repeat.
+        With a number of layers, on one device."""
+        model, moe = self.recipe.model, self.recipe.moe
+        num_layers = case if isinstance(case, int) else 2 * case.mesh.stage * case.pipeline.repeats
+        case = ONE_DEVICE if isinstance(case, int) else case
+        deep = model.model_copy(update={"num_layers": max(model.num_layers, num_layers)})
+        routed = moe and moe.model_copy(update={"dispatch": dispatch})
+        laid = {"mesh": case.mesh, "pipeline": case.pipeline}
+        return self.recipe.model_copy(update={"model": deep, "moe": routed, **laid})
 
     def _start(self, num_layers: int) -> State:
         """A state after one step, where no second moment is zero any more."""
         if num_layers not in self._starts:
-            recipe = self._plain(dispatches(self.recipe)[0], num_layers)
+            recipe = self._variant(dispatches(self.recipe)[0], num_layers)
             decoder = _decoder(recipe, self._alone)
             state = init_state(decoder, recipe.optimizer, recipe.seed, self._alone)
             with jax.set_mesh(self._alone):
@@ -259,7 +228,8 @@ class Parity:
                 self._starts[num_layers] = jax.device_get(run(state, _batch(recipe, 0)))
         return self._starts[num_layers]
 
-    def _measure(self, recipe: Recipe, mesh: Mesh) -> _Measured:
+    def _values(self, recipe: Recipe, mesh: Mesh) -> _Values:
+        """What one step makes, on the host."""
         decoder = _decoder(recipe, mesh)
         where = state_shardings(decoder, recipe.optimizer, mesh)
         layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
@@ -272,13 +242,8 @@ class Parity:
             state = jax.device_put(start, where)
             batch = {name: jax.device_put(x, layout[name].sharding) for name, x in batch.items()}
             after, grads, sums = jax.device_get(run(state, batch))
-        routing = sums["routing"]
-        return _Measured(
-            float(sums["loss"]),
-            float(np.sum(routing["balance_loss"])) if routing else 0.0,
-            _flat(grads),
-            _flat(after.params),
-        )
+        balance = np.sum(sums["routing"]["balance_loss"]) if sums["routing"] else 0.0
+        return {"": sums["loss"]}, {"": balance}, _flat(grads), _flat(after.params)
 
 
 def _decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
@@ -295,10 +260,10 @@ def _batch(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
     """Random rows of two documents each, some of them padded."""
     rng = np.random.default_rng(seed)
     B, S = recipe.batch.rows, recipe.batch.row_tokens
-    place_1S = np.arange(S)[None, :]
+    position_1S = np.arange(S)[None, :]
     second_B1 = rng.integers(1, S, (B, 1))
     end_B1 = np.where(rng.random((B, 1)) < 0.5, S, rng.integers(S // 2, S, (B, 1)))
-    segments_BS = np.where(place_1S < second_B1, 1, 2) * (place_1S < end_B1)
+    segments_BS = np.where(position_1S < second_B1, 1, 2) * (position_1S < end_B1)
     words = (B, S)
     return {
         "tokens": rng.integers(0, recipe.model.vocab_size, words, dtype=np.int32),
@@ -313,15 +278,15 @@ def _flat(tree: Any) -> dict[str, np.ndarray]:
     return {".".join(entry.key for entry in path): np.asarray(x) for path, x in leaves}
 
 
-def _worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[str, float]:
+def _worst(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[float, str]:
+    """The largest relative error, and whose it is."""
     errors = {name: _relative(found[name], expected[name]) for name in expected}
     name = max(errors, key=lambda each: (np.isnan(errors[each]), errors[each]))
-    return name, errors[name]
+    return errors[name], name
 
 
 def _relative(found: Any, expected: Any) -> float:
     """|found - expected| / |expected|, as vectors; 0 where both vanish."""
     distance = np.linalg.norm(np.ravel(np.asarray(found, np.float64) - expected))
-    return (
-        float(distance / norm) if (norm := np.linalg.norm(np.ravel(expected))) else float(distance)
-    )
+    norm = np.linalg.norm(np.ravel(expected))
+    return float(distance / norm if norm else distance)
