@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -58,8 +59,8 @@ def test_a_live_terminal_keeps_one_line_per_outer_phase_and_everything_said():
     stream = io.StringIO()
     a_run(Live(Console(file=stream, force_terminal=True, width=80, color_system=None)))
     text = stream.getvalue()
-    assert "training: 0.0 s\n" in text
-    assert "compiling: 0.0 s\n" in text
+    assert re.search(r"training: \d+\.\d s\n", text)
+    assert re.search(r"compiling: \d+\.\d s\n", text)
     assert "evaluating: " not in text
     assert "step 1: held-out loss 3.0\n" in text
     assert "\x1b[31m" not in text
