@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -94,11 +95,12 @@ def _cards(plan: Plan) -> str:
     room = "" if left is None else f", {100 * left:.0f} % free"
     found = [(words.size(plan.total_bytes), f"of a {words.device(plan)}{room}")]
     if (cost := plan.cost) is not None:
+        hours = words.figure(cost.chip_hours) if cost.chip_hours < 1000 else short(cost.chip_hours)
         found += [
             (words.seconds_words(cost.step_seconds), "per step"),
             (short(cost.tokens_per_second), "tokens per second"),
             (f"{100 * cost.utilization_frac:.1f} %", "utilization"),
-            (words.run_length(cost.days), f"{_large(cost.chip_hours)} chip-hours"),
+            (words.run_length(cost.days), f"{hours} chip-hours"),
         ]
         energy = f"{words.figure(cost.mwh)} MWh"
         price = cost.dollars and f"${short(cost.dollars)}"
@@ -107,10 +109,6 @@ def _cards(plan: Plan) -> str:
         found.append((price, energy) if price else (energy, "energy"))
     cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
     return f"<div class=cards>{''.join(cards)}</div>"
-
-
-def _large(value: float) -> str:
-    return short(value) if value >= 1000 else words.figure(value)
 
 
 def _memory(plan: Plan) -> str:
@@ -185,10 +183,7 @@ def _tile(array: ArrayLayout, plan: Plan) -> str:
     """A rectangle for the whole array, and in it the part of one device."""
     parts = [words.parts_of(axes, plan.mesh) for axes in array.split]
     cuts = [n for n in parts if n > 1]
-    across = cuts[-1] if cuts else 1
-    down = 1
-    for n in cuts[:-1]:
-        down *= n
+    across, down = cuts[-1] if cuts else 1, math.prod(cuts[:-1])
     wide, high = max(72 / across, 3), max(22 / down, 3)
     share = f"1/{across * down:,}" if cuts else "all of it"
     return (

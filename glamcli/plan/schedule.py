@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -181,10 +181,9 @@ def _rendezvous(line: Instruction) -> str:
 
 def by_kind(found: list[Collective]) -> list[tuple[str, tuple[str, ...], int, int]]:
     """(kind, mesh axes, executions, bytes) per step, most bytes first."""
-    sums: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    sizes = counts.copy()
     for each in found:
-        total = sums.setdefault((each.kind, each.axes), [0, 0])
-        total[0] += each.count
-        total[1] += each.count * each.bytes
-    rows = [(kind, axes, count, size) for (kind, axes), (count, size) in sums.items()]
-    return sorted(rows, key=lambda row: -row[3])
+        counts[each.kind, each.axes] += each.count
+        sizes[each.kind, each.axes] += each.count * each.bytes
+    return [(*key, counts[key], size) for key, size in sizes.most_common()]

@@ -103,32 +103,25 @@ def all_targets(
     them here.
     """
     for chip in chips.values():
-        if chip.family == "tpu":
-            yield chip, *_smallest(recipe, chip, prices, tell)
-
-
-def _smallest(
-    recipe: Recipe, chip: Chip, prices: Prices, tell: Callable[[str], None]
-) -> tuple[Plan | None, str]:
-    why = "no slice is large enough by arithmetic"
-    skipped = 0
-    for size in slice_sizes(chip):
-        target = target_of(chip, size)
-        best = fastest(fitting(recipe, target))
-        if best is None:
-            skipped += 1
+        if chip.family != "tpu":
             continue
-        tell(
-            f"{target.name}: {' '.join(best.settings) or 'as in the recipe'} "
-            f"({skipped} smaller sizes are too small by arithmetic)"
-        )
-        try:
-            return make_plan(best.recipe, target, prices), ""
-        except NoCompiler:
-            raise
-        except PlanError as error:
-            why = f"{target.name}: {error.what}"
-    return None, why
+        plan, why, skipped = None, "no slice is large enough by arithmetic", 0
+        for target in (target_of(chip, size) for size in slice_sizes(chip)):
+            if (best := fastest(fitting(recipe, target))) is None:
+                skipped += 1
+                continue
+            tell(
+                f"{target.name}: {' '.join(best.settings) or 'as in the recipe'} "
+                f"({skipped} smaller sizes are too small by arithmetic)"
+            )
+            try:
+                plan, why = make_plan(best.recipe, target, prices), ""
+                break
+            except NoCompiler:
+                raise
+            except PlanError as error:
+                why = f"{target.name}: {error.what}"
+        yield chip, plan, why
 
 
 def _per_token(plan: Plan) -> float:

@@ -145,12 +145,11 @@ def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:
     in the most compact box, below which there are a few fixed ones.
     """
     if chip.torus == 2:
+        if num_chips in (0, 2) or num_chips & (num_chips - 1):
+            return ()
         side = math.isqrt(num_chips)
-        if side * side == num_chips and num_chips & (num_chips - 1) == 0:
-            return (side, side)
-        side = math.isqrt(num_chips // 2)
-        powers = num_chips & (num_chips - 1) == 0 and num_chips >= 8
-        return (side, 2 * side) if powers and 2 * side * side == num_chips else ()
+        half = math.isqrt(num_chips // 2)
+        return (side, side) if side * side == num_chips else (half, 2 * half)
     small = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
     if num_chips in small:
         return small[num_chips]

@@ -42,7 +42,11 @@ def mesh_words(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class MeshPicture:
-    """A mesh to draw: blocks of rows x columns of devices, all of it once per slice and stage."""
+    """A mesh to draw: blocks of rows x columns of devices, all of it once per slice and stage.
+
+    A block is a shard of experts, with `data` down and `model` across; without experts on several
+    devices it is a shard of `data`.
+    """
 
     block_axis: str
     num_blocks: int
@@ -54,8 +58,7 @@ class MeshPicture:
 
     @classmethod
     def of(cls, plan: Plan) -> MeshPicture:
-        """A block is a shard of experts, with `data` down and `model` across; without experts on
-        several devices it is a shard of `data`."""
+        """The picture of a plan's mesh."""
         mesh = plan.mesh
         outer = tuple((axis, mesh[axis]) for axis in ("slice", "stage") if mesh[axis] > 1)
         blocks, rows = ("expert", "data") if mesh["expert"] > 1 else ("data", "expert")
@@ -63,18 +66,14 @@ class MeshPicture:
 
     def caption(self, shown: int) -> list[str]:
         """What the picture shows, in parts of a sentence; `shown` blocks were drawn."""
+        found = [f"a square is a {self.device}"]
         shards = f"one of {self.num_blocks:,} shards of `{self.block_axis}`"
-        square = f"a square is a {self.device}"
-        if self.rows * self.columns == 1:
-            found = [f"{square}, {shards}"]
-        else:
-            inside = ((self.rows, f"`{self.row_axis}` goes down"), (self.columns, "`model` across"))
-            directions = " and ".join(what for n, what in inside if n > 1)
-            found = [f"{square}, a block {shards}", f"{directions} a block"]
-        if shown < self.num_blocks:
-            found.append(f"the first {shown} are shown")
-        found += [f"there are {n} of this, one per `{axis}`" for axis, n in self.outer]
-        return found
+        inside = ((self.rows, f"`{self.row_axis}` goes down"), (self.columns, "`model` across"))
+        directions = " and ".join(what for n, what in inside if n > 1)
+        found[0] += f", a block {shards}" if directions else f", {shards}"
+        found += [f"{directions} a block"] if directions else []
+        found += [f"the first {shown} are shown"] if shown < self.num_blocks else []
+        return found + [f"there are {n} of this, one per `{axis}`" for axis, n in self.outer]
 
 
 def bar(plan: Plan) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from glamcli import libtpu
 from glamcli.config.chips import load_chips
 from glamcli.config.load import load_recipe
+from glamcli.config.mixtures import load_mixture
 from glamcli.errors import PlanError
 from glamcli.plan import compile, search, topology
 from glamcli.plan.candidates import remedy
@@ -161,6 +162,21 @@ def test_products_are_cut_into_loops_only_where_the_recipe_asks_for_it():
     assert "collective-permute" not in {kind for kind, *_ in off.collectives}
     assert "collective-permute" in {kind for kind, *_ in auto.collectives}
     assert off.time.total < auto.time.total, "every piece would write the whole result again"
+
+
+def test_a_plan_has_as_many_sources_as_the_recipe(monkeypatch):
+    class Traced(Exception):
+        pass
+
+    def trace(decoder, recipe, num_sources, mesh):
+        raise Traced(num_sources)
+
+    monkeypatch.setattr("glamcli.plan.compile.programs.trace_train_step", trace)
+    for name in ("test-tiny", "glam_0.1b"):
+        recipe = load_recipe(name, ["mesh.data=auto", "batch.rows=8"]).recipe
+        sources = load_mixture(recipe.data.mixture).sources
+        with pytest.raises(Traced, match=f"^{len(sources)}$"):
+            compile.compile_step(recipe, topology.parse_target("local", CHIPS))
 
 
 def test_what_arithmetic_rules_out_is_refused_before_compiling(monkeypatch):

@@ -58,6 +58,12 @@ def test_a_name_that_is_not_there_comes_with_one_that_is(name, hint):
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("name", ["v5e-0", "v4-0", "v5e-2", "v6e-48"])
+def test_a_slice_without_a_grid_is_refused(name):
+    with pytest.raises(PlanError, match="there is no slice"):
+        parse_target(name, CHIPS)
+
+
 def test_every_offered_slice_has_its_chips():
     for chip in CHIPS.values():
         for size in topology.slice_sizes(chip):
