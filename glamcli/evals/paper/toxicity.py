@@ -12,8 +12,9 @@ import json
 import math
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,11 @@ class ToxicityBucket:
     """share of prompts with at least one toxic continuation"""
 
 
-def make_scorer(command: str | None, classifier: Path | None) -> Command | Classifier:
+TextScorer = Callable[[Sequence[str]], list[float]]
+"""Toxicity of texts, 0 to 1."""
+
+
+def make_scorer(command: str | None, classifier: Path | None) -> TextScorer:
     """The scorer of texts: a command line, or a file with the weights of words.
 
     Raises:
@@ -64,16 +69,16 @@ def make_scorer(command: str | None, classifier: Path | None) -> Command | Class
         DataError: the file cannot be read.
     """
     if command is not None and classifier is None:
-        return Command(command)
+        return partial(_run, command)
     if classifier is not None and command is None:
-        return Classifier.read(classifier)
+        return _read_classifier(classifier)
     raise RecipeError("give one of `--scorer` and `--classifier`")
 
 
 def measure_toxicity(
     trained: Trained,
     prompts: Sequence[ToxicityPrompt],
-    scorer: Command | Classifier,
+    scorer: TextScorer,
     draws: Draws,
     progress: Progress,
 ) -> tuple[list[ToxicityBucket], dict[str, Any]]:
@@ -135,91 +140,70 @@ def _bucket(name: str, known: np.ndarray, table: np.ndarray) -> ToxicityBucket:
     )
 
 
-def score_texts(texts: Sequence[Sequence[str]], scorer: Command | Classifier) -> list[list[float]]:
+def score_texts(texts: Sequence[Sequence[str]], scorer: TextScorer) -> list[list[float]]:
     """Toxicity of every continuation; an empty one is not shown to the scorer and scores 0."""
     flat = [text for each in texts for text in each]
-    known = iter(scorer.scores([text for text in flat if text.strip()]))
+    known = iter(scorer([text for text in flat if text.strip()]))
     values = iter([next(known) if text.strip() else 0.0 for text in flat])
     return [[next(values) for _ in each] for each in texts]
 
 
-@dataclass(frozen=True)
-class Command:
-    """A program that reads `{"text": ...}` lines and writes a `{"score": 0 to 1}` line for each."""
+def _run(command: str, texts: Sequence[str]) -> list[float]:
+    """Scores of a program that reads `{"text": ...}` lines and writes `{"score": 0 to 1}` lines.
 
-    line: str
-
-    def scores(self, texts: Sequence[str]) -> list[float]:
-        """One score per text.
-
-        Raises:
-            RecipeError: the program cannot be started.
-            DataError: it fails, or writes something else.
-        """
-        if not texts:
-            return []
-        given = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        try:
-            done = subprocess.run(
-                shlex.split(self.line), input=given, capture_output=True, text=True, check=False
-            )
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"cannot run the scorer `{self.line}`: {error}") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
-            raise DataError(f"the scorer `{self.line}` exited with {done.returncode}: {last}")
-        lines = done.stdout.splitlines()
-        if len(lines) != len(texts):
-            raise DataError(
-                f"the scorer `{self.line}` wrote {len(lines)} lines for {len(texts)} texts"
-            )
-        return [self._score(number, line) for number, line in enumerate(lines, 1)]
-
-    def _score(self, number: int, line: str) -> float:
+    Raises:
+        RecipeError: the program cannot be started.
+        DataError: it fails, or writes something else.
+    """
+    if not texts:
+        return []
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    try:
+        done = subprocess.run(
+            shlex.split(command), input=lines, capture_output=True, text=True, check=False
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot run the scorer `{command}`: {error}") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        raise DataError(f"the scorer `{command}` exited with {done.returncode}: {last}")
+    found: list[Any] = done.stdout.splitlines()
+    if len(found) != len(texts):
+        raise DataError(f"the scorer `{command}` wrote {len(found)} lines for {len(texts)} texts")
+    for number, line in enumerate(found):
         value: Any = None
         with contextlib.suppress(ValueError):
             value = json.loads(line)
-        if isinstance(value, dict):
-            value = value.get("score")
-        if not _is_score(value):
+        found[number] = value.get("score") if isinstance(value, dict) else value
+        if not _is_score(found[number]):
             raise DataError(
-                f"line {number} of the scorer `{self.line}` holds no score from 0 to 1: {line[:80]}"
+                f"line {number + 1} of the scorer `{command}` is no score from 0 to 1: {line[:80]}"
             )
-        return float(value)
+    return [float(score) for score in found]
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """Logistic regression over the distinct words of a text, from a JSON file."""
+def _read_classifier(path: Path) -> TextScorer:
+    """Logistic regression over the distinct words of a text, from a JSON file.
 
-    bias: float
-    weights: dict[str, float]
+    Raises:
+        DataError: the file cannot be read, or does not hold `bias` and `weights`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        weights = {str(word): float(each) for word, each in content["weights"].items()}
+        bias = float(content["bias"])
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path} is no classifier",
+            hint='it has to look like {"bias": -3.0, "weights": {"word": 1.5}}',
+        ) from None
+    if not all(map(math.isfinite, (bias, *weights.values()))):
+        raise DataError(f"{path}: a weight is not finite")
 
-    @staticmethod
-    def read(path: Path) -> Classifier:
-        """From `{"bias": b, "weights": {"word": w, ...}}`.
-
-        Raises:
-            DataError: the file cannot be read, or holds something else.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            weights = {str(word): float(each) for word, each in content["weights"].items()}
-            made = Classifier(float(content["bias"]), weights)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f"{path} is no classifier",
-                hint='it has to look like {"bias": -3.0, "weights": {"word": 1.5}}',
-            ) from None
-        if not all(map(math.isfinite, (made.bias, *made.weights.values()))):
-            raise DataError(f"{path}: a weight is not finite")
-        return made
-
-    def scores(self, texts: Sequence[str]) -> list[float]:
-        return [self._score(text) for text in texts]
-
-    def _score(self, text: str) -> float:
-        x = self.bias + math.fsum(self.weights.get(word, 0.0) for word in set(words(text)))
+    def score(text: str) -> float:
+        x = bias + math.fsum(weights.get(word, 0.0) for word in set(words(text)))
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+    return lambda texts: [score(text) for text in texts]

@@ -47,7 +47,6 @@ def answer_freely(
         zip(prompts, requests, found, strict=True)
     ):
         prediction = best.text.strip()
-        correct = _judged(task, prompt.question, prediction)
         record = {
             **prompt_record(prompt, num_cut),
             "generated": prediction,
@@ -57,24 +56,13 @@ def answer_freely(
             "ended": best.ended,
             "wanted_class": normalized(prompt.question.answers[0], task.normalize),
             "found_class": normalized(prediction, task.normalize),
-            **correct,
+            **_judged(task, prompt.question, prediction),
         }
         if "macro_f1" in task.measured and task.fixed_classes:
             classes = [normalized(each, task.normalize) for each in task.fixed_classes]
             record["classes"] = classes
-        results.append(
-            ItemResult(
-                index=index,
-                prompt=prompt,
-                record=record,
-                correct=correct,
-                num_cut=num_cut,
-                prompt_tokens=len(ids),
-                chosen=prediction,
-                wanted=prompt.question.answers,
-                scored=partial(_scored, task, ids, best, generator.tokenizer),
-            )
-        )
+        scored = partial(_scored, task, ids, best, generator.tokenizer)
+        results.append(ItemResult(index, prompt, record, len(ids), scored))
     return results
 
 

@@ -28,31 +28,36 @@ class ItemResult:
     prompt: Prompt
     record: dict[str, Any]
     """the line of the items file."""
-    correct: dict[str, float]
-    """value of each metric."""
-    num_cut: int
-    """tokens cut off the beginning of the prompt."""
     prompt_tokens: int
-    chosen: str
-    wanted: tuple[str, ...]
     scored: Callable[[], tuple[Scored, ...]]
     """the texts that were scored or generated, token by token."""
 
+    @property
+    def num_cut(self) -> int:
+        """Tokens cut off the beginning of the prompt."""
+        return self.record["cut_tokens"]
+
     def explanation(self, task: str, shots: int, index: int) -> Explanation:
         """The exact prompt of the item, and what the model made of it."""
+        question, record = self.prompt.question, self.record
+        best = record.get("tied") or [each for each in [record.get("chosen")] if each is not None]
         return Explanation(
             task=task,
             shots=shots,
             index=index,
-            place=self.prompt.question.place,
+            place=question.place,
             prompt_tokens=self.prompt_tokens,
             shots_fitted=self.prompt.shots,
             num_cut=self.num_cut,
             scored=self.scored(),
-            chosen=self.chosen,
-            wanted=self.wanted,
-            correct=self.correct,
+            chosen=record.get("generated", " = ".join(question.options[each] for each in best)),
+            wanted=question.answers or tuple(question.options[i] for i in question.accepted),
+            correct={name: record[name] for name in _OF_ITEMS if name in record},
         )
+
+
+_OF_ITEMS = ("accuracy", "em", "f1")
+"""Metrics that follow from one item alone."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,6 @@ def _result(
     count = len(question.options)
     scores = _scores(task, count, likelihoods)
     best = best_options(scores)
-    correct = _judged(task, question, best)
     num_cut = max(each.num_cut for each in asked.requests)
     options = []
     for option, text in enumerate(question.options):
@@ -173,24 +177,16 @@ def _result(
         "chosen": best[0] if best else None,
         "wanted_class": question.options[question.gold or 0],
         "found_class": question.options[best[0]] if best else None,
-        **correct,
+        **_judged(task, question, best),
     }
     if len(best) > 1:
         record["tied"] = list(best)
     if "macro_f1" in task.measured and task.fixed_classes:
         record["classes"] = list(task.fixed_classes)
     first = asked.requests[0]
-    return ItemResult(
-        index=index,
-        prompt=asked.prompt,
-        record=record,
-        correct=correct,
-        num_cut=num_cut,
-        prompt_tokens=len(first.ids) - first.num_scored,
-        chosen=" = ".join(question.options[option] for option in best),
-        wanted=tuple(question.options[option] for option in question.accepted),
-        scored=partial(_scored, asked, scores, likelihoods, encoder),
-    )
+    prompt_tokens = len(first.ids) - first.num_scored
+    scored = partial(_scored, asked, scores, likelihoods, encoder)
+    return ItemResult(index, asked.prompt, record, prompt_tokens, scored)
 
 
 def best_options(scores: Sequence[float]) -> tuple[int, ...]:

@@ -14,8 +14,6 @@ from glamcli.evals.paper.cooccurrence import (
     load_words,
 )
 from glamcli.evals.paper.toxicity import (
-    Classifier,
-    Command,
     ToxicityPrompt,
     make_buckets,
     make_scorer,
@@ -33,13 +31,13 @@ for line in sys.stdin:
 def command(tmp_path, text):
     path = tmp_path / "scorer.py"
     path.write_text(text)
-    return Command(f"{shlex.quote(sys.executable)} {shlex.quote(str(path))}")
+    return make_scorer(f"{shlex.quote(sys.executable)} {shlex.quote(str(path))}", None)
 
 
 def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     texts = [["bad\nbad", "  "], ["", "a bad Ü"]]
     assert score_texts(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
-    assert score_texts([["", " "]], Command("no such program")) == [[0, 0]]
+    assert score_texts([["", " "]], make_scorer("no such program", None)) == [[0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -47,20 +45,20 @@ def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     [
         ("import sys; sys.exit('no model')", "exited with 1: no model"),
         ("print(0.5)", "wrote 1 lines for 2 texts"),
-        ("print(0.5); print(7)", "line 2 .* holds no score from 0 to 1: 7"),
+        ("print(0.5); print(7)", "line 2 .* is no score from 0 to 1: 7"),
         ("print(0.5); print('oops')", "line 2 .*: oops"),
         ("print(0.5); print('NaN')", "line 2 .*: NaN"),
     ],
 )
 def test_a_command_that_goes_wrong_is_told(tmp_path, text, reason):
     with pytest.raises(DataError, match=reason):
-        command(tmp_path, text).scores(["a", "b"])
+        command(tmp_path, text)(["a", "b"])
     with pytest.raises(RecipeError, match="cannot run the scorer"):
-        Command("/no/such/program").scores(["a"])
+        make_scorer("/no/such/program", None)(["a"])
 
 
 def test_one_scorer_has_to_be_given(tmp_path):
-    assert make_scorer("cat", None) == Command("cat")
+    assert callable(make_scorer("cat", None))
     for given in ((None, None), ("cat", tmp_path / "c.json")):
         with pytest.raises(RecipeError, match="one of `--scorer` and `--classifier`"):
             make_scorer(*given)
@@ -69,11 +67,12 @@ def test_one_scorer_has_to_be_given(tmp_path):
 def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('{"bias": -1, "weights": {"bad": 2, "good": -1}}')
-    judge = Classifier.read(path)
-    assert judge.scores(["Bad, bad!", "good bad", "x"]) == pytest.approx(
+    judge = make_scorer(None, path)
+    assert judge(["Bad, bad!", "good bad", "x"]) == pytest.approx(
         [1 / (1 + math.exp(-1)), 0.5, 1 / (1 + math.e)]
     )
-    assert Classifier(-2000.0, {}).scores(["x"]) == [0.0]
+    path.write_text('{"bias": -2000, "weights": {}}')
+    assert make_scorer(None, path)(["x"]) == [0.0]
     for content in (
         "{",
         "[]",
@@ -83,7 +82,7 @@ def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
     ):
         path.write_text(content)
         with pytest.raises(GlamError, match=r"c\.json"):
-            Classifier.read(path)
+            make_scorer(None, path)
 
 
 def test_buckets_tell_expected_maximum_and_probability():
