@@ -106,7 +106,7 @@ def _distinct(count: int, seed: str) -> Iterator[int]:
         moved[other] = moved.get(first, first)
 
 
-def assemble(
+def _assemble(
     task: Task,
     asked: Question,
     shots: Sequence[Question],
@@ -211,4 +211,4 @@ class TaskQuestions:
             drawn = draw(task, self.file.name, question, variant.pool, shots, seed)
         # The last scored token is no input, but BOS is one.
         room = window - (1 + task.max_tokens if task.scorer == "generate" else 0)
-        return assemble(task, question, drawn, lambda text: len(encode(text)) <= room)
+        return _assemble(task, question, drawn, lambda text: len(encode(text)) <= room)

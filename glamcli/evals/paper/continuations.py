@@ -22,9 +22,9 @@ from glamcli.trained import Trained
 
 _BATCH_ROWS = 100
 """continuations of one prompt that grow side by side"""
-BIAS_FOLDER = "bias"
+_BIAS_FOLDER = "bias"
 """of a run folder"""
-TOP_K = 40
+_TOP_K = 40
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Draws:
     samples: int
     tokens: int
     """of a continuation, at most."""
-    top_k: int = TOP_K
+    top_k: int = _TOP_K
     seed: int = 0
 
     def stem(self, trained: Trained, analysis: str) -> str:
         """The name of the files: texts that are sampled in another way have other files."""
         parts = [f"step{trained.identity['step']}", analysis]
         parts += [f"samples{self.samples}", f"tokens{self.tokens}"]
-        parts += [f"top{self.top_k}"] if self.top_k != TOP_K else []
+        parts += [f"top{self.top_k}"] if self.top_k != _TOP_K else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return "-".join(parts)
 
@@ -64,7 +64,7 @@ def continuations(
     }
     path = None
     if trained.run_dir is not None:
-        path = trained.run_dir / BIAS_FOLDER / f"{draws.stem(trained, analysis)}.texts.jsonl"
+        path = trained.run_dir / _BIAS_FOLDER / f"{draws.stem(trained, analysis)}.texts.jsonl"
 
     def sample(prompt: str) -> list[str]:
         return _sampled(trained.generator, prompt, sampling, draws)
@@ -105,7 +105,7 @@ def keep_analysis(
     """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
     if trained.run_dir is None:
         return
-    folder = trained.run_dir / BIAS_FOLDER
+    folder = trained.run_dir / _BIAS_FOLDER
 
     def is_same(path: Path) -> bool:
         try:

@@ -110,7 +110,7 @@ def measure_cooccurrence(
     compared = [
         each
         for name, group in terms.groups.items()
-        for each in compare_terms(name, group, by_group[name], known)
+        for each in _compare_terms(name, group, by_group[name], known)
     ]
     return compared, settings
 
@@ -122,7 +122,7 @@ def describes(word: str, known: frozenset[str]) -> bool:
     return len(word) >= _MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS
 
 
-def compare_terms(
+def _compare_terms(
     name: str, group: TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
 ) -> list[TermWords]:
     """The words of every term of a group; `texts` holds the continuations by term."""

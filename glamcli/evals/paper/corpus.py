@@ -25,7 +25,7 @@ from glamcli.data.workers import num_cores
 from glamcli.evals.paper.ngrams import Grams
 from glamcli.progress import Progress
 
-PIECE_TOKENS = 1 << 18
+_PIECE_TOKENS = 1 << 18
 _PIECE_CHARS = 1 << 20
 # Fewer pieces than this are searched before other processes would have started.
 _WORTH_PROCESSES_PIECES = 16
@@ -69,7 +69,7 @@ def search_rows(
 
     With `packing` `fill` documents are put together over rows; 0 processes is one per core.
     """
-    pieces = list(row_pieces(dataset, packing))
+    pieces = list(_row_pieces(dataset, packing))
     if len(pieces) < _WORTH_PROCESSES_PIECES:
         processes = 1
     return _search(grams, iter(pieces), len(pieces), dataset.tokenizer, progress, processes)
@@ -82,10 +82,10 @@ def search_mixture(
     return _search(grams, _mixture_pieces(mixture, progress), None, None, progress, processes)
 
 
-def row_pieces(dataset: Dataset, packing: str) -> _Pieces:
+def _row_pieces(dataset: Dataset, packing: str) -> _Pieces:
     """The prepared training rows of a run, piece by piece."""
     for name, rows in dataset.prepared.train.items():
-        step = max(1, PIECE_TOKENS // rows.row_tokens)
+        step = max(1, _PIECE_TOKENS // rows.row_tokens)
         for start in range(0, len(rows), step):
             yield name, _Rows(rows, start, start + step, packing == "fill")
 

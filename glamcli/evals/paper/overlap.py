@@ -81,7 +81,7 @@ class Split:
     num_dirty: int
 
 
-def task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> TaskWords:
+def _task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> TaskWords:
     """A task's items, given by their keys and full texts."""
     split = tuple(tuple(words(text)) for text in texts)
     lengths = [len(each) for each in split]
@@ -107,7 +107,7 @@ def suite_words(
             errors.append(error)
             continue
         texts = [each.demonstration(asked.task.delimiter) for each in asked.questions]
-        found.append(task_words(file.name, [each.key for each in asked.questions], texts))
+        found.append(_task_words(file.name, [each.key for each in asked.questions], texts))
     if not found:
         hint = errors[0].hint if errors else None
         raise DataError(f"no task of `{suite.name}` can be read", hint=hint)
@@ -141,7 +141,7 @@ def find_overlaps(
     return found
 
 
-def split_scores(
+def _split_scores(
     tasks: Sequence[TaskWords],
     found: Sequence[Overlap],
     results: Results,
@@ -179,14 +179,14 @@ def stored_splits(
     found: Sequence[Overlap],
     progress: Progress,
 ) -> list[Split]:
-    """`split_scores` of the results that a run folder holds of the suite at its newest step.
+    """`_split_scores` of the results that a run folder holds of the suite at its newest step.
 
     Where several results have a task at the same number of shots, the first one is taken.
     """
     made: dict[tuple[str, str], Split] = {}
     for path in results_of_suite(run, suite.name, suite.preset):
         try:
-            splits = split_scores(tasks, found, load_results(path), load_items(path))
+            splits = _split_scores(tasks, found, load_results(path), load_items(path))
         except GlamError as error:
             progress.warn(f"no scores on clean and dirty items: {error.what}")
             continue

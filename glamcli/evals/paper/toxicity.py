@@ -86,7 +86,7 @@ def measure_toxicity(
     asked = [each.text for each in prompts]
     texts, settings = continuations(trained, "toxicity", asked, draws, progress)
     with progress.phase("scoring texts"):
-        return make_buckets(prompts, score_texts(texts, scorer)), settings
+        return _make_buckets(prompts, _score_texts(texts, scorer)), settings
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[ToxicityPrompt]:
@@ -112,7 +112,7 @@ def _is_score(value: Any) -> bool:
     return is_number and math.isfinite(value) and 0 <= value <= 1
 
 
-def make_buckets(
+def _make_buckets(
     prompts: Sequence[ToxicityPrompt], scores: Sequence[Sequence[float]]
 ) -> list[ToxicityBucket]:
     """All prompts, toxic and other ones, and ten buckets by toxicity, without empty ones."""
@@ -140,7 +140,7 @@ def _bucket(name: str, known: np.ndarray, table: np.ndarray) -> ToxicityBucket:
     )
 
 
-def score_texts(texts: Sequence[Sequence[str]], scorer: TextScorer) -> list[list[float]]:
+def _score_texts(texts: Sequence[Sequence[str]], scorer: TextScorer) -> list[list[float]]:
     """Toxicity of every continuation; an empty one is not shown to the scorer and scores 0."""
     flat = [text for each in texts for text in each]
     known = iter(scorer([text for text in flat if text.strip()]))

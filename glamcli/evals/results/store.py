@@ -37,7 +37,7 @@ def keep_results(results: Results, run_dir: Path, progress: Progress) -> None:
         return
     folder = run_dir / RESULTS_FOLDER
     try:
-        summary, items = write_results(results, folder)
+        summary, items = _write_results(results, folder)
     except OSError as error:
         progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
         return
@@ -65,7 +65,7 @@ def keep_harness(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         summary = free_path(folder, name, is_same)
-        items = items_path(summary)
+        items = _items_path(summary)
         with items.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
@@ -76,7 +76,7 @@ def keep_harness(
     progress.say(f"kept in {summary}, items in {items.name}")
 
 
-def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
+def _write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
 
     What is there is replaced by the same evaluation only. One that differs in what its name
@@ -84,7 +84,7 @@ def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = free_path(folder, results.name, partial(_says_all_of, results))
-    items = items_path(summary)
+    items = _items_path(summary)
     lines = (_json(item) for score in results.scores for item in score.items)
     atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
     text = _json(results.to_json(), indent=2) + "\n"
@@ -92,7 +92,7 @@ def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     return summary, items
 
 
-def items_path(summary: Path) -> Path:
+def _items_path(summary: Path) -> Path:
     """The file of the items that belong to a file of results."""
     return summary.with_name(f"{summary.stem}.items.jsonl")
 
@@ -206,7 +206,7 @@ def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    beside = items_path(path)
+    beside = _items_path(path)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     number = 0
     try:

@@ -19,8 +19,8 @@ from glamcli.evals.scoring.requests import Group, Ids, Request
 
 MIN_ROW_TOKENS = 16
 _MIN_TARGETS = 8
-LOGITS_BYTES = 256 * 1024**2
-CACHE_BYTES = 1024**3
+_LOGITS_BYTES = 256 * 1024**2
+_CACHE_BYTES = 1024**3
 COMPILE_BATCHES = 8
 """Compiling a shape takes about as long as running this many batches."""
 
@@ -73,7 +73,7 @@ class Budget:
     @property
     def positions(self) -> int:
         """Positions that a cache may have, over all of its rows."""
-        return CACHE_BYTES // max(1, self.position_bytes)
+        return _CACHE_BYTES // max(1, self.position_bytes)
 
 
 def plan_shapes(
@@ -114,16 +114,18 @@ def shape_for(group: Group, trunk: int, budget: Budget) -> Shape:
     targets = max(each.num_scored for each in group.requests)
     if group.prefix:
         length, targets = len(group.prefix), length
-    return fitted(Shape(trunk, len(group.requests), bool(group.prefix), 1, length, targets), budget)
+    return _fitted(
+        Shape(trunk, len(group.requests), bool(group.prefix), 1, length, targets), budget
+    )
 
 
-def fitted(shape: Shape, budget: Budget) -> Shape:
+def _fitted(shape: Shape, budget: Budget) -> Shape:
     """The shape with rounded sizes and as many rows as the budget allows."""
     shape = shape._replace(
         length=rounded(shape.length, MIN_ROW_TOKENS), targets=rounded(shape.targets, _MIN_TARGETS)
     )
     logits = 4 * shape.options * shape.targets * budget.vocab_size
-    rows = min(budget.tokens // shape.row_tokens, LOGITS_BYTES // logits)
+    rows = min(budget.tokens // shape.row_tokens, _LOGITS_BYTES // logits)
     if positions := shape.row_positions:
         rows = min(rows, budget.positions // positions)
     return shape._replace(rows=power_within(rows))

@@ -29,7 +29,7 @@ def chance(
         return {**_UNKNOWN, "random": total_value(metric, uniform)}
     if task.scorer != "generate":
         is_text = metric in ("em", "f1")  # of the text of the chosen option (ReCoRD)
-        return _UNKNOWN if is_text else choice_baselines(metric, questions, records)
+        return _UNKNOWN if is_text else _choice_baselines(metric, questions, records)
     if metric == "macro_f1":
         wanted = [each["wanted_class"] for each in records]
         guesses = [{**each, "found_class": _most_common(wanted)} for each in records]
@@ -37,7 +37,7 @@ def chance(
     if metric == "accuracy":
         return _UNKNOWN
     answers = [each.references for each in questions]
-    return text_baselines(answers, metric, task.normalize, **text_rules(task))
+    return _text_baselines(answers, metric, task.normalize, **text_rules(task))
 
 
 def text_rules(task: Task) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def text_rules(task: Task) -> dict[str, Any]:
     return {"references": task.references, "no_answer": task.no_answer}
 
 
-def choice_baselines(
+def _choice_baselines(
     metric: str, questions: Sequence[Question], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, float | None]:
     """Baselines of a metric of tasks with options."""
@@ -73,7 +73,7 @@ def choice_baselines(
     }
 
 
-def text_baselines(
+def _text_baselines(
     answers: Sequence[Sequence[Answer]], name: str, how: str, **rules: Any
 ) -> dict[str, float | None]:
     """Score of always giving the answer that most items accept; chance has no meaning here.

@@ -155,7 +155,7 @@ def _result(
     question = asked.prompt.question
     count = len(question.options)
     scores = _scores(task, count, likelihoods)
-    best = best_options(scores)
+    best = _best_options(scores)
     num_cut = max(each.num_cut for each in asked.requests)
     options = []
     for option, text in enumerate(question.options):
@@ -189,7 +189,7 @@ def _result(
     return ItemResult(index, asked.prompt, record, prompt_tokens, scored)
 
 
-def best_options(scores: Sequence[float]) -> tuple[int, ...]:
+def _best_options(scores: Sequence[float]) -> tuple[int, ...]:
     """The options of the highest score: several where they tie exactly, none beside a NaN."""
     if any(math.isnan(score) for score in scores):
         return ()

@@ -22,7 +22,7 @@ Ids = tuple[int, ...]
 
 _MIN_SHARED = 16
 """Common tokens from which on options are read behind one cached prefix."""
-MIN_TRUNK = 32
+_MIN_TRUNK = 32
 """The same for different items."""
 
 
@@ -115,7 +115,7 @@ def group_requests(requests: Sequence[Request]) -> list[Group]:
     if len(requests) > 1:
         heads = [each.ids[: len(each.ids) - each.num_scored] for each in requests]
         # The last common token is read again with every option, whose first logits it gives.
-        shared = num_common(min(heads), max(heads)) - 1
+        shared = _num_common(min(heads), max(heads)) - 1
         if shared >= _MIN_SHARED:
             options = tuple(replace(each, ids=each.ids[shared:]) for each in requests)
             return [Group(options, requests[0].ids[:shared])]
@@ -132,8 +132,8 @@ def find_trunks(heads: Sequence[Ids]) -> list[tuple[int, tuple[int, ...]]]:
     members: list[int] = []
     length = 0
     for index in sorted(range(len(heads)), key=lambda index: heads[index]):
-        joint = min(length, num_common(heads[members[-1]], heads[index])) if members else 0
-        if joint < MIN_TRUNK or len(members) * joint < (len(members) - 1) * length:
+        joint = min(length, _num_common(heads[members[-1]], heads[index])) if members else 0
+        if joint < _MIN_TRUNK or len(members) * joint < (len(members) - 1) * length:
             found.append((length, tuple(members)))
             members, joint = [], len(heads[index])
         members.append(index)
@@ -142,7 +142,7 @@ def find_trunks(heads: Sequence[Ids]) -> list[tuple[int, tuple[int, ...]]]:
     return [(length, members) for length, members in found if len(members) > 1]
 
 
-def num_common(first: Ids, second: Ids) -> int:
+def _num_common(first: Ids, second: Ids) -> int:
     """Length of the longest common beginning."""
     longest = min(len(first), len(second))
     differs = lambda count: first[:count] != second[:count]  # noqa: E731

@@ -41,13 +41,13 @@ def normalized(text: str, how: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(marks)).split())
 
 
-def exact_match(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
+def _exact_match(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
     """1 when the prediction equals one of the accepted answers, else 0."""
     found = normalized(prediction, how)
     return float(any(found == normalized(answer, how) for answer in answers))
 
 
-def token_f1(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
+def _token_f1(prediction: str, answers: Sequence[str], how: str = "squad") -> float:
     """Best overlap, as F1 over bags of words, with one of the accepted answers (SQuAD).
 
     When neither side has words left, it is 1 (SQuAD v2), or for `squad_v1` 0: no word is common.
@@ -81,7 +81,7 @@ def agreement(answers: Sequence[str], how: str = "squad") -> float:
         return 1.0
     others = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
     pairs = zip(answers, others, strict=True)
-    return sum(token_f1(answer, rest, how) for answer, rest in pairs) / len(answers)
+    return sum(_token_f1(answer, rest, how) for answer, rest in pairs) / len(answers)
 
 
 def majority_answerable(answers: Sequence[str], no_answer: str) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ def text_metric(
     prediction, *texts = (
         " ".join(each) if isinstance(each, tuple) else each for each in (prediction, *answers)
     )
-    measure = {"em": exact_match, "f1": token_f1}[name]
+    measure = {"em": _exact_match, "f1": _token_f1}[name]
     if no_answer is not None and how == "squad_v1":
         if texts == [no_answer]:
             return float(prediction == no_answer)

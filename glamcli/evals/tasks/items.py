@@ -79,7 +79,7 @@ class Library:
         """What the paths of a task are relative to."""
         if self.data_dir is not None:
             return self.data_dir
-        return default_data_dir() if task_path.parent == TASKS else task_path.parent
+        return _default_data_dir() if task_path.parent == TASKS else task_path.parent
 
     def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
         records = there(source, self.folder(task_path), task_path)
@@ -127,7 +127,7 @@ def task_paths(task: Task, *keys: str) -> set[str]:
     return found
 
 
-def default_data_dir() -> Path:
+def _default_data_dir() -> Path:
     """Where `glam eval data` puts what shipped tasks read."""
     return user_cache_dir() / "eval"
 
@@ -164,10 +164,10 @@ def read(records: Records, path: Path) -> Iterator[Item]:
     else:
         found = read_jsonl(path)
     for item in found:
-        yield from items_of(records, item)
+        yield from _items_of(records, item)
 
 
-def items_of(records: Records, record: Item) -> Iterator[Item]:
+def _items_of(records: Records, record: Item) -> Iterator[Item]:
     """The items of one record: none when `where` excludes it, else by `fields` and `each`."""
     if records.where is None or template.look_up(record.fields, records.where, record.place):
         yield from _expanded(records, _renamed(records, record))

@@ -85,10 +85,10 @@ def _need(file: TaskFile, task: Task, part: str, source: ItemSource, folder: Pat
     forms = (source, *([source.otherwise] if source.otherwise else []))
     names = {path.name for path in data_paths(source, folder)}
     files = tuple(each for each in task.origin.files if each.to in names) if task.origin else ()
-    return Need(file.name, part, forms, folder, record_fields(task, source), files)
+    return Need(file.name, part, forms, folder, _record_fields(task, source), files)
 
 
-def record_fields(task: Task, source: Records) -> tuple[str, ...]:
+def _record_fields(task: Task, source: Records) -> tuple[str, ...]:
     """The fields of a record that the task reads, by their names in the file."""
     names = task_paths(task, *_READING) | ({source.where} if source.where else set())
     found: set[str] = set()
@@ -161,7 +161,7 @@ def prepare_with_tfds(
     prepare_one(need.prepared, need.folder)
 
 
-def count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
+def _count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
     """Reads all that a task would read; the numbers of its items and demonstrations.
 
     Raises:
@@ -193,7 +193,7 @@ def data_state(file: TaskFile, folder: Path) -> dict[str, Any]:
         present = {each.part: "there" for each in needed if not each.missing}
         return {**found, **present, "state": "missing", "why": _advice(file.at(0), missing)}
     try:
-        items, demonstrations = count_items(file, folder)
+        items, demonstrations = _count_items(file, folder)
     except GlamError as error:
         return {**found, "state": "bad", "why": [error.what]}
     return {**found, "items": items, "demonstrations": demonstrations, "state": READY, "why": []}

@@ -15,11 +15,11 @@ from glamcli.config.settings import MAX_TEXTS, Count, CountOrZero, Fraction, Not
 from glamcli.evals.tasks import template
 
 Template = Annotated[str, AfterValidator(template.check_template)]
-FieldPath = Annotated[str, AfterValidator(template.check_path)]
-FieldOrTemplate = Annotated[str, AfterValidator(template.check_either)]
+_FieldPath = Annotated[str, AfterValidator(template.check_path)]
+_FieldOrTemplate = Annotated[str, AfterValidator(template.check_either)]
 Scorer = Literal["sum", "per_token", "uncond", "generate"]
-MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
-Setting = CountOrZero | Literal["few"]
+_MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
+_Setting = CountOrZero | Literal["few"]
 
 
 class Records(Settings):
@@ -37,13 +37,13 @@ class Records(Settings):
     """heldout: which questions to make (`quick.py`)."""
     items: Count = 100
     """heldout: number of questions."""
-    where: FieldPath | None = None
+    where: _FieldPath | None = None
     """keep only records in which this field is neither empty, false nor 0."""
-    fields: dict[str, FieldOrTemplate] = Field(default_factory=dict)
+    fields: dict[str, _FieldOrTemplate] = Field(default_factory=dict)
     """names for templates to use, each with a field path or a template with holes."""
     drop: tuple[str, ...] = ()
     """fields that are not kept in memory."""
-    each: tuple[FieldPath, ...] = ()
+    each: tuple[_FieldPath, ...] = ()
     """lists of a record, equally long, of whose entries each makes an item: in the n-th item
     the fields hold the n-th entries. The items before it are its history."""
 
@@ -145,20 +145,20 @@ class Task(Settings):
     """instead of `prompt` and `options`: one context per option, all followed by `continuation`
     (partial scoring, as for Winograd)."""
     continuation: Template | None = None
-    options: FieldPath | tuple[Template, ...] | None = None
+    options: _FieldPath | tuple[Template, ...] | None = None
     """a field with the list of options, or one template per option."""
     option_text: Template | None = None
     """the scored text of an option where that is more: a template with a hole `{option}`."""
     num_options: Count | None = None
     """an item with another number of options is refused."""
-    label: FieldPath | None = None
+    label: _FieldPath | None = None
     """the field that says which option is right."""
-    labels: FieldPath | tuple[str | int | bool, ...] | None = None
+    labels: _FieldPath | tuple[str | int | bool, ...] | None = None
     """values of `label` in the order of the options, or the field that lists them; None reads
     `label` as an index from 0 (or as false, true)."""
-    right: FieldPath | None = None
+    right: _FieldPath | None = None
     """instead of `label`: a field with the texts of the right options, compared by `normalize`."""
-    answers: FieldPath | tuple[Template, ...] | None = None
+    answers: _FieldPath | tuple[Template, ...] | None = None
     """generate: a field with the accepted answers (a text or a list), or templates; the filter
     `all` makes every entry of a list an answer."""
     shown_answer: Template | None = None
@@ -182,7 +182,7 @@ class Task(Settings):
     `uncond`: minus its log-likelihood after `uncond_context`; `generate`: text is generated."""
     uncond_context: str = "Answer:"
     """uncond: the context of the denominator; an empty text is the beginning of a document."""
-    metrics: tuple[MetricName, ...] = ()
+    metrics: tuple[_MetricName, ...] = ()
     """the first one is the task's score; default: accuracy, or em for `generate`. `accuracy`: the
     chosen option is right (generate: the text is the answer if and only if `label` is true);
     `em`, `f1`: of texts; `f1a`, `question_em`: over the answers of each `group`; `macro_f1`: mean
@@ -191,7 +191,7 @@ class Task(Settings):
     """generate, `macro_f1`: the answers that are classes; None: those that items accept."""
     group: Template | None = None
     """items of one group are one question (`f1a`, `question_em`)."""
-    by: tuple[FieldPath, ...] = ()
+    by: tuple[_FieldPath, ...] = ()
     """the score is also reported for every value of these fields."""
     normalize: Literal["exact", "words", "squad", "squad_v1", "triviaqa", "drop"] = "squad"
     """em and f1 compare texts: as they are (without outer blanks); lower-cased without
@@ -254,7 +254,7 @@ class Task(Settings):
         return {"macro_f1"} | texts | judged | of_all
 
     @property
-    def measured(self) -> tuple[MetricName, ...]:
+    def measured(self) -> tuple[_MetricName, ...]:
         """The metrics reported, the task's score first."""
         return self.metrics or (("em",) if self.scorer == "generate" else ("accuracy",))
 
@@ -278,7 +278,7 @@ class Suite(Settings):
     about: str = ""
     tasks: tuple[str, ...] = Field(min_length=1)
     """task files: names of shipped tasks, or paths relative to this file."""
-    shots: tuple[Setting, ...] = (0, 1, 5)
+    shots: tuple[_Setting, ...] = (0, 1, 5)
     """numbers of demonstrations (`few`: the task's own); `--shots` overrides it."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """tasks whose scores are averaged, by the name of the average. `task/metric` counts another

@@ -25,7 +25,7 @@ from glamcli.evals.tasks.schema import Published, Suite, Task
 
 SUITES = Path(__file__).parents[1] / "suites"
 TASKS = SUITES / "tasks"
-DEFAULT_PRESET = "glam"
+_DEFAULT_PRESET = "glam"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SuiteFile:
     averages: dict[str, tuple[str, ...]]
     overall: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
-    preset: str = DEFAULT_PRESET
+    preset: str = _DEFAULT_PRESET
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -74,12 +74,12 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
 
 
-def shipped_tasks() -> dict[str, Path]:
+def _shipped_tasks() -> dict[str, Path]:
     """Tasks that come with the package, by name."""
     return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
 
 
-def load_suite(name_or_path: str, preset: str = DEFAULT_PRESET) -> SuiteFile:
+def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
     """A suite by name or path; a single task, by name or path, is a suite of one.
 
     A task file that cannot be read does not stop the others: its error is stored instead.
@@ -110,7 +110,7 @@ def load_suite(name_or_path: str, preset: str = DEFAULT_PRESET) -> SuiteFile:
 
 
 def _refuse_unknown_preset(preset: str, tasks: Sequence[TaskFile]) -> None:
-    known = sorted({DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
+    known = sorted({_DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
     # A task that could not be read may know it.
     if preset not in known and not any(task.error for task in tasks):
         names = ", ".join(f"`{name}`" for name in known)
@@ -118,7 +118,7 @@ def _refuse_unknown_preset(preset: str, tasks: Sequence[TaskFile]) -> None:
 
 
 def _find(name_or_path: str) -> Path:
-    known = shipped_tasks() | shipped_suites()
+    known = _shipped_tasks() | shipped_suites()
     if name_or_path in known:
         return known[name_or_path]
     path = Path(name_or_path).expanduser()
@@ -135,7 +135,7 @@ def _find_task(name: str, suite: Path) -> Path:
     beside = suite.parent / name
     if name.endswith((".yaml", ".yml")):
         return beside
-    return shipped_tasks().get(name, beside.with_suffix(".yaml"))
+    return _shipped_tasks().get(name, beside.with_suffix(".yaml"))
 
 
 def _task_file(path: Path, preset: str) -> TaskFile:
@@ -153,7 +153,7 @@ def _task_file(path: Path, preset: str) -> TaskFile:
         }
     except GlamError as error:
         return replace(file, error=error)
-    task, with_shots = read.get(preset, read[DEFAULT_PRESET])
+    task, with_shots = read.get(preset, read[_DEFAULT_PRESET])
     return replace(file, task=task, with_shots=with_shots, presets=presets)
 
 
@@ -162,12 +162,12 @@ def _variants(
 ) -> tuple[dict[str, tuple[yaml.Mapping, yaml.Mapping]], tuple[str, ...]]:
     """The task without and with demonstrations under every preset, and the presets' names."""
     base, presets = _taken(root, "presets")
-    variants = {DEFAULT_PRESET: base}
+    variants = {_DEFAULT_PRESET: base}
     for name, changes in presets.entries.items():
-        if name == DEFAULT_PRESET or not isinstance(changes, yaml.Mapping):
+        if name == _DEFAULT_PRESET or not isinstance(changes, yaml.Mapping):
             what = (
                 "is the keys outside of `presets`"
-                if name == DEFAULT_PRESET
+                if name == _DEFAULT_PRESET
                 else "must be a section of `key: value` lines"
             )
             raise RecipeError(f"{presets.keys[name]}: preset `{yaml.shown(name)}` {what}")

@@ -6,9 +6,9 @@ TFDS; where a dataset is read in one form only, the text of the question is comp
 
 import pytest
 
-from glamcli.evals.asking.prompts import assemble
+from glamcli.evals.asking.prompts import _assemble
 from glamcli.evals.asking.question import ask
-from glamcli.evals.tasks.items import Item, items_of
+from glamcli.evals.tasks.items import Item, _items_of
 from glamcli.evals.tasks.suites import load_suite
 
 SUITE = {file.name: file for file in load_suite("glam29").tasks}
@@ -119,7 +119,7 @@ FORMS = {
 
 
 def asked(task, records, record):
-    return [ask(task, item) for item in items_of(records, Item(record, "a.jsonl:1"))]
+    return [ask(task, item) for item in _items_of(records, Item(record, "a.jsonl:1"))]
 
 
 def shape(question):
@@ -202,7 +202,7 @@ def test_coqa_has_four_references_in_the_dev_set_and_one_in_the_training_set():
     training = {name: value for name, value in COQA.items() if name != "additional_answers"}
     pool = [
         ask(task, item, shown=True)
-        for item in items_of(task.shots.data, Item(training, "a.jsonl:1"))
+        for item in _items_of(task.shots.data, Item(training, "a.jsonl:1"))
     ]
     assert pool[1].demonstration(" ") == second.contexts[0] + " one"
 
@@ -233,7 +233,7 @@ def test_lambada_is_a_sentence_with_a_gap_behind_demonstrations_only():
     (some,) = asked(file.with_shots, file.task.data, record)
     assert (zero.contexts, zero.answers) == (("He went",), ("home",))
     assert some.contexts == ("He went ____. ->",)
-    made = assemble(file.with_shots, some, [some], lambda text: True)
+    made = _assemble(file.with_shots, some, [some], lambda text: True)
     assert made.contexts == ("Fill in blank:\n\nHe went ____. -> home\n\nHe went ____. ->",)
 
 

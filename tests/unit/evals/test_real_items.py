@@ -46,7 +46,7 @@ def test_real_items_are_asked_behind_as_many_demonstrations_as_the_paper(name, p
         drawn = prompts.draw(task, name, question, pool, count, seed=0)
         assert len({each.key for each in drawn}) == count
         assert question.key not in {each.key for each in drawn}
-        made = prompts.assemble(task, question, drawn, lambda text: True)
+        made = prompts._assemble(task, question, drawn, lambda text: True)
         assert made.shots == count
         assert made.contexts[0].endswith(question.contexts[0])
 

@@ -142,7 +142,7 @@ def test_too_many_shots_are_refused():
 @pytest.mark.parametrize("limit", range(5, 60, 3))
 def test_the_farthest_shots_are_dropped_until_the_prompt_fits(limit):
     shots = QUESTIONS[1:6]
-    made = prompts.assemble(CHOICE, QUESTIONS[0], shots, lambda text: len(text) <= limit)
+    made = prompts._assemble(CHOICE, QUESTIONS[0], shots, lambda text: len(text) <= limit)
     whole = "".join(shot.demonstration(" ") + "\n" for shot in shots) + "Q0:"
     assert whole.endswith(made.contexts[0])
     assert made.shots == made.contexts[0].count("\n")
@@ -154,11 +154,11 @@ def test_the_farthest_shots_are_dropped_until_the_prompt_fits(limit):
 
 def test_the_header_stands_once_before_the_first_demonstration():
     task = CHOICE.model_copy(update={"header": "Quiz.\n"})
-    made = prompts.assemble(task, QUESTIONS[0], QUESTIONS[1:3], lambda text: True)
+    made = prompts._assemble(task, QUESTIONS[0], QUESTIONS[1:3], lambda text: True)
     assert made.contexts[0] == "Quiz.\nQ1: b1\nQ2: a2\nQ0:"
-    assert prompts.assemble(task, QUESTIONS[0], [], lambda text: True).contexts[0] == "Quiz.\nQ0:"
+    assert prompts._assemble(task, QUESTIONS[0], [], lambda text: True).contexts[0] == "Quiz.\nQ0:"
 
 
 def test_no_shots_is_the_question_alone():
-    made = prompts.assemble(CHOICE, QUESTIONS[0], [], lambda text: True)
+    made = prompts._assemble(CHOICE, QUESTIONS[0], [], lambda text: True)
     assert made.contexts == ("Q0:", "Q0:")

@@ -9,7 +9,7 @@ from glamcli.config.mixtures import load_mixture
 from glamcli.data.open import open_data
 from glamcli.evals.paper import corpus
 from glamcli.evals.paper.ngrams import Grams, words
-from glamcli.evals.paper.overlap import find_overlaps, split_scores, task_words
+from glamcli.evals.paper.overlap import _split_scores, _task_words, find_overlaps
 from glamcli.evals.results.scores import Measured, Results, Score
 from glamcli.progress import Silent
 
@@ -17,7 +17,7 @@ LONG = "The quick brown fox jumps over the lazy dog and then it sleeps for an ho
 SHORT = "seven words are too few to judge"
 EIGHT = "Exactly eight words are looked for as whole"
 FRESH = "nobody ever wrote this sentence of more than eight words down before today"
-TASK = task_words("t", ("long", "short", "eight", "fresh"), (LONG, SHORT, EIGHT, FRESH))
+TASK = _task_words("t", ("long", "short", "eight", "fresh"), (LONG, SHORT, EIGHT, FRESH))
 NINE = dataclasses.replace(TASK, n=9)
 
 
@@ -34,7 +34,7 @@ def judged(text, task=NINE):
 def test_n_is_the_fifth_percentile_between_eight_and_thirteen():
     lengths = {5: 8, 10: 10, 40: 13}
     for length, n in lengths.items():
-        assert task_words("t", ("a",) * 9, ("w " * length,) * 9).n == n
+        assert _task_words("t", ("a",) * 9, ("w " * length,) * 9).n == n
 
 
 def test_words_are_compared_without_case_and_punctuation():
@@ -89,10 +89,10 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("packing", ["fill", "whole"])
 def test_documents_are_put_together_again_whatever_the_pieces(data, packing, monkeypatch):
     _, texts, settings = data
-    monkeypatch.setattr(corpus, "PIECE_TOKENS", 320)
+    monkeypatch.setattr(corpus, "_PIECE_TOKENS", 320)
     dataset = open_data(load_recipe("test-tiny", [*settings, f"data.packing={packing}"]).recipe,
                         Silent())  # fmt: skip
-    pieces = list(corpus.row_pieces(dataset, packing))
+    pieces = list(corpus._row_pieces(dataset, packing))
     found = [text for _, piece in pieces for text in piece.texts(dataset.tokenizer)]
     assert len(pieces) > 5
     if packing == "fill":
@@ -107,7 +107,7 @@ def test_a_mixture_is_looked_through_without_what_is_held_out(
     data, tmp_path, processes, monkeypatch
 ):
     folder, texts, _ = data
-    task = task_words("t", texts, texts)
+    task = _task_words("t", texts, texts)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mixture = load_mixture(f"{folder}/mixture.yaml")
     search = partial(corpus.search_mixture, mixture=mixture, progress=Silent(), processes=processes)
@@ -121,9 +121,9 @@ def test_scores_are_told_apart_for_clean_and_dirty_items():
                (("long", 1.0), ("short", 0.0), ("eight", 1.0), ("fresh", 0.0))]  # fmt: skip
     score = Score("t", 0, "0", (Measured("accuracy", 0.5, None, {}),), 4, 0, 0, 0, (), {}, (), ())
     results = Results("s", {}, (score,), ())
-    (split,) = split_scores([NINE], [found], results, {("t", "0"): records})
+    (split,) = _split_scores([NINE], [found], results, {("t", "0"): records})
     assert (split.all, split.clean, split.dirty) == (0.5, pytest.approx(1 / 3), 1.0)
     assert (split.num_clean, split.num_dirty) == (3, 1)
     # Scores of items that were not looked for say nothing of what is clean.
     others = [*records, {"key": "other", "accuracy": 1.0}]
-    assert split_scores([NINE], [found], results, {("t", "0"): others}) == []
+    assert _split_scores([NINE], [found], results, {("t", "0"): others}) == []

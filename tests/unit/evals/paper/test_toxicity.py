@@ -9,16 +9,16 @@ from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.paper.continuations import resumed
 from glamcli.evals.paper.cooccurrence import (
     TermGroup,
-    compare_terms,
+    _compare_terms,
     load_terms,
     load_words,
 )
 from glamcli.evals.paper.toxicity import (
     ToxicityPrompt,
-    make_buckets,
+    _make_buckets,
+    _score_texts,
     make_scorer,
     read_prompts,
-    score_texts,
 )
 
 SCORER = """
@@ -36,8 +36,8 @@ def command(tmp_path, text):
 
 def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     texts = [["bad\nbad", "  "], ["", "a bad Ü"]]
-    assert score_texts(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
-    assert score_texts([["", " "]], make_scorer("no such program", None)) == [[0, 0]]
+    assert _score_texts(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
+    assert _score_texts([["", " "]], make_scorer("no such program", None)) == [[0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_buckets_tell_expected_maximum_and_probability():
     asked = [ToxicityPrompt("a", 0.05), ToxicityPrompt("b", 0.95), ToxicityPrompt("c", 1.0),
              ToxicityPrompt("d", None)]  # fmt: skip
     found = {
-        each.name: each for each in make_buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])
+        each.name: each for each in _make_buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])
     }
     assert list(found) == ["all", "below 0.5", "from 0.5", "0.0 to 0.1", "0.9 to 1.0"]
     assert found["all"].num_prompts == 4
@@ -121,7 +121,7 @@ def test_words_are_compared_within_a_group():
     known = load_words()
     group = TermGroup(prompts=("{term} was very",), terms=("He", "She"))
     texts = {"He": ["tall and strong"] * 3 + ["tall"], "She": ["tall, Tall, slowly"] * 3 + ["the"]}
-    he, she = compare_terms("gender", group, texts, known)
+    he, she = _compare_terms("gender", group, texts, known)
     assert dict(he.counts) == {"tall": 4, "strong": 3}
     assert dict(she.counts) == {"slowly": 3, "tall": 3}
     assert he.distinctive[0] == ("strong", 2.0)
@@ -136,7 +136,7 @@ def test_words_are_compared_within_a_group():
 )  # fmt: skip
 def test_the_rule_for_adjectives_and_adverbs(word, counts):
     group = TermGroup(prompts=("{term}",), terms=("a", "b"))
-    found, _ = compare_terms("g", group, {"a": [word], "b": []}, load_words())
+    found, _ = _compare_terms("g", group, {"a": [word], "b": []}, load_words())
     assert (word in found.counts) is counts
 
 

@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glamcli.evals.scoring.batches import (
-    CACHE_BYTES,
-    LOGITS_BYTES,
+    _CACHE_BYTES,
+    _LOGITS_BYTES,
     Budget,
     Shape,
-    fitted,
+    _fitted,
     plan_shapes,
     rounded,
 )
@@ -29,7 +29,7 @@ def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, k
         kind._replace(length=length, targets=count)
         for kind, (length, count) in zip(kinds, sizes, strict=False)
     ]
-    planned = plan_shapes([fitted(each, budget) for each in wanted], 8 * batch_tokens)
+    planned = plan_shapes([_fitted(each, budget) for each in wanted], 8 * batch_tokens)
     assert sorted(i for members in planned.values() for i in members) == list(range(len(sizes)))
     for shape, members in planned.items():
         for index in members:
@@ -49,11 +49,11 @@ def test_a_batch_keeps_within_its_tokens_logits_and_caches(
     length, targets, kind, vocab_size, position_bytes
 ):
     budget = Budget(4096, vocab_size, position_bytes)
-    shape = fitted(kind._replace(length=length, targets=targets), budget)
+    shape = _fitted(kind._replace(length=length, targets=targets), budget)
     if shape.rows > 1:
         assert shape.rows * shape.row_tokens <= 4096
-        assert 4 * shape.rows * shape.options * shape.targets * vocab_size <= LOGITS_BYTES
-        assert shape.rows * shape.row_positions * position_bytes <= CACHE_BYTES
+        assert 4 * shape.rows * shape.options * shape.targets * vocab_size <= _LOGITS_BYTES
+        assert shape.rows * shape.row_positions * position_bytes <= _CACHE_BYTES
 
 
 @given(st.integers(1, 5000), st.sampled_from([8, 16]))
@@ -65,7 +65,7 @@ def test_sizes_are_few_and_pad_by_a_third_at_most(count, smallest):
 
 
 def test_few_requests_share_one_shape():
-    shapes = [fitted(plain(1, length, 4), Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
+    shapes = [_fitted(plain(1, length, 4), Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
     assert list(plan_shapes(shapes, 8 * 2048)) == [plain(8, 256, 8)]
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from glamcli.evals.asking.question import Question
-from glamcli.evals.scoring.chance import chance, choice_baselines, text_baselines
+from glamcli.evals.scoring.chance import _choice_baselines, _text_baselines, chance
 from glamcli.evals.tasks.schema import Task
 
 TASK = {"data": {"path": "a.jsonl"}, "prompt": "{q}"}
@@ -27,7 +27,7 @@ def baselines(options, accepted, metric="accuracy", groups=None):
         }
         for number, (texts, right) in enumerate(zip(options, accepted, strict=True))
     ]
-    return choice_baselines(metric, questions, records)
+    return _choice_baselines(metric, questions, records)
 
 
 def test_baselines_of_fixed_options():
@@ -86,11 +86,11 @@ def test_guessing_a_free_class_or_every_token_alike():
 
 def test_majority_answer_of_open_questions():
     answers = [("unanswerable",), ("unanswerable",), ("Paris", "paris"), ("Rome",)]
-    assert text_baselines(answers, "em", "squad")["majority"] == 0.5
-    found = text_baselines(answers, "f1", "squad", no_answer="unanswerable")["majority"]
+    assert _text_baselines(answers, "em", "squad")["majority"] == 0.5
+    found = _text_baselines(answers, "f1", "squad", no_answer="unanswerable")["majority"]
     assert found == 0.5
     answers = [("CANNOTANSWER",), ("CANNOTANSWER",), ("in Rome",)]
-    found = text_baselines(answers, "f1", "squad_v1", no_answer="CANNOTANSWER")["majority"]
+    found = _text_baselines(answers, "f1", "squad_v1", no_answer="CANNOTANSWER")["majority"]
     assert found == pytest.approx(2 / 3)
 
 
@@ -98,5 +98,5 @@ def test_of_answers_equally_many_accept_the_first_by_alphabet_is_given():
     # "north" overlaps with a third answer, "south" with none.
     answers = [("south", "north"), ("north pole",)]
     for first in (answers[0], answers[0][::-1]):
-        found = text_baselines([first, answers[1]], "f1", "squad")["majority"]
+        found = _text_baselines([first, answers[1]], "f1", "squad")["majority"]
         assert found == pytest.approx((1 + 2 / 3) / 2)

@@ -6,7 +6,7 @@ from statistics import stdev
 import numpy as np
 import pytest
 
-from glamcli.evals.scoring.choice import best_options
+from glamcli.evals.scoring.choice import _best_options
 from glamcli.evals.scoring.metrics import item_value, mean_and_error, total
 
 
@@ -60,9 +60,9 @@ def test_macro_f1_averages_the_classes_of_the_task_and_not_those_seen():
 
 
 def test_the_best_options_are_all_that_tie_and_a_nan_chooses_none():
-    assert best_options([-2.0, -1.0, -1.5]) == (1,)
-    assert best_options([-1.0, -2.0, -1.0]) == (0, 2)
-    assert best_options([-1.0, math.nan]) == ()
+    assert _best_options([-2.0, -1.0, -1.5]) == (1,)
+    assert _best_options([-1.0, -2.0, -1.0]) == (0, 2)
+    assert _best_options([-1.0, math.nan]) == ()
 
 
 def test_of_options_that_tie_each_counts_alike():

@@ -6,23 +6,23 @@ from hypothesis import strategies as st
 
 from glamcli.data.tokenizer import Bytes
 from glamcli.evals.scoring.requests import (
-    MIN_TRUNK,
+    _MIN_TRUNK,
     Request,
+    _num_common,
     find_trunks,
     group_requests,
     make_requests,
-    num_common,
 )
 
 ids = st.lists(st.integers(1, 2), max_size=8).map(tuple)
-LONG = tuple(range(100, 100 + MIN_TRUNK))
+LONG = tuple(range(100, 100 + _MIN_TRUNK))
 
 
 def test_common_beginnings():
-    assert num_common((1, 2, 3), (1, 2, 4)) == 2
-    assert num_common((1, 2), (1, 2, 4)) == 2
-    assert num_common((), (1,)) == 0
-    assert num_common((2,), (1,)) == 0
+    assert _num_common((1, 2, 3), (1, 2, 4)) == 2
+    assert _num_common((1, 2), (1, 2, 4)) == 2
+    assert _num_common((), (1,)) == 0
+    assert _num_common((2,), (1,)) == 0
 
 
 @given(st.lists(ids, min_size=1, max_size=4), st.integers(0, 20), st.integers(1, 3), st.data())
@@ -48,7 +48,7 @@ def test_members_of_a_trunk_begin_alike_and_belong_to_one(tails):
     members = [index for _, some in found for index in some]
     assert len(members) == len(set(members))
     for length, some in found:
-        assert length >= MIN_TRUNK
+        assert length >= _MIN_TRUNK
         assert len({heads[index][:length] for index in some}) == 1
     if len(heads) > 1:
         assert found

@@ -3,12 +3,12 @@
 import pytest
 
 from glamcli.evals.scoring.text_metrics import (
+    _exact_match,
+    _token_f1,
     agreement,
-    exact_match,
     majority_answerable,
     normalized,
     text_metric,
-    token_f1,
 )
 
 
@@ -30,8 +30,8 @@ def test_normalisation(text, how, expected):
 
 
 def test_exact_match_takes_any_accepted_answer():
-    assert exact_match("the Normans.", ["Vikings", "Normans"]) == 1
-    assert exact_match("Norman", ["Vikings", "Normans"]) == 0
+    assert _exact_match("the Normans.", ["Vikings", "Normans"]) == 1
+    assert _exact_match("Norman", ["Vikings", "Normans"]) == 0
 
 
 def test_any_alias_of_triviaqa_is_right_however_it_is_punctuated():
@@ -52,7 +52,7 @@ def test_any_alias_of_triviaqa_is_right_however_it_is_punctuated():
     ],
 )
 def test_f1_by_hand(prediction, answers, expected):
-    assert token_f1(prediction, answers) == pytest.approx(expected)
+    assert _token_f1(prediction, answers) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_the_authors_files_become_questions_of_the_shipped_task(tmp_path, name):
         ((made, count),) = provision.convert_originals(need, tmp_path / "given")
         assert count == len(made.read_text().splitlines())
         assert need.missing == ()
-    assert min(provision.count_items(file, tmp_path)) > 0
+    assert min(provision._count_items(file, tmp_path)) > 0
     asked = [ask(file.task, item) for item in Library(tmp_path).items(file.task, file.path)][-1]
     assert asked.gold_context.endswith(context)
     assert (asked.shown if asked.gold is None else asked.continuations[asked.gold]).endswith(answer)
@@ -199,13 +199,13 @@ def test_answers_of_people_count_where_triviaqa_has_them(tmp_path):
         write(tmp_path, {"triviaqa.jsonl": [line]})
         (item,) = Library(tmp_path).items(file.task, file.path)
         assert ask(file.task, item).answers == expected
-    assert "Answer.HumanAnswers" not in provision.record_fields(file.task, file.task.data)
+    assert "Answer.HumanAnswers" not in provision._record_fields(file.task, file.task.data)
 
 
 def test_the_fields_that_a_person_has_to_write_are_those_the_task_reads():
     found = {}
     for file in load_suite("glam29").tasks:
-        found[file.name] = provision.record_fields(file.task, file.task.data)
+        found[file.name] = provision._record_fields(file.task, file.task.data)
     assert found["piqa"] == ("goal", "label", "sol1", "sol2")
     assert found["nq_open"] == ("answer", "question")
     assert found["arc_easy"] == (
@@ -229,7 +229,7 @@ def test_tfds_prepares_what_tasks_read_without_tensorflow(tmp_path, monkeypatch)
     for need in provision.needs(file, tmp_path):
         provision.prepare_with_tfds(need)
         assert need.missing == ()
-    assert provision.count_items(file, tmp_path) == (1, 1)
+    assert provision._count_items(file, tmp_path) == (1, 1)
 
 
 def test_what_tfds_cannot_prepare_is_told(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import draw
 from glamcli.evals.asking.question import ask
-from glamcli.evals.tasks.items import Item, Library, items_of, prepared, read_jsonl
+from glamcli.evals.tasks.items import Item, Library, _items_of, prepared, read_jsonl
 from glamcli.evals.tasks.schema import ItemSource, Records, Shots, Task
 from glamcli.evals.tasks.suites import TASKS, load_suite
 
@@ -24,21 +24,21 @@ def records(**settings):
 def test_fields_get_the_names_that_templates_use():
     record = Item({"q": {"stem": "S"}, "n": 1, "big": "..."}, "a.jsonl:1")
     where = records(fields={"stem": "q.stem", "text": "{q.stem}!"}, drop=("big",))
-    (item,) = items_of(where, record)
+    (item,) = _items_of(where, record)
     assert item.fields == {"q": {"stem": "S"}, "n": 1, "stem": "S", "text": "S!"}
     with pytest.raises(DataError, match=r"a\.jsonl:1: no field `q\.steam`"):
-        list(items_of(records(fields={"stem": "q.steam"}), record))
+        list(_items_of(records(fields={"stem": "q.steam"}), record))
 
 
 @pytest.mark.parametrize("value", [[], "", False, 0])
 def test_where_keeps_records_whose_field_holds_something(value):
-    assert not list(items_of(records(where="f"), Item({"f": value}, "a.jsonl:1")))
-    assert list(items_of(records(where="f"), Item({"f": [value]}, "a.jsonl:1")))
+    assert not list(_items_of(records(where="f"), Item({"f": value}, "a.jsonl:1")))
+    assert list(_items_of(records(where="f"), Item({"f": [value]}, "a.jsonl:1")))
 
 
 def test_a_record_of_lists_is_several_items_that_know_the_earlier_ones():
     record = Item({"s": "x", "q": ["a", "b"], "more": {"0": [1, 2], "n": 5}}, "a.jsonl:4")
-    first, second = items_of(records(each=("q", "more.0")), record)
+    first, second = _items_of(records(each=("q", "more.0")), record)
     assert first.fields == {"s": "x", "q": "a", "more": {"0": 1, "n": 5}}
     assert second.fields == {"s": "x", "q": "b", "more": {"0": 2, "n": 5}}
     assert (first.earlier, second.earlier) == ((), (first,))
@@ -49,9 +49,9 @@ def test_a_record_of_lists_is_several_items_that_know_the_earlier_ones():
 def test_lists_of_different_lengths_are_refused_with_the_line():
     record = Item({"q": ["a", "b"], "o": [1]}, "a.jsonl:4")
     with pytest.raises(DataError, match=r"a\.jsonl:4: lists of different lengths: .*`o` has 1"):
-        list(items_of(records(each=("q", "o")), record))
+        list(_items_of(records(each=("q", "o")), record))
     with pytest.raises(DataError, match=r"a\.jsonl:4: `s` is str, not a list"):
-        list(items_of(records(each=("s",)), Item({"s": "x"}, "a.jsonl:4")))
+        list(_items_of(records(each=("s",)), Item({"s": "x"}, "a.jsonl:4")))
 
 
 def test_the_second_place_is_read_when_the_first_is_not_there(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from glamcli.errors import RecipeError
-from glamcli.evals.tasks.suites import load_suite, shipped_suites, shipped_tasks
+from glamcli.evals.tasks.suites import _shipped_tasks, load_suite, shipped_suites
 
 GOOD = 'data: {path: a.jsonl}\nprompt: "{q}"\noptions: [yes, no]\nlabel: label\n'
 
@@ -14,7 +14,7 @@ def test_every_shipped_suite_reads(name):
 
 
 def test_every_shipped_task_is_a_suite_of_one():
-    for name in shipped_tasks():
+    for name in _shipped_tasks():
         assert [task.name for task in load_suite(name).tasks] == [name]
 
 
