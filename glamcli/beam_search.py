@@ -1,4 +1,4 @@
-"""What generation keeps on the host: the hypotheses of beam search, and text out of tokens.
+"""The host's side of generation: the hypotheses of beam search, and text out of tokens.
 
 Called by `generate.py`, which owns the model and the cache. Nothing here touches a device.
 """
@@ -20,7 +20,7 @@ NEVER = -1e30
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One text found by beam search."""
+    """One text of a beam search."""
 
     text: str
     """the text up to a stop text or the end of the document."""
@@ -43,7 +43,7 @@ class TextStream:
     def __post_init__(self) -> None:
         # Some pieces of the prompt are kept: a decoder drops the blank of a first piece.
         self.ids = self.ids[-CONTEXT_PIECES:]
-        self._told = len(self.tokenizer.decode(self.ids))
+        self._num_shown = len(self.tokenizer.decode(self.ids))
         self._held = 0
 
     def push(self, token_id: int) -> str:
@@ -53,17 +53,17 @@ class TextStream:
         self._held += 1
         if text.endswith(REPLACEMENT) and self._held < 4:  # UTF-8 has at most four bytes
             return ""
-        return self._tell(text)
+        return self._new_text(text)
 
     def flush(self) -> str:
         """What was held back, at the end of a text."""
-        return self._tell(self.tokenizer.decode(self.ids)) if self._held else ""
+        return self._new_text(self.tokenizer.decode(self.ids)) if self._held else ""
 
-    def _tell(self, text: str) -> str:
-        new = text[self._told :]
+    def _new_text(self, text: str) -> str:
+        new = text[self._num_shown :]
         self._held = 0
         self.ids = self.ids[-CONTEXT_PIECES:]
-        self._told = len(self.tokenizer.decode(self.ids))
+        self._num_shown = len(self.tokenizer.decode(self.ids))
         return new
 
 
@@ -75,8 +75,8 @@ class Search:
     ):
         self.tokenizer, self.width, self.alpha, self.stop = tokenizer, width, alpha, stop
         self._tail = prompt[-CONTEXT_PIECES:]
-        self._told = len(tokenizer.decode(self._tail))
-        # Only the first row lives at first: the others are copies of it.
+        self._num_shown = len(tokenizer.decode(self._tail))
+        # Only the first row is used at first: the others are copies of it.
         self.live: list[tuple[float, tuple[int, ...], tuple[float, ...]]] = [(0.0, (), ())]
         self.ended: list[Hypothesis] = []
 
@@ -108,7 +108,7 @@ class Search:
         return parents + [0] * missing, chosen + [self.tokenizer.eos_id] * missing
 
     def settled(self, limit: int) -> bool:
-        """Whether nothing that still lives can get among the best."""
+        """Whether no unfinished text can still get among the best."""
         if not self.live:
             return True
         if len(self.ended) < self.width:
@@ -117,6 +117,7 @@ class Search:
         return self.live[0][0] / self._penalty(limit) <= worst
 
     def results(self) -> list[Hypothesis]:
+        """The best texts, ended or not, best first."""
         unfinished = [
             Hypothesis(self._text(ids), ids, nats, total / self._penalty(len(ids)), False)
             for total, ids, nats in self.live
@@ -127,13 +128,13 @@ class Search:
         return ((5 + length) / 6) ** self.alpha
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([*self._tail, *ids])[self._told :]
+        return self.tokenizer.decode([*self._tail, *ids])[self._num_shown :]
 
     def _end(self, ids: Sequence[int]) -> str | None:
-        """The text, when it has ended; None when it goes on."""
+        """The text if it has ended, else None."""
         text = self._text(ids)
         body = text.lstrip(" ")
-        found = [place for place in (body.find(stop) for stop in self.stop) if place >= 0]
-        if found:
-            return text[: len(text) - len(body) + min(found)]
+        ends = [end for end in (body.find(stop) for stop in self.stop) if end >= 0]
+        if ends:
+            return text[: len(text) - len(body) + min(ends)]
         return text if ids[-1] == self.tokenizer.eos_id else None

@@ -1,9 +1,9 @@
 """Text from a model: greedy, sampled or by beam search, over a key/value cache.
 
 A prompt is read in one compiled step of a few possible lengths; then one token per row and step.
-Experts never drop a token unless the recipe says so, so what is generated follows the same
-probabilities that scoring reports. Padding, the begin of a document and ids without a meaning in
-the tokenizer are never produced; the end of a document ends a text.
+Experts never drop a token unless the recipe says so, so texts follow the probabilities that scoring
+reports. Padding, the beginning of a document and ids unknown to the tokenizer are never produced;
+the end of a document ends a text.
 
 Called by `glam generate`, by the sample at the end of training, and by tasks with free answers.
 """
@@ -182,7 +182,7 @@ def _programs(decoder: Decoder) -> tuple[Any, Any]:
     """`_read` and `_next`, compiled once per shape for all generators with the same decoder: the
     weights of a later step need no compilation."""
     read = jax.jit(partial(_read, decoder), static_argnames="length")
-    # The cache is given away to every step: it is updated in place.
+    # The cache is donated to every step: it is updated in place.
     return read, jax.jit(partial(_next, decoder), donate_argnums=1)
 
 
@@ -195,7 +195,7 @@ def _read(
     *,
     length: int,
 ) -> tuple[Cache, Array]:
-    """A new cache of `length` places holding the prompts; logits [B, V] after their last tokens."""
+    """A new cache of `length` positions with the prompts; logits [B, V] after their last tokens."""
     cache = decoder.init_cache(tokens_BT.shape[0], length)
     x_BTM, cache = decoder.step(params, cache, tokens_BT, segments_BT)
     x_B1M = jnp.take_along_axis(x_BTM, last_B[:, None, None], axis=1)

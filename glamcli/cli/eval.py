@@ -1,4 +1,4 @@
-"""`glam eval`: scores of a trained run, with everything that says what they mean.
+"""`glam eval`: scores of a trained run, with everything needed to interpret them.
 
 `glam eval RUN` is short for `glam eval score RUN`; the other subcommands have files of their own.
 """
@@ -17,8 +17,8 @@ import click
 from glamcli.cli.eval_bias import cooccurrence, toxicity
 from glamcli.cli.eval_data import data
 from glamcli.cli.eval_overlap import overlap
+from glamcli.cli.eval_report import report_items, report_results
 from glamcli.cli.eval_show import show
-from glamcli.cli.eval_tell import tell, tell_items
 from glamcli.cli.options import Address, hosts_options, json_option, run_argument
 from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.errors import RecipeError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class _RunOrCommand(click.Group):
     """The first word is a subcommand, or else a run to be scored (`./show` for one of that name).
 
-    Its help is that of scoring, which is what people mean by `glam eval`.
+    Its help is that of scoring, the usual meaning of `glam eval`.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -62,8 +62,8 @@ def command() -> None:
 
     Without --suite it answers questions about its own held-out documents. Results are kept in
     RUN/eval: one JSON file, and one line per item. A task that cannot be scored is reported, the
-    others go on, and the exit code tells. After Ctrl-C the same command goes on where it was. A
-    model too large for one host is scored by the same command on several.
+    others are scored, and the exit code is 3. After Ctrl-C the same command continues where it
+    was. A model too large for one host is scored by the same command on several.
     """
 
 
@@ -80,10 +80,13 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
     help="Numbers of demonstrations; `few` is the task's own.  [default: suite's]",
 )
 @click.option(
-    "--preset", default="glam", show_default=True, help="Whose conventions: glam, gpt3, ..."
+    "--preset",
+    default="glam",
+    show_default=True,
+    help="Conventions of prompts and scores: glam, gpt3, ...",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Draws the demonstrations.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the demonstrations.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
 )
@@ -100,7 +103,7 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 @click.option(
     "--include-path", type=click.Path(path_type=Path), help="Folder of lm-eval task files."
 )
-@click.option("--fresh", is_flag=True, help="Forget what an interrupted evaluation has scored.")
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted evaluation has scored.")
 @hosts_options
 @json_option
 def score(
@@ -134,14 +137,14 @@ def score(
         progress = progress if host.is_first else Silent()
         if item is not None:
             results = evaluate(trained, chosen, progress=progress, explain=item, **options)
-            return tell_items(results, progress, as_json)
+            return report_items(results, progress, as_json)
         with resumable(trained, asked, progress, fresh=fresh) as journal:
             if harness is not None and lm_eval is not None:
                 options.pop("data_dir")
                 options |= {"tasks": harness.split(","), "include_path": include_path}
                 return lm_eval.score_tasks(trained, journal, options, progress, as_json)
             results = evaluate(trained, chosen, progress=progress, journal=journal, **options)
-            return tell(results, trained, progress, as_json)
+            return report_results(results, trained, progress, as_json)
 
 
 def _import_lm_eval() -> ModuleType:

@@ -1,4 +1,4 @@
-"""`glam train`: train a recipe, or go on where it stopped; then say what the model can do."""
+"""`glam train`: train a recipe, or resume it; then show what the model scores and writes."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def command(
 ) -> int:
     """Train RECIPE, a shipped name or a file, and keep everything in a run folder.
 
-    The same command goes on where the run stopped, and so does `glam train runs/NAME`. Ctrl-C (or
-    SIGTERM) saves at the next step and exits with 75; a second one leaves at once. At the end the
-    model is scored on held-out text and, when the recipe has a `finish` section, on a suite of
+    The same command resumes the run where it stopped, and so does `glam train runs/NAME`. Ctrl-C
+    (or SIGTERM) saves at the next step and exits with 75; a second one exits at once. At the end
+    the model is scored on held-out text and, when the recipe has a `finish` section, on a suite of
     tasks. On several hosts, start the same command on each of them.
     """
     loaded = load_recipe(recipe, sets)
@@ -130,7 +130,7 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
 
     A failure here is reported and undoes nothing: the model is trained and saved.
     """
-    from glamcli.cli.eval_tell import tell
+    from glamcli.cli.eval_report import report_results
     from glamcli.evals import scheduled
 
     code = 0
@@ -139,7 +139,7 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
         if (results := scheduled.score_at_end(trained, progress)) is not None:
             if not as_json:
                 click.echo()
-            code = tell(results, trained, progress, as_json)
+            code = report_results(results, trained, progress, as_json)
     except GlamError as error:
         progress.warn(f"suite `{finish.suite}` was not scored: {error.what}")
         code = error.exit_code

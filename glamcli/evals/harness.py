@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness on models of this project (the only door to `lm_eval`).
+"""The lm-evaluation-harness on models of this project (the only importer of `lm_eval`).
 
 An adapter that answers the harness's three kinds of requests by the rules of `glam eval`: BOS is
 always first, trailing blanks of a context are scored with its continuation, and a context that is
@@ -40,7 +40,7 @@ MAX_GEN_TOKENS = 256
 
 
 class HarnessModel(LM):
-    """A trained model as lm-eval wants models: texts in, numbers and texts out."""
+    """A trained model with lm-eval's interface: texts in, numbers and texts out."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class HarnessModel(LM):
         return {"glam": self.trained.described()}
 
     def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation, and whether greedy decoding says it.
+        """Log-likelihood in nats of each continuation, and whether greedy decoding produces it.
 
         Raises:
             DataError: a continuation is longer than the window.
@@ -117,7 +117,7 @@ class HarnessModel(LM):
         return self._cached("generate_until", requests, answers)
 
     def _cached(self, kind: str, requests: list[Any], answers: list[Any]) -> list[Any]:
-        """The answers, told to lm-eval's own cache (`--use_cache`)."""
+        """The answers, passed to lm-eval's own cache (`--use_cache`) as well."""
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(kind, request.args, answer)
         return answers
@@ -150,7 +150,7 @@ class _Wanted:
     num_tokens: int
     stop: tuple[str, ...]
     blanks: str
-    """trailing blanks of the context: the model is to say them with its first word."""
+    """trailing blanks of the context: the model generates them with its first word."""
     sampling: Sampling | None
 
     @classmethod
@@ -181,7 +181,7 @@ class _Wanted:
         options = {"tokens": self.num_tokens, "seed": seed}
         (text,) = trained.generator.texts(prompt, self.sampling, **options)
         text = text.removeprefix(self.blanks)
-        ends = [place for place in (text.find(each) for each in self.stop) if place >= 0]
+        ends = [end for end in (text.find(each) for each in self.stop) if end >= 0]
         return text[: min(ends)] if ends else text
 
 
@@ -196,12 +196,12 @@ def run_tasks(
 ) -> dict[str, Any]:
     """lm-eval's results of its tasks, groups or tags, its samples included.
 
-    `include_path` is a folder of task files; lm-eval's own are only looked at when it has not all
+    `include_path` is a folder of task files; lm-eval's own are only read when it does not have all
     of the tasks. `seed` draws demonstrations.
 
     Raises:
-        RecipeError: lm-eval knows no such task.
-        DataError: it could not run one, most often because its data is not there.
+        RecipeError: lm-eval has no such task.
+        DataError: it could not run one, mostly because its data is missing.
     """
     import lm_eval
 
@@ -232,7 +232,7 @@ def run_tasks(
 
 
 def _task_hash(samples: Sequence[Mapping[str, str]]) -> str:
-    """What was asked of a task's items, as lm-eval hashes it in the files it writes itself."""
+    """A digest of a task's items and prompts, as lm-eval makes it for its own result files."""
     names = ("doc_hash", "prompt_hash", "target_hash")
     text = "".join(sample[name] for sample in samples for name in names)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -267,7 +267,7 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
     unknown = next(each for each in tasks if each not in manager.all_tasks)
     near = difflib.get_close_matches(unknown, manager.all_tasks, 1)
     raise RecipeError(
-        f"lm-eval knows no task `{unknown}`",
+        f"lm-eval has no task `{unknown}`",
         hint=f"did you mean `{near[0]}`?" if near else "`lm-eval ls tasks` lists them",
     )
 

@@ -1,7 +1,7 @@
 """A suite on a model: read every task, ask, score, and record what the numbers mean.
 
-Called by `glam eval` and at the end of `glam train`. A task that fails is reported and the others
-go on.
+Called by `glam eval`, by training and at its end, and from Python. A task that fails is reported;
+the others are scored.
 """
 
 from __future__ import annotations
@@ -166,11 +166,11 @@ def _explained_files(
 def resumable(
     trained: Trained, asked: Mapping[str, Any], progress: Progress, *, fresh: bool = False
 ) -> Iterator[Journal]:
-    """The journal of the evaluation that is made and kept inside this block; its end removes it.
+    """The journal of the evaluation made inside this block, removed when the block ends.
 
-    `asked` is what decides the scores besides the model. An earlier start of the same evaluation
-    has left its batches here, unless `fresh`. The first process reads and writes the file; the
-    others get a copy, so that all skip the same batches.
+    `asked` is everything besides the model that decides the scores. The journal holds the batches
+    of an interrupted evaluation of the same, unless `fresh`. The first process reads and writes
+    the file; the others get a copy, so that all skip the same batches.
     """
     journal = Journal()
     if trained.run_dir is not None:
@@ -184,14 +184,14 @@ def resumable(
         journal.known = trained.host.gather("journal", journal.known)[0]
     if journal.known:
         progress.say(
-            f"going on from {len(journal.known)} batches of an unfinished evaluation"
+            f"continuing from {len(journal.known)} batches of an unfinished evaluation"
             " (`--fresh` starts over)"
         )
     try:
         yield journal
     except KeyboardInterrupt:
         if journal.path is not None:
-            progress.say("what was scored is kept: the same command goes on from there")
+            progress.say("scores so far are kept: the same command continues from there")
         raise
     journal.finish()
 

@@ -139,7 +139,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_scores_what_one_process_score
     assert f"error: process 0 ({socket.gethostname()}) is gone" in err
     ends = glam(words, words).ends()
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert "going on from 1 batches" in ends[0][2]
+    assert "continuing from 1 batches" in ends[0][2]
     assert ends[1][1] == ""
     together = kept(run)
     assert not list(run.glob("eval/unfinished-*"))

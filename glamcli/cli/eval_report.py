@@ -1,4 +1,4 @@
-"""What `glam eval` and the end of `glam train` tell: scores, where they are kept, what failed."""
+"""What `glam eval` and the end of `glam train` show: scores, where they are kept, what failed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN_REASONS = 3
 
 
-def tell(results: Results, trained: Trained, progress: Progress, as_json: bool) -> int:
+def report_results(results: Results, trained: Trained, progress: Progress, as_json: bool) -> int:
     """Shows scores, keeps them in the run folder and warns of what failed; the exit code."""
     from glamcli.evals.results.store import keep_results
 
@@ -29,7 +29,7 @@ def tell(results: Results, trained: Trained, progress: Progress, as_json: bool) 
     return _failures(results, progress)
 
 
-def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
+def report_items(results: Results, progress: Progress, as_json: bool) -> int:
     """Shows the explained items and warns of what failed; the exit code."""
     for each in results.explanations:
         if as_json:
@@ -42,7 +42,7 @@ def tell_items(results: Results, progress: Progress, as_json: bool) -> int:
 def _failures(results: Results, progress: Progress) -> int:
     """Warns about every task that was not scored; the exit code.
 
-    Tasks without data are told together: of the paper's 29, most people have few.
+    Tasks without data are listed together: of the paper's 29, most users have few.
     """
     from glamcli.evals.tasks.items import MissingData
     from glamcli.evals.tasks.suites import shipped_suites
@@ -72,23 +72,23 @@ def _failures(results: Results, progress: Progress) -> int:
     return DataError.exit_code if results.failures else 0
 
 
-def _show_item(told: Explanation) -> None:
-    """Exactly what the model saw and what it thought of it."""
-    cut = f", {told.num_cut} tokens cut from its beginning" if told.num_cut else ""
-    _say(f"{told.task} item {told.index} ({told.place}), {told.shots} shots")
+def _show_item(item: Explanation) -> None:
+    """The exact text that the model read, and the scores of its tokens."""
+    cut = f", {item.num_cut} tokens cut from its beginning" if item.num_cut else ""
+    _say(f"{item.task} item {item.index} ({item.place}), {item.shots} shots")
     _say(
-        f"context: {told.prompt_tokens} tokens with BOS, "
-        f"{told.shots_fitted} demonstrations fitted{cut}"
+        f"context: {item.prompt_tokens} tokens with BOS, "
+        f"{item.shots_fitted} demonstrations fitted{cut}"
     )
     shown: str | None = None
-    for scored in told.scored:
+    for scored in item.scored:
         if scored.context != shown:
             shown = scored.context
             _say(_framed(shown))
         _say(_tokens(scored))
-    correct = ", ".join(f"{name} {value:.2f}" for name, value in told.correct.items())
-    _say(f"answer:   {told.chosen}")
-    _say(f"expected: {' | '.join(told.wanted)}")
+    correct = ", ".join(f"{name} {value:.2f}" for name, value in item.correct.items())
+    _say(f"answer:   {item.chosen}")
+    _say(f"expected: {' | '.join(item.wanted)}")
     _say(f"{correct}\n")
 
 
