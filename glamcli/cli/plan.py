@@ -124,7 +124,7 @@ def command(
         return
     _show(loaded, plan)
     if html is not None:
-        click.echo(f"\nwrote {html}")
+        click.echo(f"wrote {html}")
 
 
 def _prepare(target: str) -> None:
@@ -167,16 +167,18 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     lines = (*words.method_words(plan).split("; "), "", *words.bar(plan), "")
     click.echo("\n".join((*lines, *words.mesh_lines(plan), "")))
     name = words.device(plan)
-    render.print_table((f"memory of one {name}", ">size"), list(words.memory_rows(plan)))
-    tables = [(("array", "dimensions / mesh axes", f">each on a {name}"), words.array_rows(plan))]
-    tables += words.tables(plan)
+    tables = [
+        ((f"memory of one {name}", ">size"), words.memory_rows(plan)),
+        (("array", "dimensions / mesh axes", f">each on a {name}"), words.array_rows(plan)),
+        *words.tables(plan),
+    ]
     if plan.time is not None:
         times = (*words.time_parts(plan), ("total", plan.time.total))
         rows = ((part, words.seconds_words(seconds)) for part, seconds in times)
         tables.insert(-1, (("time of a step (estimate)", ">time"), rows))
     for columns, rows in tables:
-        click.echo()
         render.print_table(columns, list(rows))
+        click.echo()
 
 
 def _write_page(loaded: Loaded, plan: Plan, path: Path) -> None:

@@ -101,7 +101,9 @@ def fitting(recipe: Recipe, target: Target, room: float = 1.0) -> Iterator[Candi
 def remedy(recipe: Recipe, target: Target) -> str:
     """Advice for a step that does not fit: a layout that does, on the target or a larger one."""
     for parts in (1, 2, 4, 8, 16, 32):
-        accumulate = {} if parts == 1 else {"batch.accumulate": parts * recipe.batch.accumulate}
+        accumulate: dict[str, object] = (
+            {} if parts == 1 else {"batch.accumulate": parts * recipe.batch.accumulate}
+        )
         found = fitting(_with(recipe, accumulate), target, SURE)
         if best := fastest(each for each in found if each.settings or accumulate):
             sets = (*(f"--set {key}={value}" for key, value in accumulate.items()), best.options)

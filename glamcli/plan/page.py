@@ -103,10 +103,11 @@ def _cards(plan: Plan) -> str:
             (words.run_length(cost.days), f"{hours} chip-hours"),
         ]
         energy = f"{words.figure(cost.mwh)} MWh"
-        price = cost.dollars and f"${short(cost.dollars)}"
-        if price and cost.dollars < 1000:
-            price = words.dollars(cost.dollars)
-        found.append((price, energy) if price else (energy, "energy"))
+        if cost.dollars is None:
+            found.append((energy, "energy"))
+        else:
+            small = words.dollars(cost.dollars)
+            found.append((f"${short(cost.dollars)}" if cost.dollars >= 1000 else small, energy))
     cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
     return f"<div class=cards>{''.join(cards)}</div>"
 
