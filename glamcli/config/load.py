@@ -179,17 +179,15 @@ def _parent(root: yaml.Mapping, chain: tuple[Path, ...]) -> Path | None:
     return parent
 
 
-def merge(parent: yaml.Node, child: yaml.Node) -> yaml.Mapping:
+def merge(parent: yaml.Mapping, child: yaml.Mapping) -> yaml.Mapping:
     """The parent with the keys of the child on top; `null` in the child replaces a section."""
-    assert isinstance(parent, yaml.Mapping)
-    assert isinstance(child, yaml.Mapping)
-    entries, keys = dict(parent.entries), dict(parent.keys)
+    entries = dict(parent.entries)
     for key, node in child.entries.items():
         before = entries.get(key)
-        both = isinstance(before, yaml.Mapping) and isinstance(node, yaml.Mapping)
-        entries[key] = merge(before, node) if both and before is not None else node
-        keys[key] = child.keys[key]
-    return yaml.Mapping(entries, keys, child.place)
+        if isinstance(before, yaml.Mapping) and isinstance(node, yaml.Mapping):
+            node = merge(before, node)
+        entries[key] = node
+    return yaml.Mapping(entries, parent.keys | child.keys, child.place)
 
 
 def _normal(root: yaml.Mapping, folder: Path) -> yaml.Mapping:
@@ -202,10 +200,8 @@ def _normal(root: yaml.Mapping, folder: Path) -> yaml.Mapping:
 def _whole_mesh(node: yaml.Node) -> yaml.Node:
     if not isinstance(node, yaml.Scalar) or node.value != "auto":
         return node
-    entries: dict[str, yaml.Node] = {
-        name: yaml.Scalar(value, node.place) for name, value in _AUTO_MESH.items()
-    }
-    return yaml.Mapping(entries, dict.fromkeys(entries, node.place), node.place)
+    values = {name: yaml.Scalar(value, node.place) for name, value in _AUTO_MESH.items()}
+    return yaml.Mapping({**values}, dict.fromkeys(values, node.place), node.place)
 
 
 def _absolute_node(node: yaml.Node, folder: Path, may_be_name: bool) -> yaml.Node:
