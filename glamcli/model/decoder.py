@@ -122,7 +122,7 @@ class Decoder:
     ) -> tuple[Array, Stats]:
         """Hidden states ready for the softmax, and what routing measured, by expert layer.
 
-        Without `dispatch` tokens are routed as for training; scoring passes `moe.eval_dispatch`,
+        Without `dispatch` tokens are routed as for training; scoring passes `eval_dispatch`,
         and gets the capacity of evaluation. Padding (segment 0) takes no part in routing; what
         comes out at padding means nothing.
 
@@ -181,13 +181,10 @@ class Decoder:
             shape, axes = (self.num_blocks, *shape), ("layers", *axes)
 
         def empty(block: Params) -> Params:
-            return {
-                name: {
-                    part: self.layout.constrain(jnp.zeros(shape, self.dtype), *axes)
-                    for part in ("key", "value")
-                }
-                for name in block
-            }
+            def zeros() -> Array:
+                return self.layout.constrain(jnp.zeros(shape, self.dtype), *axes)
+
+            return {name: {"key": zeros(), "value": zeros()} for name in block}
 
         blocks = self._blocks.shapes
         return {

@@ -12,7 +12,9 @@ when there is momentum. Sharding and checkpoints read the axes of the same tree.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,11 +63,6 @@ def factored_dims(
         return None
     row, col = sorted(largest)
     return row, col
-
-
-def is_matrix(axes: Axes) -> bool:
-    """Whether weight decay applies: not to norm scales, nor to the relative position bias."""
-    return len(own_dims(axes)) > 1 and POSITION_AXIS not in axes
 
 
 def learning_rate(settings: Optimizer, step: Array | int) -> Array:
@@ -192,12 +189,13 @@ def _adafactor(
         factors = (grad, jax.lax.rsqrt(rows) * jnp.sqrt(mean), jax.lax.rsqrt(cols))
     scale = -learning_rate(settings, t)
     if settings.scale_by_parameter:
-        scale = scale * jnp.maximum(_rms(p, own), PARAMETER_SCALE_FLOOR)
-    squares = _sum_of_squares(_product(factors), own)
+        rms = jnp.sqrt(_sum_of_squares(p, own) / _size(p.shape, own))
+        scale = scale * jnp.maximum(rms, PARAMETER_SCALE_FLOOR)
+    squares = _sum_of_squares(functools.reduce(operator.mul, factors), own)
     if settings.clip_update_rms is not None:
         rms = jnp.sqrt(squares / _size(p.shape, own))
         scale = scale / jnp.maximum(1.0, rms / settings.clip_update_rms)
-    step = scale * _product(_reread(factors))
+    step = scale * functools.reduce(operator.mul, _reread(factors))
     bound = jnp.sum(jnp.abs(scale) * jnp.sqrt(squares)) + sum(jnp.sum(x) for x in new.values())
     if settings.beta1:
         bound = bound + _norm(slot["m"])
@@ -219,7 +217,8 @@ def _adamw(
     # A gradient of finite norm has no element larger than the root of the largest number.
     largest_m = _norm(slot["m"]) + float(np.finfo(np.float32).max) ** 0.5
     bound = largest_m / (1.0 - beta1**time) / ADAM_EPSILON
-    if settings.weight_decay and is_matrix(axes):
+    # Not of norm scales, nor of the relative position bias.
+    if settings.weight_decay and len(own_dims(axes)) > 1 and POSITION_AXIS not in axes:
         step = step + settings.weight_decay * p
         bound = bound + settings.weight_decay * _norm(p)
     rate = learning_rate(settings, t)
@@ -236,24 +235,12 @@ def _reread(arrays: Any) -> Any:
     return jax.lax.optimization_barrier(arrays)
 
 
-def _product(factors: tuple[Array, ...]) -> Array:
-    first, *others = factors
-    for factor in others:
-        first = first * factor
-    return first
-
-
 def _sum_of_squares(x: Array, dims: tuple[int, ...]) -> Array:
     return jnp.sum(jnp.square(x), axis=dims, keepdims=True)
 
 
 def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x)))
-
-
-def _rms(x: Array, own: tuple[int, ...]) -> Array:
-    """Root mean square over a layer's own dimensions, which are kept with size 1."""
-    return jnp.sqrt(_sum_of_squares(x, own) / _size(x.shape, own))
 
 
 def _size(shape: tuple[int, ...], dims: tuple[int, ...]) -> float:

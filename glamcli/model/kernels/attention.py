@@ -35,15 +35,18 @@ def attend(
     B, N, S, T = logits_BNST.shape
     logits_BNST = logits_BNST + jnp.broadcast_to(bias_BNST, (B, N, S, T))
     logits_BNST = jnp.where(mask_BST[:, None], logits_BNST, MASKED)
-    top_BNS1 = jnp.max(jax.lax.stop_gradient(logits_BNST), axis=-1, keepdims=True)
-    if zero_logit:
-        top_BNS1 = jnp.maximum(top_BNS1, 0.0)
-    weight_BNST = jnp.exp(logits_BNST - top_BNS1)
-    total_BNS1 = jnp.sum(weight_BNST, axis=-1, keepdims=True)
-    if zero_logit:
-        total_BNS1 = total_BNS1 + jnp.exp(-top_BNS1)
+    weight_BNST, total_BNS1, _ = _weights(logits_BNST, zero_logit)
     sum_BSND = (_one_sum if single else _sums)(weight_BNST.astype(v_BTND.dtype), v_BTND)
     return (sum_BSND / jnp.swapaxes(total_BNS1, 1, 2)).astype(v_BTND.dtype)
+
+
+def _weights(logits: Array, zero_logit: bool) -> tuple[Array, Array, Array]:
+    """Weights over the last axis before they are divided, their sum, and the largest logit."""
+    top = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
+    top = jnp.maximum(top, 0.0) if zero_logit else top
+    weight = jnp.exp(logits - top)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    return weight, total + jnp.exp(-top) if zero_logit else total, top
 
 
 def _queries(q_BSND: Array, k_BTND: Array) -> Array:
@@ -94,11 +97,7 @@ def _rows_forward(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST):
     def row(carry, part):
         q_SND, k_TND, v_TND, mask_ST = part
         logits_NST = _row_logits(q_SND, k_TND, bias_1NST[0], mask_ST)
-        top_NS1 = jnp.max(logits_NST, axis=-1, keepdims=True)
-        top_NS1 = jnp.maximum(top_NS1, 0.0) if zero_logit else top_NS1
-        weight_NST = jnp.exp(logits_NST - top_NS1)
-        total_NS1 = jnp.sum(weight_NST, axis=-1, keepdims=True)
-        total_NS1 = total_NS1 + jnp.exp(-top_NS1) if zero_logit else total_NS1
+        weight_NST, total_NS1, top_NS1 = _weights(logits_NST, zero_logit)
         sum_SND = jnp.einsum(
             "NST,TND->SND",
             weight_NST.astype(v_TND.dtype),

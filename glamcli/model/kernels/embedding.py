@@ -42,10 +42,6 @@ def _read_split(
     return split(table_VM.astype(dtype), tokens_BS)
 
 
-def _read_forward(layout: Layout, dtype: jnp.dtype, num_ids: int, table_VM: Array, tokens_BS):
-    return _read_split(layout, dtype, num_ids, table_VM, tokens_BS), tokens_BS
-
-
 def _read_backward(layout: Layout, dtype: jnp.dtype, num_ids: int, tokens_BS: Array, d_BSM: Array):
     """The table's gradient, in float32 like the table."""
     del dtype
@@ -66,7 +62,7 @@ def _read_backward(layout: Layout, dtype: jnp.dtype, num_ids: int, tokens_BS: Ar
     return split(tokens_BS, d_BSM), None
 
 
-_read_split.defvjp(_read_forward, _read_backward)
+_read_split.defvjp(lambda *args: (_read_split(*args), args[-1]), _read_backward)
 
 
 def _rows(table_VM: Array, ids_BS: Array, other: float) -> Array:

@@ -35,22 +35,14 @@ def on_one_cpu() -> bool:
     return num_devices() == 1 and platform() == "cpu"
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear(spec: str, x: Array, w: Array) -> Array:
     """The einsum `spec` of activations and a weight, in the dtype of x.
 
     In `spec` ("BSM,MND->BSND") the letters of x are batch letters, then those it shares with w;
     w has them together, at its start or at its end; the result is batch letters, then the rest.
     """
-    return _linear(spec, x, w)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(spec: str, x: Array, w: Array) -> Array:
     return _product(spec, x, w.astype(x.dtype)).astype(x.dtype)
-
-
-def _forward(spec: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _linear(spec, x, w), (x, w)
 
 
 def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -69,7 +61,7 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-_linear.defvjp(_forward, _backward)
+linear.defvjp(lambda *args: (linear(*args), args[1:]), _backward)
 
 
 def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:

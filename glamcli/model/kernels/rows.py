@@ -26,16 +26,12 @@ def collect(x_FM: Array, choice_Q: Array, row_FK: Array) -> Array:
     return _rows(x_FM, choice_Q // row_FK.shape[1])
 
 
-def _collect_forward(x_FM: Array, choice_Q: Array, row_FK: Array):
-    return collect(x_FM, choice_Q, row_FK), row_FK
-
-
 def _collect_backward(row_FK: Array, dx_QM: Array):
     dx_KFM = (_rows(dx_QM, row_F).astype(jnp.float32) for row_F in row_FK.T)
     return functools.reduce(jnp.add, dx_KFM).astype(dx_QM.dtype), None, None
 
 
-collect.defvjp(_collect_forward, _collect_backward)
+collect.defvjp(lambda *args: (collect(*args), args[-1]), _collect_backward)
 
 
 @jax.custom_vjp
@@ -46,11 +42,6 @@ def combine(out_QM: Array, weight_FK: Array, choice_Q: Array, row_FK: Array) -> 
         for row_F, weight_F in zip(row_FK.T, weight_FK.T, strict=True)
     )
     return functools.reduce(jnp.add, y_KFM).astype(out_QM.dtype)
-
-
-def _combine_forward(out_QM: Array, weight_FK: Array, choice_Q: Array, row_FK: Array):
-    y_FM = combine(out_QM, weight_FK, choice_Q, row_FK)
-    return y_FM, (out_QM, weight_FK, choice_Q, row_FK)
 
 
 def _combine_backward(saved: tuple[Array, Array, Array, Array], dy_FM: Array):
@@ -65,7 +56,7 @@ def _combine_backward(saved: tuple[Array, Array, Array, Array], dy_FM: Array):
     return dout_QM, jnp.stack(dweight_KF, axis=1), None, None
 
 
-combine.defvjp(_combine_forward, _combine_backward)
+combine.defvjp(lambda *args: (combine(*args), args), _combine_backward)
 
 
 def _rows(x_FM: Array, index_Q: Array) -> Array:
