@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,11 +190,11 @@ def _adafactor(
     if settings.scale_by_parameter:
         rms = jnp.sqrt(_sum_of_squares(p, own) / _size(p.shape, own))
         scale = scale * jnp.maximum(rms, PARAMETER_SCALE_FLOOR)
-    squares = _sum_of_squares(functools.reduce(operator.mul, factors), own)
+    squares = _sum_of_squares(_product(factors), own)
     if settings.clip_update_rms is not None:
         rms = jnp.sqrt(squares / _size(p.shape, own))
         scale = scale / jnp.maximum(1.0, rms / settings.clip_update_rms)
-    step = scale * functools.reduce(operator.mul, _reread(factors))
+    step = scale * _product(_reread(factors))
     bound = jnp.sum(jnp.abs(scale) * jnp.sqrt(squares)) + sum(jnp.sum(x) for x in new.values())
     if settings.beta1:
         bound = bound + _norm(slot["m"])
@@ -233,6 +232,10 @@ def _reread(arrays: Any) -> Any:
     and none of its temporary memory.
     """
     return jax.lax.optimization_barrier(arrays)
+
+
+def _product(factors: tuple[Array, ...]) -> Array:
+    return functools.reduce(jnp.multiply, factors)
 
 
 def _sum_of_squares(x: Array, dims: tuple[int, ...]) -> Array:
