@@ -169,7 +169,10 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     name = words.device(plan)
     tables = [
         ((f"memory of one {name}", ">size"), words.memory_rows(plan)),
-        (("array", "dimensions / mesh axes", f">each on a {name}"), words.array_rows(plan)),
+        (
+            ("array", "dimensions / mesh axes", f">each on a {name}"),
+            (row for _, *row in words.array_rows(plan)),
+        ),
         *words.tables(plan),
     ]
     if plan.time is not None:

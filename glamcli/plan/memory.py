@@ -56,16 +56,11 @@ def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> StateBytes:
     layout = Layout.of(recipe.mesh)
     settings = (recipe.model, recipe.moe, recipe.optimizer)
     state, axes = _abstract(*settings)  # pyright: ignore[reportArgumentType]
-    weights = _kept(layout, state.params, axes.params, mesh_shape)
-    optimizer = _kept(layout, state.opt_state, axes.opt_state, mesh_shape)
+    weights = _layouts(layout, state.params, axes.params, mesh_shape)
+    optimizer = layout.bytes_per_device(mesh_shape, state.opt_state, axes.opt_state)
     rows = -(-recipe.batch.rows // layout.parts("batch", mesh_shape))
     batch = rows * (len(TOKEN_FIELDS) * recipe.batch.row_tokens + 1) * INT32
-    return StateBytes(
-        sum(array.bytes for array in weights),
-        sum(array.bytes for array in optimizer),
-        batch,
-        weights,
-    )
+    return StateBytes(sum(array.bytes for array in weights), optimizer, batch, weights)
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +70,7 @@ def _abstract(model: Model, moe: Moe | None, optimizer: Optimizer) -> tuple[Any,
     return abstract_state(decoder, optimizer), state_axes(decoder, optimizer)
 
 
-def _kept(
+def _layouts(
     layout: Layout, shapes: Any, axes: Any, mesh_shape: Mapping[str, int]
 ) -> tuple[ArrayLayout, ...]:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)

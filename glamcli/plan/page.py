@@ -173,7 +173,7 @@ def _mesh(plan: Plan) -> str:
 def _arrays(plan: Plan) -> str:
     rows = [
         (f"<code>{escape(name)}</code>", f"<code>{escape(dims)}</code>", _tile(array, plan), held)
-        for array, name, dims, held in words.laid_out(plan)
+        for array, name, dims, held in words.array_rows(plan)
     ]
     columns = ("array", "dimensions / mesh axes", "share", f">each on a {words.device(plan)}")
     note = f"filled: the part that one {words.device(plan)} holds, not to scale below 3 pixels"
@@ -182,7 +182,7 @@ def _arrays(plan: Plan) -> str:
 
 def _tile(array: ArrayLayout, plan: Plan) -> str:
     """A rectangle for the whole array, and in it the part of one device."""
-    parts = [words.parts_of(axes, plan.mesh) for axes in array.split]
+    parts = [math.prod(plan.mesh[axis] for axis in axes) for axes in array.split]
     cuts = [n for n in parts if n > 1]
     across, down = cuts[-1] if cuts else 1, math.prod(cuts[:-1])
     wide, high = max(72 / across, 3), max(22 / down, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,11 @@ class Plan:
         if self.target.chip is None:
             return None
         return 1 - self.total_bytes / self.target.chip.hbm_bytes
+
+    @property
+    def seconds_per_token(self) -> float:
+        """By estimate; infinite where there is none."""
+        return (self.time.total if self.time else math.inf) / tokens_per_step(self.recipe)
 
     @property
     def hardware_flops_per_token(self) -> float:

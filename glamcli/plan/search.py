@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from glamcli.config.chips import Chip
 from glamcli.config.schema import Recipe
-from glamcli.config.sizes import tokens_per_step
 from glamcli.errors import GlamError, PlanError
 from glamcli.plan.candidates import Candidate, candidates, fastest, fitting
 from glamcli.plan.cost import Prices
@@ -72,7 +70,7 @@ def search(
             raise
         except GlamError as error:
             found.refused.append((candidate, error.what))
-    found.plans.sort(key=lambda pair: _per_token(pair[1]))
+    found.plans.sort(key=lambda pair: pair[1].seconds_per_token)
     return found
 
 
@@ -122,11 +120,6 @@ def all_targets(
             except PlanError as error:
                 why = f"{target.name}: {error.what}"
         yield chip, plan, why
-
-
-def _per_token(plan: Plan) -> float:
-    seconds = math.inf if plan.time is None else plan.time.total
-    return seconds / tokens_per_step(plan.recipe)
 
 
 def _nothing(target: Target, dropped: Counter[str]) -> PlanError:

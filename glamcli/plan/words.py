@@ -154,14 +154,9 @@ def cost_rows(plan: Plan) -> _TextRows:
     yield "the paper", PAPER
 
 
-def array_rows(plan: Plan) -> _TextRows:
-    """Every array: its name, its dimensions over the mesh axes that split them, its bytes."""
-    for _, *row in laid_out(plan):
-        yield tuple(row)
-
-
-def laid_out(plan: Plan) -> Iterator[tuple[ArrayLayout, str, str, str]]:
-    """The same, after the array itself. Weights that are laid out alike share a line."""
+def array_rows(plan: Plan) -> Iterator[tuple[ArrayLayout, str, str, str]]:
+    """Every array, its name, its dimensions over the mesh axes that split them, its bytes. Weights
+    that are laid out alike share a row."""
     alike: dict[ArrayLayout, list[str]] = {}
     for array in plan.arrays:
         alike.setdefault(replace(array, name=""), []).append(array.name)
@@ -179,11 +174,6 @@ def join_names(names: list[str]) -> str:
     if columns[0] == ["blocks"]:
         columns = columns[1:] if len(columns[1]) == 1 else columns[2:]
     return ".".join(each[0] if len(each) == 1 else f"{{{','.join(each)}}}" for each in columns)
-
-
-def parts_of(axes: tuple[str, ...], mesh: dict[str, int]) -> int:
-    """In how many parts these mesh axes split a dimension."""
-    return math.prod(mesh[axis] for axis in axes)
 
 
 def dims(array: ArrayLayout) -> str:
