@@ -20,15 +20,12 @@ SHOWN_WORDS = 8
 
 def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
     """RUN, and how its continuations are sampled, with these defaults."""
-    number, shown = click.IntRange(1), {"show_default": True}
+    number: Any = {"type": click.IntRange(1), "show_default": True}
     parameters = (
         click.argument("run", type=RunFolder()),
-        click.option("--samples", type=number, default=samples, **shown,
-                     help="Continuations per prompt."),
-        click.option("--tokens", type=number, default=tokens, **shown,
-                     help="Tokens of a continuation, at most."),
-        click.option("--top-k", type=number, default=40, **shown,
-                     help="Sample among this many tokens."),
+        click.option("--samples", default=samples, help="Continuations per prompt.", **number),
+        click.option("--tokens", default=tokens, help="Most tokens of a continuation.", **number),
+        click.option("--top-k", default=40, help="Sample among this many tokens.", **number),
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the samples."),
         json_option,
     )  # fmt: skip

@@ -53,7 +53,7 @@ _WITH_ARGUMENT: dict[str, Callable[[str, str], str]] = {
     "after": lambda text, mark: text.partition(mark)[2],
     "drop_end": str.removesuffix,
     "map": lambda text, pairs: dict(pair.split("=", 1) for pair in pairs.split(","))[text],
-    "replace": lambda text, pair: text.replace(*pair.split("=", 1)),
+    "replace": lambda text, pair: text.replace(pair.split("=", 1)[0], pair.split("=", 1)[1]),
 }
 # These take the field that holds a number: `{text|upto:pronoun_start}`.
 _WITH_INDEX: dict[str, Callable[[str, int], str]] = {
