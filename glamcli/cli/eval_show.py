@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glamcli.cli import render
-from glamcli.cli.options import json_option
+from glamcli.cli.options import RunFolder, json_option
 from glamcli.errors import RecipeError, printable
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _SHOWN_IDENTITY = {
 
 
 @click.command()
-@click.argument("first", metavar="A", type=click.Path(path_type=Path))
-@click.argument("second", metavar="[B]", type=click.Path(path_type=Path), required=False)
+@click.argument("first", metavar="A", type=RunFolder())
+@click.argument("second", metavar="[B]", type=RunFolder(), required=False)
 @click.option("--suite", help="Of a run folder: the results of this suite.")
 @json_option
 def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> int:
