@@ -8,8 +8,8 @@ first use.
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # true to type checkers; `typing` itself would be most of this import
 if TYPE_CHECKING:
     from glamcli.api import Param, Run
     from glamcli.api import find_recipe as load_recipe
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["GlamError", "Param", "Run", "__version__", "load_recipe", "open", "train"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "GlamError":
         from glamcli.errors import GlamError
 
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 class _Package(ModuleType):
     """Importing the package `glamcli.train` would hide the function of that name."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name == "train" and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
