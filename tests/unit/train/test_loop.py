@@ -320,8 +320,7 @@ def scored(values, before=lambda step, between_batches: None):
 
 
 def eval_lines(run):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "eval/failed_tasks" in line]
+    return [line for line in lines(run) if "eval/failed_tasks" in line]
 
 
 def test_a_failed_evaluation_is_told_and_training_goes_on(folder, tmp_path):
