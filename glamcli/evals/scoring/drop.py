@@ -32,7 +32,7 @@ def drop_spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def normalized_drop(text: str) -> str:
-    """Lower-cased words without punctuation and articles; hyphens part words, and a number keeps
+    """Lower-cased words without punctuation and articles; hyphens separate words, a number keeps
     its point and becomes a float."""
     words = (_normalized_word(word) for word in re.split(" |-", text.lower()))
     return " ".join(word for word in words if word)
@@ -58,20 +58,15 @@ def drop_metric(
 ) -> float:
     """Highest em or f1 over the accepted answers."""
     measure = {"em": _exact_match, "f1": _f1}[name]
-    found = _spans(prediction)
-    return max(measure(found, _spans(answer)) for answer in answers)
-
-
-def _spans(answer: str | Sequence[str]) -> tuple[str, ...]:
-    return (answer,) if isinstance(answer, str) else tuple(answer)
+    found, *accepted = (
+        (each,) if isinstance(each, str) else tuple(each) for each in (prediction, *answers)
+    )
+    return max(measure(found, each) for each in accepted)
 
 
 def _exact_match(prediction: Sequence[str], answer: Sequence[str]) -> float:
     """1 when both have the same spans, in any order."""
-    found, wanted = (
-        [normalized_drop(each) for each in prediction],
-        [normalized_drop(each) for each in answer],
-    )
+    found, wanted = ([normalized_drop(each) for each in side] for side in (prediction, answer))
     return float(len(found) == len(wanted) and set(found) == set(wanted))
 
 
@@ -106,7 +101,7 @@ def _best_total(scores: list[list[float]]) -> float:
     """The largest sum of scores with one per row and column."""
     if min(len(scores), len(scores[0])) == 1:
         return max(max(row) for row in scores)
-    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
 
     rows, columns = linear_sum_assignment(scores, maximize=True)
     return sum(scores[row][column] for row, column in zip(rows, columns, strict=True))
