@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.data.mixture import Schedule
-    from glamcli.data.open import Dataset, SourceSummary
+    from glamcli.data.open import Dataset
     from glamcli.data.rows import Row
     from glamcli.data.tokenizer import Tokenizer
 
@@ -123,30 +122,30 @@ def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
     summary = data.summary(steps)
     if as_json:
         for line in summary:
-            click.echo(json.dumps({"event": "source", **asdict(line)}))
+            click.echo(json.dumps({"event": "source", **line}))
         return
-    columns: dict[str, Callable[[SourceSummary], str]] = {
-        "source": lambda line: line.name,
-        ">weight": lambda line: f"{line.weight_asked:.4g}",
-        ">realised": lambda line: f"{line.weight_realised:.4g}",
-        ">documents": lambda line: f"{line.num_documents:,}",
-        ">rows": lambda line: f"{line.num_rows:,}",
-        ">tokens": lambda line: f"{line.num_tokens:,}",
-        ">full": lambda line: f"{100 * line.utilisation:.1f}%",
-        ">held out": lambda line: f"{line.heldout_documents:,} / {line.heldout_rows:,}",
-        ">run tokens": lambda line: f"{line.run_tokens:,.0f}",
-        ">epochs": lambda line: f"{line.epochs:.3g}",
+    columns = {
+        "source": "{name}",
+        ">weight": "{weight_asked:.4g}",
+        ">realised": "{weight_realised:.4g}",
+        ">documents": "{num_documents:,}",
+        ">rows": "{num_rows:,}",
+        ">tokens": "{num_tokens:,}",
+        ">full": "{utilisation:.1%}",
+        ">held out": "{heldout_documents:,} / {heldout_rows:,}",
+        ">run tokens": "{run_tokens:,.0f}",
+        ">epochs": "{epochs:.3g}",
     }
     note = (
         f"run: {steps:,} steps of {data.batch_rows} rows of {loaded.recipe.batch.row_tokens} "
         "tokens; held out: documents / rows"
     )
-    if any(line.num_changed for line in summary):
-        columns[">changed"] = lambda line: f"{line.num_changed:,} / {line.num_unknown:,}"
+    if any(line["num_changed"] for line in summary):
+        columns[">changed"] = "{num_changed:,} / {num_unknown:,}"
         note += "; changed by the tokenizer: documents / unknown tokens"
     render.print_table(
         list(columns),
-        [[cell(line) for cell in columns.values()] for line in summary],
+        [[cell.format(**line) for cell in columns.values()] for line in summary],
         title=f"mixture `{loaded.recipe.data.mixture}` for `{loaded.name}`",
         note=note,
     )

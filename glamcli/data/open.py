@@ -7,7 +7,8 @@ of `mixture.py`. jax is imported (by grain) only when batches are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,32 +25,8 @@ from glamcli.errors import DataError
 from glamcli.progress import Progress
 
 if TYPE_CHECKING:
-    from glamcli.data.stream import Stream
+    from glamcli.data.stream import HostBatch
     from glamcli.hosts.join import Host
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """One line of the mixture's table."""
-
-    name: str
-    weight_asked: float
-    """share of rows at step 0 by the mixture file, normalised."""
-    weight_realised: float
-    """share of rows over the whole run, stages included."""
-    num_documents: int
-    num_rows: int
-    num_tokens: int
-    utilisation: float
-    heldout_documents: int
-    heldout_rows: int
-    num_changed: int
-    """documents that the tokenizer does not give back as they were, held-out ones included."""
-    num_unknown: int
-    """tokens for text that the tokenizer has no pieces for, held-out ones included."""
-    run_rows: int
-    run_tokens: float
-    epochs: float
 
 
 @dataclass(frozen=True)
@@ -72,22 +49,19 @@ class Dataset:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint remembers of the data, for JSON: SHA-256 of tokenizer and rows."""
-        return {
-            "tokenizer": self.tokenizer.fingerprint,
-            "sources": dict(self.prepared.fingerprints),
-        }
+        return {"tokenizer": self.tokenizer.fingerprint, "sources": self.prepared.fingerprints}
 
     def batches(
         self, start_step: int, steps: int | None = None, here: Sequence[range] | None = None
-    ) -> Stream:
-        """Batches from `start_step` on, read ahead in threads; close it when done.
+    ) -> AbstractContextManager[Iterator[HostBatch]]:
+        """Batches from `start_step` on, read ahead in threads until the `with` block ends.
 
         `here` are the rows of every batch that this process reads (by default all).
         """
-        from glamcli.data.stream import BatchReader, Stream  # grain imports jax
+        from glamcli.data.stream import BatchReader, read_ahead  # grain imports jax
 
         rows, size = self.prepared.train, self.batch_rows
-        return Stream(
+        return read_ahead(
             BatchReader(self.schedule, rows, size, self.vocab_size, start_step, steps, here)
         )
 
@@ -95,8 +69,10 @@ class Dataset:
         """The held-out documents by source."""
         return {name: self.prepared.heldout_documents(name) for name in self.source_names}
 
-    def summary(self, steps: int) -> list[SourceSummary]:
-        """The mixture's table for a run of `steps`."""
+    def summary(self, steps: int) -> list[dict[str, Any]]:
+        """The mixture's table for a run of `steps`, one source per line. `weight_asked` is its
+        share of rows at step 0 by the mixture file, `weight_realised` that over the whole run;
+        what the tokenizer changed or had no pieces for counts held-out documents as well."""
         total = steps * self.batch_rows
         counts, epochs = self.schedule.counts(0, total), self.schedule.epochs(total)
         weights = source_weights(self.mixture)
@@ -105,22 +81,22 @@ class Dataset:
             train, heldout = self.prepared.train[name], self.prepared.heldout[name]
             both = train.counts + heldout.counts
             lines.append(
-                SourceSummary(
-                    name=name,
-                    weight_asked=weights[name],
-                    weight_realised=counts[name] / total,
-                    num_documents=train.counts.num_documents,
-                    num_rows=len(train),
-                    num_tokens=train.counts.num_tokens,
-                    utilisation=train.utilisation,
-                    heldout_documents=heldout.counts.num_documents,
-                    heldout_rows=len(heldout),
-                    num_changed=both.num_changed,
-                    num_unknown=both.num_unknown,
-                    run_rows=counts[name],
-                    run_tokens=epochs[name] * train.counts.num_tokens,
-                    epochs=epochs[name],
-                )
+                {
+                    "name": name,
+                    "weight_asked": weights[name],
+                    "weight_realised": counts[name] / total,
+                    "num_documents": train.counts.num_documents,
+                    "num_rows": len(train),
+                    "num_tokens": train.counts.num_tokens,
+                    "utilisation": train.utilisation,
+                    "heldout_documents": heldout.counts.num_documents,
+                    "heldout_rows": len(heldout),
+                    "num_changed": both.num_changed,
+                    "num_unknown": both.num_unknown,
+                    "run_rows": counts[name],
+                    "run_tokens": epochs[name] * train.counts.num_tokens,
+                    "epochs": epochs[name],
+                }
             )
         return lines
 
@@ -180,14 +156,10 @@ def _with_other_problems(error: DataError, mixture: Mixture) -> DataError:
         title, hint = f"{len(problems)} problems with the data", None
     if len(problems) == 1:
         return error
-    return DataError(
-        f"{title}:\n"
-        + "\n".join(
-            f"  {each.what}" + (f" ({each.hint})" if each.hint else "")
-            for each in problems.values()
-        ),
-        hint,
-    )
+    listed = [
+        f"  {each.what}" + (f" ({each.hint})" if each.hint else "") for each in problems.values()
+    ]
+    return DataError("\n".join([f"{title}:", *listed]), hint)
 
 
 def open_data_together(recipe: Recipe, progress: Progress, host: Host) -> Dataset:
@@ -221,8 +193,7 @@ def known_tokens(recipe: Recipe) -> dict[str, int]:
         with contextlib.suppress(DataError):
             source = mixture.sources[name]
             made_of = [entry[:2] for entry in read_rows_meta(folder)["inputs"]["files"]]
-            if "://" in (source.path or "") or made_of == [
-                [file.name, file.num_bytes] for file in files(source, name)
-            ]:
+            is_remote = "://" in (source.path or "")
+            if is_remote or made_of == [[f.name, f.num_bytes] for f in files(source, name)]:
                 known[name] = Rows(folder, "train").counts.num_tokens
     return known

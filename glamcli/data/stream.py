@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ HostBatch = dict[str, np.ndarray]
 # lock with the training loop.
 READ_THREADS = 2
 BATCHES_AHEAD = 4
+VERIFY_HINT = "run `glam data verify` on this recipe"
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class BatchReader(Sequence[HostBatch]):
     here: Sequence[range] | None = None
 
     def __len__(self) -> int:
-        return (
-            sys.maxsize // self.batch_rows - self.start_step if self.steps is None else self.steps
-        )
+        if self.steps is None:
+            return sys.maxsize // self.batch_rows - self.start_step
+        return self.steps
 
     def __getitem__(self, index: Any) -> HostBatch:
         """This process's rows of step start_step + index.
@@ -87,7 +89,7 @@ class BatchReader(Sequence[HostBatch]):
         except Exception as error:
             raise DataError(
                 f"row {row} of source `{name}` cannot be read: {error}",
-                hint="run `glam data verify` on this recipe",
+                VERIFY_HINT,
             ) from error
 
     def _refuse_ids(self, ids_BS: np.ndarray, sources: list[int], at_rows: list[int]) -> None:
@@ -96,28 +98,17 @@ class BatchReader(Sequence[HostBatch]):
         raise DataError(
             f"row {at_rows[bad]} of source `{self.schedule.names[sources[bad]]}`: token id {worst} "
             f"is outside the vocabulary of {self.vocab_size}",
-            hint="run `glam data verify` on this recipe",
+            VERIFY_HINT,
         )
 
 
-class Stream(Iterator[HostBatch]):
-    """The batches of a reader, read ahead in threads: close it, or use it as a context."""
-
-    def __init__(self, reader: BatchReader):
-        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=BATCHES_AHEAD)
-        self._batches = iter(grain.MapDataset.source(reader).to_iter_dataset(options))
+@contextmanager
+def read_ahead(reader: BatchReader) -> Iterator[Iterator[HostBatch]]:
+    """The batches of a reader, read ahead in threads; at the end of the block, a batch that is
+    being read is finished and dropped."""
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=BATCHES_AHEAD)
+    batches: Any = iter(grain.MapDataset.source(reader).to_iter_dataset(options))
+    with closing(batches):
         # Reading starts now, so that it overlaps compilation.
-        self._batches.start_prefetch()
-
-    def __next__(self) -> HostBatch:
-        return next(self._batches)
-
-    def close(self) -> None:
-        """Stops reading ahead; a batch being read is finished and dropped."""
-        self._batches.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        batches.start_prefetch()
+        yield batches

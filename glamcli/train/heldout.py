@@ -72,10 +72,10 @@ def warn_of_unscored(dataset: Dataset, steps: int, progress: Progress) -> None:
     if dataset.mixture.heldout_frac == 0:
         return
     for line in dataset.summary(steps):
-        if line.run_rows and not line.heldout_rows:
-            is_text = dataset.mixture.sources[line.name].kind == "text"
+        if line["run_rows"] and not line["heldout_rows"]:
+            is_text = dataset.mixture.sources[line["name"]].kind == "text"
             progress.warn(
-                f"source `{line.name}` has no held-out loss: too few documents to hold one out"
+                f"source `{line['name']}` has no held-out loss: too few documents to hold one out"
                 + "; `separator: blank_line` makes documents of paragraphs" * is_text
             )
 

@@ -71,10 +71,10 @@ def test_show_counts_epochs_once_the_rows_are_prepared(glam, tmp_path):
     line = open_data(asked, Silent()).summary(asked.train.steps)[0]
     _, out, _ = glam("show", "./my.yaml")
     row = out.splitlines()[-1].split()
-    assert row == ["#", "texts", "1", "10.2K", recipe.short(line.num_tokens), row[5]]
-    assert float(row[5]) == pytest.approx(10_240 / line.num_tokens, rel=5e-3)
+    assert row == ["#", "texts", "1", "10.2K", recipe.short(line["num_tokens"]), row[5]]
+    assert float(row[5]) == pytest.approx(10_240 / line["num_tokens"], rel=5e-3)
     (row,) = json.loads(glam("show", "./my.yaml", "--json")[1])["sources"]
-    assert (row["prepared_tokens"], row["published_tokens"]) == (line.num_tokens, None)
+    assert (row["prepared_tokens"], row["published_tokens"]) == (line["num_tokens"], None)
     _, out, _ = glam("show", "./my.yaml", "--set", "batch.row_tokens=128")
     assert out.endswith(note), "other rows than those prepared"
     program = (
@@ -106,7 +106,7 @@ def test_show_counts_epochs_of_remote_sources_without_asking_for_them(glam, tmp_
     asked = load_recipe("./my.yaml").recipe
     lines = open_data(asked, Silent()).summary(asked.train.steps)
     remote.rm("/show", recursive=True)
-    assert epochs() == pytest.approx({line.name: 5_120 / line.num_tokens for line in lines})
+    assert epochs() == pytest.approx({line["name"]: 5_120 / line["num_tokens"] for line in lines})
     near.write_text("another text\n" * 300)
     assert epochs()["near"] is None
     assert epochs()["far"] is not None

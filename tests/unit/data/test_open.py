@@ -69,13 +69,13 @@ def test_every_training_token_comes_once_per_epoch(recipe):
         for i in range(len(rows)):
             seen[name] += int((rows[i]["segments"] > 0).sum())
     for line in data.summary(steps=20):
-        assert line.num_tokens == seen[line.name]
-        assert line.run_tokens == pytest.approx(line.epochs * line.num_tokens)
-    lines = {line.name: line for line in data.summary(steps=20)}
-    assert lines["web"].weight_asked == 0.75
-    assert lines["web"].weight_realised == 30 / 160
-    assert lines["unused"].epochs == 0
-    assert sum(line.run_rows for line in lines.values()) == 160
+        assert line["num_tokens"] == seen[line["name"]]
+        assert line["run_tokens"] == pytest.approx(line["epochs"] * line["num_tokens"])
+    lines = {line["name"]: line for line in data.summary(steps=20)}
+    assert lines["web"]["weight_asked"] == 0.75
+    assert lines["web"]["weight_realised"] == 30 / 160
+    assert lines["unused"]["epochs"] == 0
+    assert sum(line["run_rows"] for line in lines.values()) == 160
 
 
 def test_held_out_documents_are_not_in_training_rows(recipe):

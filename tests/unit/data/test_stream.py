@@ -7,7 +7,7 @@ import pytest
 
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import TOKEN_FIELDS
-from glamcli.data.stream import BatchReader, Stream
+from glamcli.data.stream import BatchReader, read_ahead
 from glamcli.errors import DataError
 
 LENGTH = 6
@@ -31,7 +31,7 @@ ROWS = {name: made_rows(name) for name in SIZES}
 
 
 def read(start, steps, here=None, rows=ROWS, batch_rows=8):
-    with Stream(BatchReader(SCHEDULE, rows, batch_rows, 5000, start, steps, here)) as stream:
+    with read_ahead(BatchReader(SCHEDULE, rows, batch_rows, 5000, start, steps, here)) as stream:
         return list(stream)
 
 
@@ -60,7 +60,7 @@ def test_starting_later_is_the_rest_of_starting_at_zero():
 
 
 def test_a_far_step_costs_no_reading_of_earlier_ones():
-    with Stream(BatchReader(SCHEDULE, ROWS, 8, 5000, 10**12)) as stream:
+    with read_ahead(BatchReader(SCHEDULE, ROWS, 8, 5000, 10**12)) as stream:
         batch = next(stream)
     assert batch["tokens"].shape == (8, LENGTH)
 
@@ -108,8 +108,8 @@ class Damaged(list):
 def test_a_damaged_row_is_named_when_its_batch_is_due(error, said):
     rows = ROWS | {"books": Damaged(ROWS["books"], 4, error)}
     good = []
-    stream = Stream(BatchReader(SCHEDULE, rows, 8, 5000))
-    with stream, pytest.raises(DataError) as caught:
+    reader = BatchReader(SCHEDULE, rows, 8, 5000)
+    with read_ahead(reader) as stream, pytest.raises(DataError) as caught:
         good.extend(stream)
     assert said in caught.value.what
     first = next(k for k in range(100) if SCHEDULE.locate(k)[::2] == ("books", 4))
@@ -131,11 +131,9 @@ def prefetch_threads():
 
 def test_closing_leaves_no_thread_behind():
     before = set(prefetch_threads())
-    stream = Stream(BatchReader(SCHEDULE, ROWS, 8, 5000))
-    assert len(list(islice(stream, 3))) == 3
-    assert set(prefetch_threads()) - before
-    stream.close()
-    stream.close()
+    with read_ahead(BatchReader(SCHEDULE, ROWS, 8, 5000)) as stream:
+        assert len(list(islice(stream, 3))) == 3
+        assert set(prefetch_threads()) - before
     deadline = time.monotonic() + 5
     while set(prefetch_threads()) - before:
         assert time.monotonic() < deadline, "threads still run 5 s after close"
@@ -151,7 +149,7 @@ def test_reading_runs_ahead_of_the_reader():
             return super().__getitem__(index)
 
     rows = {name: Counted(ROWS[name]) for name in ROWS}
-    with Stream(BatchReader(SCHEDULE, rows, 8, 5000)):
+    with read_ahead(BatchReader(SCHEDULE, rows, 8, 5000)):
         deadline = time.monotonic() + 5
         while len(read_rows) < 32:
             assert time.monotonic() < deadline, "nothing was read before it was asked for"
