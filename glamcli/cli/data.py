@@ -197,9 +197,7 @@ def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:
-    from glamcli.data.duplicates import count_duplicates
-
-    counts = count_duplicates(data.mixture, progress)
+    counts = data.duplicates(progress)
     if as_json:
         for name, (within, across) in counts.items():
             line = {"event": "duplicates", "source": name, "within": within, "across": across}

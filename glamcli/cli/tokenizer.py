@@ -75,9 +75,7 @@ def train_tokenizer(
             _show_summary(open_tokenizer(recipe, mixture, cache, progress), as_json)
             return
     sides = divide_mixture(mixture, cache, progress)
-    with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
-        tokenizer = train_on(mixture, vocab_size, sides, out, phase)
-    _show_summary(tokenizer, as_json)
+    _show_summary(train_on(mixture, vocab_size, sides, out, progress), as_json)
     progress.say(f"recipes use it with `data.tokenizer.path={out}`")
 
 

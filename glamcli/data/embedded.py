@@ -13,13 +13,11 @@ import ast
 import functools
 import gc
 import importlib.util
-import inspect
 import os
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from glamcli.errors import DataError
@@ -83,7 +81,10 @@ def embedded_documents(part: str) -> list[tuple[str, int]]:
     documents = []
     seen: set[str] = set()
     num_bytes = 0
-    with _no_garbage_collection():
+    # Syntax trees are millions of objects and no garbage: collecting triples the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         for name, path in embedded_files(part):
             source = path.read_bytes()
             num_bytes += len(source)
@@ -93,19 +94,10 @@ def embedded_documents(part: str) -> list[tuple[str, int]]:
                 if part == "reference" or body not in seen:
                     documents.append((document, num_bytes))
                 seen.add(body)
-    return documents
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees are millions of objects and no garbage: collecting triples the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
+    return documents
 
 
 def _topics(text: str) -> Iterator[str]:
@@ -149,8 +141,7 @@ def _docstrings(text: str, name: str) -> Iterator[str]:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return
-    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    yield from _walk(tree, module)
+    yield from _walk(tree, name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
 
 
 def _walk(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
@@ -164,7 +155,7 @@ def _walk(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
 
 
 def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
-    return inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
+    return (ast.get_docstring(node) or "").strip()
 
 
 def _arguments(arguments: ast.arguments) -> str:

@@ -8,23 +8,24 @@ number of hosts agree without a message, and "what did step N see" needs no log.
   length n then differ from weight x n by less than `MAX_DEVIATION`, for any number of sources,
   and both counting and locating take one step per level of the tree.
 - Shuffling. A source's own sequence is epoch after epoch of its rows, each epoch in an order that
-  depends on (seed, source name, epoch) alone (`shuffle.py`). Changing weights or adding sources
+  depends on (seed, source name, epoch) alone (`permute`). Changing weights or adding sources
   only changes when the next row of a source comes, never which row that is.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import heapq
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from glamcli.data.shuffle import permute
 from glamcli.errors import DataError, RecipeError
 
 # An inner node carries at most 2/3 of its parent (Huffman: its parts were no heavier than its
@@ -121,14 +122,18 @@ class Schedule:
             used = self._used(first_row) if self._stages else (0,) * len(self.names)
             self._stages.append(_Stage(first_row, parts, _huffman(parts, self.names), used))
 
-    def _stage(self, k: int) -> _Stage:
-        return next(stage for stage in reversed(self._stages) if stage.first_row <= k)
-
     def _used(self, k: int) -> tuple[int, ...]:
         """Rows of every source among rows 0..k of the run."""
-        stage = self._stage(max(k - 1, 0))
+        stage = next(s for s in reversed(self._stages) if s.first_row < k or s.first_row == 0)
         used = list(stage.used)
-        _count(stage.tree, k - stage.first_row, used)
+        nodes: list[tuple[int | _Split, int]] = [(stage.tree, k - stage.first_row)]
+        while nodes:
+            node, count = nodes.pop()
+            if isinstance(node, _Split):
+                left = node.num_left(count)
+                nodes += [(node.left, left), (node.right, count - left)]
+            else:
+                used[node] += count
         return tuple(used)
 
     def counts(self, k0: int, k1: int) -> dict[str, int]:
@@ -157,38 +162,18 @@ class Schedule:
         ends = [stage.first_row for stage in self._stages[1:]] + [k1]
         for stage, end in zip(self._stages, ends, strict=True):
             start, stop = max(k0, stage.first_row), min(k1, end)
-            if start < stop:
-                at = np.arange(start - k0, stop - k0)
-                first = stage.first_row
-                self._fill(stage, stage.tree, start - first, stop - first, at, origins)
+            at = np.arange(start - k0, max(start, stop) - k0)
+            reached = _reached(stage.tree, start - stage.first_row, at) if len(at) else ()
+            for source, first, here in reached:
+                name, size = self.names[source], self.num_rows[self.names[source]]
+                index = np.arange(first, first + len(here)) + stage.used[source]
+                origins.source[here] = source
+                origins.epoch[here] = index // size
+                for epoch in range(int(index[0]) // size, int(index[-1]) // size + 1):
+                    inside = index // size == epoch
+                    rows = permute(index[inside] % size, size, self.seed, name, epoch)
+                    origins.row[here[inside]] = rows
         return origins
-
-    def _fill(
-        self,
-        stage: _Stage,
-        node: int | _Split,
-        start: int,
-        stop: int,
-        at: np.ndarray,
-        origins: RowOrigins,
-    ) -> None:
-        """Writes the origins of rows start..stop, of those that reach `node`, at indices `at`."""
-        if start == stop:
-            return
-        if isinstance(node, _Split):
-            left = node.goes_left(start, stop)
-            left0, left1 = node.num_left(start), node.num_left(stop)
-            self._fill(stage, node.left, left0, left1, at[left], origins)
-            self._fill(stage, node.right, start - left0, stop - left1, at[~left], origins)
-            return
-        name = self.names[node]
-        size = self.num_rows[name]
-        index = np.arange(start, stop, dtype=np.int64) + stage.used[node]
-        origins.source[at] = node
-        origins.epoch[at] = index // size
-        for epoch in range(int(index[0]) // size, int(index[-1]) // size + 1):
-            inside = index // size == epoch
-            origins.row[at[inside]] = permute(index[inside] % size, size, self.seed, name, epoch)
 
     def history(self, k: int) -> dict[str, Any]:
         """Everything rows 0..k depend on, for JSON: equal histories mean equal rows so far.
@@ -248,11 +233,54 @@ def _huffman(parts: Mapping[str, int], names: Sequence[str]) -> int | _Split:
     return heap[0][2]
 
 
-def _count(node: int | _Split, count: int, used: list[int]) -> None:
-    """Adds to `used` what every source gets of the first `count` rows that reach `node`."""
+def _reached(
+    node: int | _Split, start: int, at: np.ndarray
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Of the rows from `start` on that reach `node`, with indices `at`: for every source that has
+    some of them, which of its rows is the first, and the indices."""
     if isinstance(node, int):
-        used[node] += count
+        yield node, start, at
         return
-    left = node.num_left(count)
-    _count(node.left, left, used)
-    _count(node.right, count - left, used)
+    is_left, left_start = node.goes_left(start, start + len(at)), node.num_left(start)
+    if is_left.any():
+        yield from _reached(node.left, left_start, at[is_left])
+    if not is_left.all():
+        yield from _reached(node.right, start - left_start, at[~is_left])
+
+
+def permute(positions: np.ndarray, size: int, seed: int, name: str, epoch: int) -> np.ndarray:
+    """Images of `positions` under a bijection of 0..size keyed by (seed, name, epoch).
+
+    A Feistel network on (row, column) of a grid just larger than `size`; what falls outside is
+    sent through again until it falls inside, which keeps it a bijection (cycle walking).
+    """
+    num_rows = math.isqrt(size - 1) + 1
+    num_columns = -(-size // num_rows)
+    keys = _keys(seed, name, epoch)
+    result = np.asarray(positions, np.uint64)
+    outside = np.ones(result.shape, bool)
+    while outside.any():
+        row, column = np.divmod(result[outside], np.uint64(num_columns))
+        for i in range(0, len(keys), 2):
+            row = (row + _mix(column ^ keys[i]) % np.uint64(num_rows)) % np.uint64(num_rows)
+            column = (column + _mix(row ^ keys[i + 1]) % np.uint64(num_columns)) % np.uint64(
+                num_columns
+            )
+        result = result.copy()
+        result[outside] = row * np.uint64(num_columns) + column
+        outside = result >= np.uint64(size)
+    return result.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4096)
+def _keys(seed: int, name: str, epoch: int) -> np.ndarray:
+    """Eight round keys for one pass over one source."""
+    text = f"{seed}\0{epoch}\0{name}".encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=64).digest(), "<u8")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A well-spread 64-bit hash (the finaliser of SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

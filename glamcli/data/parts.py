@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +23,7 @@ from typing import Any
 import numpy as np
 
 from glamcli.data.pack import pack
-from glamcli.data.rows import (
-    Counts,
-    RowCodec,
-    Shard,
-    file_sha256,
-    num_records,
-    shard_name,
-    write_rows_meta,
-    write_shard,
-)
+from glamcli.data.rows import Counts, write_rows_meta, write_shard
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError
 
@@ -41,6 +37,9 @@ KEPT_CHARS = 1 << 20
 PART_CHARS = 1 << 19
 MAX_PART_CHARS = 1 << 26
 PARTS_WANTED = 256
+
+# Of the worker process: set once when it starts, so a tokenizer is sent once and not per part.
+_tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,13 @@ def make_part(part: Part, tokenizer: Tokenizer) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        content: dict[str, Any] = {}
-        for split in SPLITS:
-            texts = [text for text, heldout in part.documents if heldout == (split == "heldout")]
-            content[split] = _make_split(texts, unfinished / split, part, tokenizer)
-            if split == "heldout":
-                _keep_documents(texts, unfinished / DOCUMENTS_FILE)
+        train = [text for text, is_heldout in part.documents if not is_heldout]
+        heldout = [text for text, is_heldout in part.documents if is_heldout]
+        content = {
+            split: _make_split(texts, unfinished / split, part, tokenizer)
+            for split, texts in zip(SPLITS, (train, heldout), strict=True)
+        }
+        _keep_documents(heldout, unfinished / DOCUMENTS_FILE)
         (unfinished / PART_FILE).write_text(json.dumps(content))
         shutil.rmtree(part.folder, ignore_errors=True)
         unfinished.rename(part.folder)
@@ -92,21 +92,19 @@ def _make_split(texts: list[str], path: Path, part: Part, tokenizer: Tokenizer) 
             yield ids
         counts.num_changed += not tokenizer.keeps_text and tokenizer.decode(kept) != text
 
+    if not texts:
+        return {"counts": counts.as_dict(), "shard": None}
     rows = pack(
         map(encoded, texts), part.packing, part.row_tokens, tokenizer.bos_id, tokenizer.eos_id
     )
-    if not texts:
-        return {"counts": counts.as_dict(), "shard": None}
-    counts.num_rows, digest = write_shard(path, RowCodec(part.row_tokens), rows)
+    shard = write_shard(path, part.row_tokens, rows)
+    counts.num_rows = shard.num_rows
     counts.num_tokens += len(texts)  # BOS among the inputs, EOS among the targets
     if counts.max_id >= tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer made token id {counts.max_id}, "
             f"but its vocabulary has {tokenizer.vocab_size}"
         )
-    if num_records(path) != counts.num_rows:
-        raise OSError("rows written cannot be read back (is the disk full?)")
-    shard = Shard(path.name, counts.num_rows, path.stat().st_size, file_sha256(path), digest)
     return {"counts": counts.as_dict(), "shard": asdict(shard)}
 
 
@@ -118,6 +116,83 @@ def _keep_documents(texts: list[str], path: Path) -> None:
             num_chars += len(text)
             if num_chars >= KEPT_CHARS:
                 break
+
+
+class Workers:
+    """Makes parts in `processes` processes (0: one per core; 1: in this one)."""
+
+    def __init__(self, tokenizer: Tokenizer, processes: int):
+        self.tokenizer = tokenizer
+        self.processes = processes or num_cores()
+        self._pool: ProcessPoolExecutor | None = None
+        self._pending: set[Future[None]] = set()
+
+    def submit(self, part: Part) -> None:
+        """Starts a part; waits first when every process has one to do and one to come.
+
+        Raises: what a part raised.
+        """
+        if self.processes == 1:
+            make_part(part, self.tokenizer)
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.processes,
+                # Not fork: the caller may have threads (JAX does), which a fork would cut off.
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(self.tokenizer,),
+            )
+        self.wait(2 * self.processes - 1)
+        self._pending.add(self._pool.submit(_make, part))
+
+    def wait(self, num_left: int = 0) -> None:
+        """Returns when so few parts are left to make. Raises: what a part raised."""
+        while len(self._pending) > num_left:
+            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise DataError(
+                "a process that prepares rows ended unexpectedly (out of memory?)",
+                hint="run again: finished parts are kept; fewer `data.prepare_processes` need "
+                "less memory",
+            ) from error
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start(tokenizer: Tokenizer) -> None:
+    """Runs in every worker process before its first part."""
+    global _tokenizer
+    _tokenizer = tokenizer
+    # Ctrl-C reaches the whole process group; only the parent reacts, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make(part: Part) -> None:
+    assert _tokenizer is not None
+    make_part(part, _tokenizer)
 
 
 def cut(documents: Iterable[tuple[str, bool]], num_bytes: int) -> Iterator[list[tuple[str, bool]]]:
@@ -154,7 +229,8 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
             (f, p[split]) for f, p in zip(folders, parts, strict=True) if p and p[split]["shard"]
         ]
         for number, (folder, part) in enumerate(made):
-            name = shard_name(split, number, len(made))
+            # The file name TFDS expects.
+            name = f"rows-{split}.array_record-{number:05d}-of-{len(made):05d}"
             try:
                 (joined / name).hardlink_to(folder / split)
             except OSError:  # the file system has no links

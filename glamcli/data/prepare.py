@@ -22,12 +22,11 @@ from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_path, json_digest
-from glamcli.data.parts import DOCUMENTS_FILE, SPLITS, Part, cut, finished_part, join_parts
+from glamcli.data.parts import DOCUMENTS_FILE, Part, Workers, cut, finished_part, join_parts
 from glamcli.data.rows import META_FILE, Rows, read_rows_meta
 from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
-from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
@@ -163,14 +162,11 @@ def _plans(
     plans = []
     for name, source in mixture.sources.items():
         inputs = {**common, **source_inputs(source, name)}
-        folder = cache_path(cache, "rows", f"{_safe(name)}-{json_digest(inputs)[:16]}")
+        safe = re.sub(r"[^\w.-]", "_", name)
+        folder = cache_path(cache, "rows", f"{safe}-{json_digest(inputs)[:16]}")
         num_bytes = sum(entry[1] for entry in inputs["files"])
         plans.append(_Plan(name, source, inputs, folder, num_bytes))
     return plans
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
@@ -248,7 +244,7 @@ def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progr
 
 
 def _summarise(plan: _Plan, reading: Reading, progress: Progress) -> None:
-    rows, heldout = (Rows(plan.folder, split) for split in SPLITS)
+    rows, heldout = Rows(plan.folder, "train"), Rows(plan.folder, "heldout")
     total = rows.counts + heldout.counts
     dropped = reading.num_empty + reading.num_short
     name = f"source `{plan.name}`"

@@ -9,6 +9,7 @@ and of every shard its size, its SHA-256 and that of the rows in it. Folders are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -69,15 +70,11 @@ class Counts:
 
 def _field(number: int, payload: bytes) -> bytes:
     """One length-delimited protobuf field."""
-    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    size, length = len(payload), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + payload
 
 
 class RowCodec:
@@ -104,22 +101,21 @@ class RowCodec:
             for part, array in zip(self._parts, arrays, strict=True)
         )
 
-    def decode(self, record: bytes) -> Row | None:
-        """The row as read-only views into `record`; None when it is not a row of this length."""
+    def decode(self, record: bytes) -> Row:
+        """The row as read-only views into `record`. Raises: ValueError for another record."""
         if len(record) != self._num_bytes or not record.startswith(self._parts[0]):
-            return None
+            raise ValueError("the record is not a row")
         return {
             name: np.frombuffer(record, "<i4", self.row_tokens, offset)
             for name, offset in zip(TOKEN_FIELDS, self._offsets, strict=True)
         }
 
 
-def write_shard(
-    path: Path, codec: RowCodec, rows: Iterable[tuple[np.ndarray, ...]]
-) -> tuple[int, str]:
-    """Writes one shard; returns its number of rows and their SHA-256."""
+def write_shard(path: Path, row_tokens: int, rows: Iterable[tuple[np.ndarray, ...]]) -> Shard:
+    """Writes one shard. Raises: OSError when it cannot be read back."""
+    codec = RowCodec(row_tokens)
     writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
-    num_rows = 0
+    num_rows = num_stored = 0
     digest = hashlib.sha256()
     for arrays in rows:
         record = codec.encode(*arrays)
@@ -127,20 +123,16 @@ def write_shard(
         digest.update(record)
         num_rows += 1
     writer.close()
-    return num_rows, digest.hexdigest()
-
-
-def num_records(path: Path) -> int:
-    """Rows in a shard; 0 when it is damaged."""
-    try:
+    with contextlib.suppress(RuntimeError, ValueError):
         reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
-        return int(reader.num_records())
-    except (RuntimeError, ValueError):
-        return 0
+        num_stored = reader.num_records()
+    if num_stored != num_rows:
+        raise OSError("rows written cannot be read back (is the disk full?)")
+    sha256 = _file_sha256(path)
+    return Shard(path.name, num_rows, path.stat().st_size, sha256, digest.hexdigest())
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -161,7 +153,7 @@ class Rows:
         self.counts = Counts(**part["counts"])
         self.row_tokens: int = content["row_tokens"]
         self._codec = RowCodec(self.row_tokens)
-        self._ends = np.cumsum([shard.num_rows for shard in self.shards], dtype=np.int64)
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in self.shards)])
         self._readers: dict[int, Any] = {}
         for shard in self.shards:
             self._check_size(shard)
@@ -177,16 +169,17 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        local = int(index) - (int(self._ends[number - 1]) if number else 0)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        local = int(index - self._starts[number])
+        path = self.folder / self.shards[number].file
         try:
-            record = self._reader(number).read([local])[0]
+            if number not in self._readers:
+                reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
+                self._readers[number] = reader
+            return self._codec.decode(self._readers[number].read([local])[0])
         except (RuntimeError, ValueError, IndexError) as error:
-            raise self._damaged(number, local, str(error)) from error
-        row = self._codec.decode(record)
-        if row is None:
-            raise self._damaged(number, local, "the record is not a row")
-        return row
+            reason = (str(error) or "unreadable").splitlines()[0]
+            raise _damaged(path, f"record {local} is damaged ({reason})") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
@@ -198,73 +191,28 @@ class Rows:
         """
         for shard in self.shards:
             self._check_size(shard)
-            if file_sha256(self.folder / shard.file) != shard.sha256:
-                what = f"{self.folder / shard.file}: checksum differs from the recorded one"
-                raise DataError(what, _prepare_again(self.folder))
-
-    def _reader(self, number: int) -> Any:
-        reader = self._readers.get(number)
-        if reader is None:
-            path = str(self.folder / self.shards[number].file)
-            reader = array_record_module.ArrayRecordReader(path, READER_OPTIONS)
-            self._readers[number] = reader
-        return reader
+            path = self.folder / shard.file
+            if _file_sha256(path) != shard.sha256:
+                raise _damaged(path, "checksum differs from the recorded one")
 
     def _check_size(self, shard: Shard) -> None:
         path = self.folder / shard.file
         num_bytes = path.stat().st_size if path.exists() else None
         if num_bytes != shard.num_bytes:
             found = "is missing" if num_bytes is None else f"has {num_bytes} bytes"
-            what = f"{path}: {found}, expected {shard.num_bytes} bytes"
-            raise DataError(what, _prepare_again(self.folder))
-
-    def _damaged(self, number: int, local: int, why: str) -> DataError:
-        path = self.folder / self.shards[number].file
-        reason = why.splitlines()[0] if why else "unreadable"
-        hint = _prepare_again(self.folder)
-        return DataError(f"{path}: record {local} is damaged ({reason})", hint)
+            raise _damaged(path, f"{found}, expected {shard.num_bytes} bytes")
 
 
-def _prepare_again(folder: Path) -> str:
-    return f"delete {folder}; the next run prepares it again"
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what}", f"delete {path.parent}; the next run prepares it again")
 
 
 def write_rows_meta(folder: Path, content: dict[str, Any]) -> None:
-    """Writes `rows.json` with a checksum of itself, and the two files TFDS reads."""
+    """Writes `rows.json` with a checksum of itself, and `dataset_info.json` and `features.json` as
+    `tfds.folder_dataset.write_metadata` writes them (importing TFDS just for this would cost more
+    than preparing a small source)."""
     text = json.dumps(content, indent=1, sort_keys=True)
     signed = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    (folder / META_FILE).write_text(json.dumps(signed, indent=1, sort_keys=True) + "\n")
-    for name, value in tfds_metadata(content).items():
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n")
-
-
-def read_rows_meta(folder: Path) -> dict[str, Any]:
-    """The content of `rows.json`.
-
-    Raises: DataError when it is missing or was changed since it was written.
-    """
-    path = folder / META_FILE
-    try:
-        signed = json.loads(path.read_text())
-        content, digest = signed["content"], signed["sha256"]
-        text = json.dumps(content, indent=1, sort_keys=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: not a folder of prepared rows (no `{META_FILE}`)") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", _prepare_again(folder)) from error
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise DataError(f"{path}: changed since it was written", _prepare_again(folder))
-    return content
-
-
-def shard_name(split: str, number: int, total: int) -> str:
-    """The file name TFDS expects."""
-    return f"rows-{split}.array_record-{number:05d}-of-{total:05d}"
-
-
-def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
-    """`dataset_info.json` and `features.json` as `tfds.folder_dataset.write_metadata` writes them
-    (importing TFDS just for this would cost more than preparing a small source)."""
     splits = [
         {
             "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
@@ -288,4 +236,25 @@ def tfds_metadata(content: dict[str, Any]) -> dict[str, Any]:
         "featuresDict": {"features": dict.fromkeys(sorted(TOKEN_FIELDS), tensor)},
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
     }
-    return {"dataset_info.json": info, "features.json": features}
+    (folder / META_FILE).write_text(json.dumps(signed, indent=1, sort_keys=True) + "\n")
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
+    (folder / "features.json").write_text(json.dumps(features, indent=1) + "\n")
+
+
+def read_rows_meta(folder: Path) -> dict[str, Any]:
+    """The content of `rows.json`.
+
+    Raises: DataError when it is missing or was changed since it was written.
+    """
+    path = folder / META_FILE
+    try:
+        signed = json.loads(path.read_text())
+        content, digest = signed["content"], signed["sha256"]
+        text = json.dumps(content, indent=1, sort_keys=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: not a folder of prepared rows (no `{META_FILE}`)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"cannot be read: {error}") from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise _damaged(path, "changed since it was written")
+    return content

@@ -60,7 +60,9 @@ def documents(source: Source, name: str, reading: Reading | None = None) -> Iter
     num_kept = 0
     for text in _READERS[source.kind](source, name, reading):
         reading.num_read += 1
-        if not text:
+        if text is None:
+            reading.num_unmatched += 1
+        elif not text:
             reading.num_empty += 1
         elif len(text) < source.min_chars:
             reading.num_short += 1
@@ -145,7 +147,7 @@ def _read_text(source: Source, name: str, reading: Reading) -> Iterator[str]:
                     yield _text(b"".join(group).rstrip(b"\r\n"), reading)
 
 
-def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str]:
+def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str | None]:
     for file in files(source, name):
         for number, line in enumerate(_lines(file, reading), 1):
             if not line.strip():
@@ -153,7 +155,7 @@ def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str]:
             place = f"{file.url}:{number}"
             if not line.endswith((b"\n", b"}")) and not _is_json(line):
                 raise DataError(f"{place}: the file ends in the middle of this line", CUT_HINT)
-            yield from _from_json(line, place, source, reading)
+            yield _from_json(line, place, source, reading)
 
 
 def _is_json(data: bytes, kind: type = object) -> bool:
@@ -163,8 +165,7 @@ def _is_json(data: bytes, kind: type = object) -> bool:
         return False
 
 
-def _from_json(data: bytes, place: str, source: Source, reading: Reading) -> Iterator[str]:
-    """The document of a JSON object, if it passes `where`."""
+def _from_json(data: bytes, place: str, source: Source, reading: Reading) -> str | None:
     try:
         record = json.loads(_text(data, reading))
     except json.JSONDecodeError as error:
@@ -173,30 +174,28 @@ def _from_json(data: bytes, place: str, source: Source, reading: Reading) -> Ite
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a JSON object, found {_kind(record)}")
-    yield from _from_record(record, place, source, reading)
+    return _from_record(record, place, source, reading)
 
 
 def _from_record(
     record: dict[str, Any], place: str, source: Source, reading: Reading
-) -> Iterator[str]:
+) -> str | None:
+    """The document of a record; None when it does not pass `where`."""
     for key, expected in source.where.items():
         if not _matches(record, key, expected, place, reading):
-            reading.num_read += 1
-            reading.num_unmatched += 1
-            return
+            return None
     value = _look_up(record, source.field, place)
     if isinstance(value, bytes):
-        yield _text(value, reading)
-    elif value is None:
-        yield ""
-    elif isinstance(value, str):
+        return _text(value, reading)
+    if isinstance(value, str):
         # JSON escapes can spell half a surrogate pair, which no encoding can store.
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             reading.num_replaced += 1
             value = value.encode("utf-8", "replace").decode()
-        yield value
-    else:
+        return value
+    if value is not None:
         raise DataError(f"{place}: field `{source.field}` should be text, found {_kind(value)}")
+    return ""
 
 
 def _matches(record: dict[str, Any], key: str, expected: Any, place: str, reading: Reading) -> bool:
@@ -232,7 +231,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null" if value is None else f"the number {value}")
 
 
-def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[str]:
+def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[str | None]:
     from array_record.python import array_record_module  # pyright: ignore
 
     for file in files(source, name):
@@ -245,10 +244,8 @@ def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[
                 data = reader.read()
                 if index == 0:
                     as_json = _is_json(data, dict)
-                if as_json:
-                    yield from _from_json(data, f"{file.url}: record {index}", source, reading)
-                else:
-                    yield _text(data, reading)
+                place = f"{file.url}: record {index}"
+                yield _from_json(data, place, source, reading) if as_json else _text(data, reading)
                 reading.done_bytes = start + file.num_bytes * (index + 1) // num_records
             reader.close()
         except (RuntimeError, ValueError, IndexError) as error:
@@ -256,14 +253,14 @@ def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[
         reading.done_bytes = start + file.num_bytes
 
 
-def _read_tfds(source: Source, name: str, reading: Reading) -> Iterator[str]:
+def _read_tfds(source: Source, name: str, reading: Reading) -> Iterator[str | None]:
     total = sum(file.num_bytes for file in files(source, name))
     with _naming(name):
         examples, split = stored_examples(source.path or "", source.split)
     for index in range(len(examples)):
         place = f"{source.path}: example {index} of `{split}`"
         record = stored_example(examples, index, source.path or "")
-        yield from _from_record(record, place, source, reading)
+        yield _from_record(record, place, source, reading)
         reading.done_bytes = total * (index + 1) // len(examples)
 
 
@@ -273,7 +270,7 @@ def _read_embedded(source: Source, name: str, reading: Reading) -> Iterator[str]
         reading.done_bytes = done_bytes
 
 
-_READERS: dict[str, Callable[[Source, str, Reading], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Source, str, Reading], Iterator[str | None]]] = {
     "embedded": _read_embedded,
     "jsonl": _read_jsonl,
     "text": _read_text,

@@ -145,11 +145,8 @@ class SentencePiece:
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self._model, "name": self.name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["model"], state["name"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SentencePiece, (self._model, self.name)
 
 
 Tokenizer = Bytes | SentencePiece

@@ -95,13 +95,10 @@ def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
             for number, line in enumerate(content):
                 at(raw.tell())
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{file.url}: cannot be read to its end: {error}",
-            hint=CUT_HINT,
-        ) from error
-    except OSError as error:
-        raise DataError(f"{file.url}: cannot be read to its end: {error}") from error
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        is_readable = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile)
+        hint = CUT_HINT if is_readable else None
+        raise DataError(f"{file.url}: cannot be read to its end: {error}", hint) from error
     at(file.num_bytes)
 
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+from itertools import accumulate
 from pathlib import Path
 
 from glamcli import atomic
@@ -28,7 +29,7 @@ from glamcli.data.tokenizer import (
     train_sentencepiece,
 )
 from glamcli.errors import DataError
-from glamcli.progress import Phase, Progress
+from glamcli.progress import Progress
 
 # Part of every key: raise it when the same inputs would give another tokenizer.
 VOCABULARY_FORMAT = 3
@@ -54,57 +55,50 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
         return load_sentencepiece(Path(spec.path))
     vocab_size = spec.train_vocab_size or recipe.model.vocab_size
     with writing_cache(cache):
-        return trained_tokenizer(mixture, vocab_size, cache, progress)
-
-
-def trained_tokenizer(
-    mixture: Mixture, vocab_size: int, cache: Path, progress: Progress
-) -> SentencePiece:
-    """The tokenizer of `vocab_size` pieces trained on a mixture, from the cache if it is there."""
-    sides = divide_mixture(mixture, cache, progress)
-    inputs = {
-        "format": VOCABULARY_FORMAT,
-        "vocab_size": vocab_size,
-        **sides.inputs(),
-        "sources": {
-            name: {"weight": source.weight, **source_inputs(source, name)}
-            for name, source in mixture.sources.items()
-        },
-    }
-    path = cache_path(cache, "tokenizers", json_digest(inputs)[:16])
-    record = path.with_suffix(".json")
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        recorded = json.loads(record.read_text())["sha256"]
-        if path.exists():
-            tokenizer = load_sentencepiece(path)
-            if tokenizer.fingerprint != recorded:
-                raise DataError(
-                    f"{path}: checksum differs from the one recorded when it was trained",
-                    hint=f"delete {record}; the next run trains it again",
-                )
-            return tokenizer
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):  # before minutes of training rather than after
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-    with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
-        tokenizer = train_on(mixture, vocab_size, sides, path, phase)
-    content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
-    atomic.write(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
-    return tokenizer
+        sides = divide_mixture(mixture, cache, progress)
+        inputs = {
+            "format": VOCABULARY_FORMAT,
+            "vocab_size": vocab_size,
+            **sides.inputs(),
+            "sources": {
+                name: {"weight": source.weight, **source_inputs(source, name)}
+                for name, source in mixture.sources.items()
+            },
+        }
+        path = cache_path(cache, "tokenizers", json_digest(inputs)[:16])
+        record = path.with_suffix(".json")
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            recorded = json.loads(record.read_text())["sha256"]
+            if path.exists():
+                tokenizer = load_sentencepiece(path)
+                if tokenizer.fingerprint != recorded:
+                    raise DataError(
+                        f"{path}: checksum differs from the one recorded when it was trained",
+                        hint=f"delete {record}; the next run trains it again",
+                    )
+                return tokenizer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):  # before minutes of training rather than after
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+        tokenizer = train_on(mixture, vocab_size, sides, path, progress)
+        content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
+        atomic.write(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        return tokenizer
 
 
 def train_on(
-    mixture: Mixture, vocab_size: int, sides: Sides, path: Path, phase: Phase
+    mixture: Mixture, vocab_size: int, sides: Sides, path: Path, progress: Progress
 ) -> SentencePiece:
     """Trains a tokenizer on a sample of the mixture's documents and writes it to `path`."""
     total = max(SAMPLE_CHARS, vocab_size * SAMPLE_CHARS_PER_PIECE)
     all_weights = sum(source.weight for source in mixture.sources.values())
     sample: list[str] = []
-    for name, source in mixture.sources.items():
-        num_chars = round(total * source.weight / all_weights) if all_weights else 0
-        sample += _passages(source, name, sides, num_chars)
-        phase.advance()
-    return train_sentencepiece(sample, vocab_size, path)
+    with progress.phase("training the tokenizer", len(mixture.sources), "sources") as phase:
+        for name, source in mixture.sources.items():
+            num_chars = round(total * source.weight / all_weights)
+            sample += _passages(source, name, sides, num_chars)
+            phase.advance()
+        return train_sentencepiece(sample, vocab_size, path)
 
 
 def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[str]:
@@ -119,17 +113,13 @@ def _passages(source: Source, name: str, sides: Sides, num_chars: int) -> list[s
         num_kept += len(passage)
         kept.append((hashlib.sha256(passage.encode()).digest(), passage))
         if num_kept > 4 * num_chars:
-            kept, num_kept = _lowest(kept, num_chars)
-    return [passage for _, passage in _lowest(kept, num_chars)[0]]
+            kept = _lowest(kept, num_chars)
+            num_kept = sum(len(passage) for _, passage in kept)
+    return [passage for _, passage in _lowest(kept, num_chars)]
 
 
-def _lowest(kept: list[tuple[bytes, str]], num_chars: int) -> tuple[list[tuple[bytes, str]], int]:
-    """The entries with the lowest hashes that together have `num_chars`, and how many they have."""
-    out: list[tuple[bytes, str]] = []
-    total = 0
-    for entry in sorted(kept):
-        if total >= num_chars:
-            break
-        out.append(entry)
-        total += len(entry[1])
-    return out, total
+def _lowest(kept: list[tuple[bytes, str]], num_chars: int) -> list[tuple[bytes, str]]:
+    """The entries with the lowest hashes that together have `num_chars`."""
+    kept = sorted(kept)
+    before = accumulate((len(passage) for _, passage in kept), initial=0)
+    return [entry for entry, total in zip(kept, before, strict=False) if total < num_chars]

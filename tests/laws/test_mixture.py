@@ -6,8 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glamcli.data.mixture import MAX_DEVIATION, WEIGHT_PARTS, Schedule, integer_weights
-from glamcli.data.shuffle import permute
+from glamcli.data.mixture import (
+    MAX_DEVIATION,
+    WEIGHT_PARTS,
+    Schedule,
+    integer_weights,
+    permute,
+)
 
 GLAM = {
     "webpages": 0.42,

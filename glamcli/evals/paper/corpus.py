@@ -17,11 +17,11 @@ import numpy as np
 from glamcli.config.mixtures import Mixture
 from glamcli.data.cache import user_cache_dir
 from glamcli.data.open import Dataset
+from glamcli.data.parts import num_cores
 from glamcli.data.rows import Rows
 from glamcli.data.sources import Reading, documents
 from glamcli.data.split import divide_mixture
 from glamcli.data.tokenizer import Tokenizer
-from glamcli.data.workers import num_cores
 from glamcli.evals.paper.ngrams import Grams
 from glamcli.progress import Progress
 

@@ -12,7 +12,7 @@ import pytest
 
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Batch, Data, Model, Recipe, Train
-from glamcli.data import parts, source_files, workers
+from glamcli.data import parts, source_files
 from glamcli.data import prepare as preparing
 from glamcli.data.pack import pack
 from glamcli.data.prepare import Prepared, prepare
@@ -203,13 +203,13 @@ def test_an_interrupted_preparation_keeps_its_finished_parts(
         made.append(part.folder.name)
         make_part(part, tokenizer)
 
-    make_part = workers.make_part
-    monkeypatch.setattr(workers, "make_part", lambda *args: counted(*args, stop_after=4))
+    make_part = parts.make_part
+    monkeypatch.setattr(parts, "make_part", lambda *args: counted(*args, stop_after=4))
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
     building = next((tmp_path / "cache" / "rows").glob(".*.parts"))
     (building / "00002" / "train").write_bytes(b"")  # torn: has to be made again
-    monkeypatch.setattr(workers, "make_part", counted)
+    monkeypatch.setattr(parts, "make_part", counted)
     prepared = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
     assert made[4] == "00002"
     assert made[5] == "00004"

@@ -97,8 +97,7 @@ def test_held_out_documents_are_not_trained_on(mixture, texts, tmp_path, monkeyp
     sides = Sides(
         mixture.heldout_frac, {document_digest(texts[7]): True}
     )  # as another source asks for
-    with Silent().phase("") as phase:
-        vocabulary.train_on(mixture, 320, sides, tmp_path / "x", phase)
+    vocabulary.train_on(mixture, 320, sides, tmp_path / "x", Silent())
     heldout = {text for text, is_held in sides.divide(texts) if is_held}
     assert len(heldout) > 1
     assert texts[7] in heldout
