@@ -15,7 +15,6 @@ from glamcli.config.files import display, find, shipped
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import RecipeError, printable
-from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.data.tokenizer import Tokenizer
@@ -88,7 +87,19 @@ def show_tokenizer(
     file_or_recipe: str, text: str | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
     """Show the tokenizer of a model file or recipe, and the pieces of TEXT."""
-    tokenizer = _load(file_or_recipe, sets, render.make_progress(as_json))
+    from glamcli.data.cache import cache_dir
+    from glamcli.data.tokenizer import load_sentencepiece
+    from glamcli.data.vocabulary import open_tokenizer
+
+    path = Path(file_or_recipe)
+    if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
+        if sets:
+            raise RecipeError("`--set` changes a recipe, but this is a tokenizer file")
+        tokenizer = load_sentencepiece(path)
+    else:
+        recipe = load_recipe(file_or_recipe, sets).recipe
+        mixture, progress = load_mixture(recipe.data.mixture), render.make_progress(as_json)
+        tokenizer = open_tokenizer(recipe, mixture, cache_dir(recipe), progress)
     if text is None:
         _show_summary(tokenizer, as_json)
         return
@@ -115,21 +126,6 @@ def _is_mixture(name_or_path: str) -> bool:
         return True
     path = find("recipes", name_or_path)
     return any(key == "sources" for key in yaml.plain(yaml.read_tree(path, display(path))))
-
-
-def _load(file_or_recipe: str, sets: tuple[str, ...], progress: Progress) -> Tokenizer:
-    from glamcli.data.cache import cache_dir
-    from glamcli.data.tokenizer import load_sentencepiece
-    from glamcli.data.vocabulary import open_tokenizer
-
-    path = Path(file_or_recipe)
-    if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
-        if sets:
-            raise RecipeError("`--set` changes a recipe, but this is a tokenizer file")
-        return load_sentencepiece(path)
-    recipe = load_recipe(file_or_recipe, sets).recipe
-    mixture = load_mixture(recipe.data.mixture)
-    return open_tokenizer(recipe, mixture, cache_dir(recipe), progress)
 
 
 def _show_summary(tokenizer: Tokenizer, as_json: bool) -> None:

@@ -86,10 +86,13 @@ def prepare_directory(name: str, data_dir: Path, manual_dir: Path | None = None)
 
         # Builders register when their modules are imported, and these are not imported by name.
         import tensorflow_datasets.question_answering
-        import tensorflow_datasets.text
+        import tensorflow_datasets.text.super_glue
 
         tfds.disable_progress_bar()
-        _spare_tensorflow()
+        # SuperGLUE's builder names one dtype of TensorFlow and needs nothing else of it.
+        if "tensorflow" not in sys.modules:
+            module: Any = tensorflow_datasets.text.super_glue
+            module.tf = SimpleNamespace(int32=np.int32, float32=np.float32)
         try:
             builder: Any = tfds.builder(
                 f"{dataset}:{version}", data_dir=str(data_dir), file_format="array_record"
@@ -98,15 +101,6 @@ def prepare_directory(name: str, data_dir: Path, manual_dir: Path | None = None)
             builder.download_and_prepare(download_config=config)
         except Exception as error:  # every kind, from the network, the disk and TFDS itself
             raise DataError(f"TFDS could not prepare `{name}`: {_first_line(error)}") from error
-
-
-def _spare_tensorflow() -> None:
-    """SuperGLUE's builder names one dtype of TensorFlow and needs nothing else of it."""
-    import tensorflow_datasets.text.super_glue
-
-    if "tensorflow" not in sys.modules:
-        module: Any = tensorflow_datasets.text.super_glue
-        module.tf = SimpleNamespace(int32=np.int32, float32=np.float32)
 
 
 def _first_line(error: Exception) -> str:

@@ -49,10 +49,10 @@ class Prepared:
     @property
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every source's rows: of what they are, not of how they were made."""
-        splits = {name: (self.train[name], self.heldout[name]) for name in self.train}
+        splits = (self.train, self.heldout)
         return {
-            name: json_digest([[shard.rows_sha256 for shard in rows.shards] for rows in both])
-            for name, both in splits.items()
+            name: json_digest([[s.rows_sha256 for s in rows[name].shards] for rows in splits])
+            for name in self.train
         }
 
     def heldout_documents(self, name: str) -> list[str]:

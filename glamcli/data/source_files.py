@@ -51,7 +51,7 @@ class File:
 
     @property
     def is_local(self) -> bool:
-        return self.fs.protocol == "file" or "file" in self.fs.protocol
+        return "file" in self.fs.protocol
 
 
 def find_files(pattern: str, kind: str, name: str) -> list[File]:

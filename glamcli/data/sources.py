@@ -182,7 +182,15 @@ def _from_record(
 ) -> str | None:
     """The document of a record; None when it does not pass `where`."""
     for key, expected in source.where.items():
-        if not _matches(record, key, expected, place, reading):
+        try:
+            value = _look_up(record, key, place)
+        except DataError as error:
+            reading.missing.setdefault(key, error)
+            return None
+        reading.missing[key] = None
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if value != expected or isinstance(value, bool) != isinstance(expected, bool):
             return None
     value = _look_up(record, source.field, place)
     if isinstance(value, bytes):
@@ -196,19 +204,6 @@ def _from_record(
     if value is not None:
         raise DataError(f"{place}: field `{source.field}` should be text, found {_kind(value)}")
     return ""
-
-
-def _matches(record: dict[str, Any], key: str, expected: Any, place: str, reading: Reading) -> bool:
-    """Whether a field has the value in `where`."""
-    try:
-        value = _look_up(record, key, place)
-    except DataError as error:
-        reading.missing.setdefault(key, error)
-        return False
-    reading.missing[key] = None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def _look_up(record: dict[str, Any], key: str, place: str) -> Any:

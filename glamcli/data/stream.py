@@ -75,8 +75,14 @@ class BatchReader(Sequence[HostBatch]):
         }
         for name in ("tokens", "targets"):
             # As unsigned numbers, negative ids are too large as well.
-            if batch[name].view(np.uint32).max() >= self.vocab_size:
-                self._refuse_ids(batch[name], sources, at_rows)
+            outside_BS = batch[name].view(np.uint32) >= self.vocab_size
+            if outside_BS.any():
+                b, s = np.argwhere(outside_BS)[0]
+                raise DataError(
+                    f"row {at_rows[b]} of source `{self.schedule.names[sources[b]]}`: token id "
+                    f"{batch[name][b, s]} is outside the vocabulary of {self.vocab_size}",
+                    VERIFY_HINT,
+                )
         batch["source"] = source_B
         return batch
 
@@ -91,15 +97,6 @@ class BatchReader(Sequence[HostBatch]):
                 f"row {row} of source `{name}` cannot be read: {error}",
                 VERIFY_HINT,
             ) from error
-
-    def _refuse_ids(self, ids_BS: np.ndarray, sources: list[int], at_rows: list[int]) -> None:
-        bad = int(np.argmax(ids_BS.view(np.uint32).max(axis=1) >= self.vocab_size))
-        worst = max(ids_BS[bad].tolist(), key=lambda token: token % 2**32)
-        raise DataError(
-            f"row {at_rows[bad]} of source `{self.schedule.names[sources[bad]]}`: token id {worst} "
-            f"is outside the vocabulary of {self.vocab_size}",
-            VERIFY_HINT,
-        )
 
 
 @contextmanager
