@@ -14,14 +14,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glamcli.data.mixture import Schedule
-from glamcli.data.rows import RowCodec, Rows, file_sha256, shard_name, write_rows_meta, write_shard
-from glamcli.data.stream import BatchReader, Stream
+from glamcli.data.rows import Rows, write_rows_meta, write_shard
+from glamcli.data.stream import BatchReader, read_ahead
 
 WEIGHTS = {
     "webpages": 0.42,
@@ -44,19 +45,10 @@ def made_row(row_tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]
 def on_disk(rows: list[dict[str, np.ndarray]], row_tokens: int, folder: Path) -> Rows:
     """The same rows as a prepared dataset."""
     folder.mkdir()
-    path = folder / shard_name("train", 0, 1)
-    _, digest = write_shard(
-        path,
-        RowCodec(row_tokens),
-        ((row["tokens"], row["targets"], row["segments"]) for row in rows),
+    arrays = ((row["tokens"], row["targets"], row["segments"]) for row in rows)
+    shard = asdict(
+        write_shard(folder / "rows-train.array_record-00000-of-00001", row_tokens, arrays)
     )
-    shard = {
-        "file": path.name,
-        "num_rows": len(rows),
-        "num_bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
-        "rows_sha256": digest,
-    }
     counts = {
         "num_rows": len(rows),
         "num_documents": 1,
@@ -107,7 +99,7 @@ def main() -> None:
         }
         inputs: dict[str, Mapping[str, Any]] = {"memory": memory, "array_record": disk}
         for name, rows in inputs.items():
-            with Stream(BatchReader(schedule, rows, args.rows, VOCAB_SIZE)) as stream:
+            with read_ahead(BatchReader(schedule, rows, args.rows, VOCAB_SIZE)) as stream:
                 show(name, rate(lambda _, stream=stream: next(stream), args.seconds))
 
 

@@ -184,9 +184,7 @@ class Schedule:
         used = self.counts(0, k)
         return {
             "seed": self.seed,
-            "stages": [
-                [stage.first_row, stage.parts] for stage in self._stages if stage.first_row < k
-            ],
+            "stages": [[s.first_row, s.parts] for s in self._stages if s.first_row < k],
             "num_rows": {name: self.num_rows[name] for name in self.names if used[name]},
         }
 

@@ -146,7 +146,6 @@ class Rows:
         Raises: DataError when the folder is not whole.
         """
         self.folder = folder
-        self.split = split
         content = read_rows_meta(folder)
         part = content["splits"][split]
         self.shards = [Shard(**shard) for shard in part["shards"]]
