@@ -60,18 +60,32 @@ def divide_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
     frac = mixture.heldout_frac
     if frac == 0:
         return Sides(0.0, {})
-    paths = {name: _path(mixture, name, cache) for name in mixture.sources}
-    windows = {name: _read(path) for name, path in paths.items()}
-    missing = [name for name, window in windows.items() if not window]
+    windows: dict[str, Window] = {}
+    missing: dict[str, Path] = {}
+    for name, source in mixture.sources.items():
+        inputs = {
+            "format": SPLIT_FORMAT,
+            "window": [WINDOW_DOCUMENTS, WINDOW_CHARS],
+            "heldout_frac": frac,
+            **source_inputs(source, name),
+        }
+        path = cache_path(cache, "heldout", json_digest(inputs)[:16])
+        try:
+            entries = json.loads(path.read_text())
+            windows[name] = {bytes.fromhex(key): int(size) for key, size in entries}
+        except (OSError, ValueError, TypeError):
+            windows[name] = {}
+        if not windows[name]:  # also where a file is damaged
+            missing[name] = path
     if missing:
         with (
             writing_cache(cache),
             progress.phase("choosing held-out documents", len(missing), "sources") as phase,
         ):
-            for name in missing:
+            for name, path in missing.items():
                 windows[name] = first_documents(documents(mixture.sources[name], name), frac)
                 content = [[key.hex(), size] for key, size in windows[name].items()]
-                atomic.write(paths[name], json.dumps(content))
+                atomic.write(path, json.dumps(content))
                 phase.advance()
     return Sides(frac, exceptions(windows, frac))
 
@@ -131,21 +145,3 @@ def document_digest(text: str) -> bytes:
 def is_heldout(key: bytes, heldout_frac: float) -> bool:
     """Whether a digest, read as a number in [0, 1), is below `heldout_frac`."""
     return int.from_bytes(key[:8], "big") < int(heldout_frac * 2**64)
-
-
-def _path(mixture: Mixture, name: str, cache: Path) -> Path:
-    inputs = {
-        "format": SPLIT_FORMAT,
-        "window": [WINDOW_DOCUMENTS, WINDOW_CHARS],
-        "heldout_frac": mixture.heldout_frac,
-        **source_inputs(mixture.sources[name], name),
-    }
-    return cache_path(cache, "heldout", json_digest(inputs)[:16])
-
-
-def _read(path: Path) -> Window:
-    """The window in the cache; empty when there is none, or a damaged one."""
-    try:
-        return {bytes.fromhex(key): int(size) for key, size in json.loads(path.read_text())}
-    except (OSError, ValueError, TypeError):
-        return {}

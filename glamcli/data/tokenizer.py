@@ -199,21 +199,19 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out_path: Path) -
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _training_failed(str(error), vocab_size) from error
+        what = f"cannot train a tokenizer of {vocab_size} pieces: "
+        hint = None
+        if most := re.search(r"value <= (\d+)", str(error)):
+            what, hint = f"{what}the text has only {most[1]}", f"use {most[1]} or fewer"
+        elif least := re.search(r"\d+ vs (\d+)", str(error)):
+            what, hint = f"{what}the text needs at least {least[1]}", f"use {least[1]} or more"
+        else:
+            is_empty = "sentences_.empty()" in str(error)
+            what += "there is no text to train on" if is_empty else str(error)
+        raise DataError(what, hint) from error
     trained = SentencePiece(out.getvalue(), str(out_path))
     trained.write(out_path)
     return trained
-
-
-def _training_failed(message: str, vocab_size: int) -> DataError:
-    what = f"cannot train a tokenizer of {vocab_size} pieces"
-    if most := re.search(r"value <= (\d+)", message):
-        return DataError(f"{what}: the text has only {most[1]}", f"use {most[1]} or fewer")
-    if least := re.search(r"\d+ vs (\d+)", message):
-        return DataError(f"{what}: the text needs at least {least[1]}", f"use {least[1]} or more")
-    if "sentences_.empty()" in message:
-        return DataError(f"{what}: there is no text to train on")
-    return DataError(f"{what}: {message}")
 
 
 def slices(text: str, num_chars: int | None = None, words: bool = False) -> Iterator[str]:
