@@ -15,14 +15,14 @@ from itertools import chain
 
 import numpy as np
 
-Document = Iterable[np.ndarray]
+Chunks = Iterable[np.ndarray]
 Packed = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Rows kept open for short pieces by `whole`: more waste less and cost more time per piece.
 OPEN_ROWS = 64
 
 
 def pack(
-    documents: Iterable[Document], packing: str, row_tokens: int, bos_id: int, eos_id: int
+    documents: Iterable[Chunks], packing: str, row_tokens: int, bos_id: int, eos_id: int
 ) -> Iterator[Packed]:
     """Rows (tokens, targets, segments) of the documents, by the recipe's `data.packing`.
 
@@ -35,7 +35,7 @@ def pack(
     return (_row([piece], row_tokens) for piece in pieces)
 
 
-def _positions(document: Document, number: int, bos_id: int, eos_id: int) -> Iterator[np.ndarray]:
+def _positions(document: Chunks, number: int, bos_id: int, eos_id: int) -> Iterator[np.ndarray]:
     """Input, target and number of the document at every position of it, block by block."""
     before = bos_id
     for chunk in document:

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,47 +33,40 @@ PART_CHARS = 1 << 19
 MAX_PART_CHARS = 1 << 26
 PARTS_WANTED = 256
 
-# Of the worker process: set once when it starts, so a tokenizer is sent once and not per part.
-_tokenizer: Tokenizer | None = None
+Document = tuple[str, bool]
+"""a text, and whether it is held out"""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Documents to prepare, and where to."""
-
-    folder: Path
-    documents: list[tuple[str, bool]]
-    """texts, each with whether it is held out"""
-    packing: str
-    row_tokens: int
-
-
-def make_part(part: Part, tokenizer: Tokenizer) -> None:
-    """Writes a part's folder: whole or not at all.
+def make_part(
+    tokenizer: Tokenizer, packing: str, row_tokens: int, folder: Path, documents: list[Document]
+) -> None:
+    """Writes the folder of a part: whole or not at all.
 
     Raises: DataError when it cannot be written or the tokenizer's ids do not make sense.
     """
-    unfinished = part.folder.with_name(f".{part.folder.name}.{os.getpid()}")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        train = [text for text, is_heldout in part.documents if not is_heldout]
-        heldout = [text for text, is_heldout in part.documents if is_heldout]
+        train = [text for text, is_heldout in documents if not is_heldout]
+        heldout = [text for text, is_heldout in documents if is_heldout]
         content = {
-            split: _make_split(texts, unfinished / split, part, tokenizer)
+            split: _make_split(texts, unfinished / split, packing, row_tokens, tokenizer)
             for split, texts in zip(SPLITS, (train, heldout), strict=True)
         }
         _keep_documents(heldout, unfinished / DOCUMENTS_FILE)
         (unfinished / PART_FILE).write_text(json.dumps(content))
-        shutil.rmtree(part.folder, ignore_errors=True)
-        unfinished.rename(part.folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
     except (OSError, RuntimeError) as error:  # the latter from array_record
-        raise DataError(f"{part.folder}: cannot be written: {error}") from error
+        raise DataError(f"{folder}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _make_split(texts: list[str], path: Path, part: Part, tokenizer: Tokenizer) -> dict[str, Any]:
+def _make_split(
+    texts: list[str], path: Path, packing: str, row_tokens: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
     counts = Counts(num_documents=len(texts))
 
     def encoded(text: str) -> Iterator[np.ndarray]:
@@ -94,10 +82,10 @@ def _make_split(texts: list[str], path: Path, part: Part, tokenizer: Tokenizer) 
 
     if not texts:
         return {"counts": counts.as_dict(), "shard": None}
-    rows = pack(
-        map(encoded, texts), part.packing, part.row_tokens, tokenizer.bos_id, tokenizer.eos_id
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    shard = write_shard(
+        path, row_tokens, pack(map(encoded, texts), packing, row_tokens, bos_id, eos_id)
     )
-    shard = write_shard(path, part.row_tokens, rows)
     counts.num_rows = shard.num_rows
     counts.num_tokens += len(texts)  # BOS among the inputs, EOS among the targets
     if counts.max_id >= tokenizer.vocab_size:
@@ -118,87 +106,14 @@ def _keep_documents(texts: list[str], path: Path) -> None:
                 break
 
 
-class Workers:
-    """Makes parts in `processes` processes (0: one per core; 1: in this one)."""
-
-    def __init__(self, tokenizer: Tokenizer, processes: int):
-        self.tokenizer = tokenizer
-        self.processes = processes or num_cores()
-        self._pool: ProcessPoolExecutor | None = None
-        self._pending: set[Future[None]] = set()
-
-    def submit(self, part: Part) -> None:
-        """Starts a part; waits first when every process has one to do and one to come.
-
-        Raises: what a part raised.
-        """
-        if self.processes == 1:
-            make_part(part, self.tokenizer)
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.processes,
-                # Not fork: the caller may have threads (JAX does), which a fork would cut off.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start,
-                initargs=(self.tokenizer,),
-            )
-        self.wait(2 * self.processes - 1)
-        self._pending.add(self._pool.submit(_make, part))
-
-    def wait(self, num_left: int = 0) -> None:
-        """Returns when so few parts are left to make. Raises: what a part raised."""
-        while len(self._pending) > num_left:
-            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise DataError(
-                "a process that prepares rows ended unexpectedly (out of memory?)",
-                hint="run again: finished parts are kept; fewer `data.prepare_processes` need "
-                "less memory",
-            ) from error
+def part_chars(num_bytes: int) -> int:
+    """Characters of a part of a source whose files have `num_bytes`."""
+    return min(max(PART_CHARS, num_bytes // PARTS_WANTED), MAX_PART_CHARS)
 
 
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _start(tokenizer: Tokenizer) -> None:
-    """Runs in every worker process before its first part."""
-    global _tokenizer
-    _tokenizer = tokenizer
-    # Ctrl-C reaches the whole process group; only the parent reacts, and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _make(part: Part) -> None:
-    assert _tokenizer is not None
-    make_part(part, _tokenizer)
-
-
-def cut(documents: Iterable[tuple[str, bool]], num_bytes: int) -> Iterator[list[tuple[str, bool]]]:
-    """The documents of a source of `num_bytes` in parts of about equal text."""
-    limit = min(max(PART_CHARS, num_bytes // PARTS_WANTED), MAX_PART_CHARS)
-    part: list[tuple[str, bool]] = []
+def cut(documents: Iterable[Document], limit: int) -> Iterator[list[Document]]:
+    """The documents in parts of `limit` characters, or some more."""
+    part: list[Document] = []
     num_chars = 0
     for document in documents:
         part.append(document)

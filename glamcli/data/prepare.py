@@ -9,6 +9,7 @@ length. A folder appears whole or not at all: it is built beside its final path,
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -22,11 +23,12 @@ from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_path, json_digest
-from glamcli.data.parts import DOCUMENTS_FILE, Part, Workers, cut, finished_part, join_parts
+from glamcli.data.parts import DOCUMENTS_FILE, cut, finished_part, join_parts, make_part, part_chars
 from glamcli.data.rows import META_FILE, Rows, read_rows_meta
 from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
+from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
@@ -37,6 +39,7 @@ ROWS_FORMAT = 3
 MAX_HELDOUT_SHARE = 0.05
 # Less than this is prepared before other processes would have started.
 WORTH_PROCESSES_BYTES = 4 << 20
+MEMORY_HINT = "run again: finished parts are kept; fewer `data.prepare_processes` need less memory"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ def prepare(
     note, last = last_rows(recipe, mixture, cache)
     missing = [plan for plan in plans if not (plan.folder / META_FILE).exists()]
     small = sum(plan.num_bytes for plan in missing) < WORTH_PROCESSES_BYTES
-    with Workers(tokenizer, 1 if small else recipe.data.prepare_processes) as workers:
+    processes = 1 if small else recipe.data.prepare_processes
+    make = functools.partial(make_part, tokenizer, recipe.data.packing, recipe.batch.row_tokens)
+    with Workers(make, processes, "prepares rows", MEMORY_HINT) as workers:
         for plan in missing:
             if plan.name in last:
                 _report_changes(plan, last[plan.name], progress)
@@ -216,11 +221,10 @@ def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progr
     total_kb, shown_kb = max(plan.num_bytes >> 10, 1), 0
     with progress.phase(f"preparing {plan.name}", total_kb, "KB") as phase:
         divided = sides.divide(documents(plan.source, plan.name, reading))
-        for texts in cut(divided, plan.num_bytes):
+        for part in cut(divided, part_chars(plan.num_bytes)):
             folders.append(building / f"{len(folders):05d}")
             if finished_part(folders[-1]) is None:
-                packing, row_tokens = plan.inputs["packing"], plan.inputs["row_tokens"]
-                workers.submit(Part(folders[-1], texts, packing, row_tokens))
+                workers.submit(folders[-1], part)
             done_kb = min(reading.done_bytes >> 10, total_kb)
             phase.advance(done_kb - shown_kb)
             shown_kb = done_kb

@@ -6,22 +6,21 @@ documents of its sources that are not held out. Either is read piece by piece.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from glamcli.config.mixtures import Mixture
 from glamcli.data.cache import user_cache_dir
 from glamcli.data.open import Dataset
-from glamcli.data.parts import num_cores
+from glamcli.data.parts import cut
 from glamcli.data.rows import Rows
-from glamcli.data.sources import Reading, documents
+from glamcli.data.sources import documents
 from glamcli.data.split import divide_mixture
 from glamcli.data.tokenizer import Tokenizer
+from glamcli.data.workers import Workers
 from glamcli.evals.paper.ngrams import Grams
 from glamcli.progress import Progress
 
@@ -29,6 +28,7 @@ _PIECE_TOKENS = 1 << 18
 _PIECE_CHARS = 1 << 20
 # Fewer pieces than this are searched before other processes would have started.
 _WORTH_PROCESSES_PIECES = 16
+_MEMORY_HINT = "run again with fewer `--processes`, which need less memory"
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,8 @@ def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
     """The documents of a mixture that are not held out."""
     sides = divide_mixture(mixture, user_cache_dir(), progress)
     for name, source in mixture.sources.items():
-        piece: list[str] = []
-        num_chars = 0
-        for text, is_heldout in sides.divide(documents(source, name, Reading())):
-            if is_heldout:
-                continue
-            piece.append(text)
-            num_chars += len(text)
-            if num_chars >= _PIECE_CHARS:
-                yield name, _Texts(tuple(piece))
-                piece, num_chars = [], 0
-        if piece:
-            yield name, _Texts(tuple(piece))
+        for part in cut(sides.divide(documents(source, name)), _PIECE_CHARS):
+            yield name, _Texts(tuple(text for text, is_heldout in part if not is_heldout))
 
 
 def _search(
@@ -120,44 +110,21 @@ def _search(
 
     def note(name: str, found: np.ndarray) -> None:
         hits.setdefault(name, np.zeros(grams.count, bool))[found] = True
+        phase.advance()
 
-    with progress.phase("searching for overlap", total, "pieces") as phase:
-        count = processes or num_cores()
-        if count == 1:
-            for name, piece in pieces:
-                note(name, grams.found(piece.texts(tokenizer)))
-                phase.advance()
-            return hits
-        context = multiprocessing.get_context("spawn")  # not fork: jax has threads
-        with ProcessPoolExecutor(count, context, _start, (grams, tokenizer)) as pool:
-            waiting: dict[Future[np.ndarray], str] = {}
-            for name, piece in pieces:
-                waiting[pool.submit(_found, piece)] = name
-                while len(waiting) > 2 * count:
-                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        note(waiting.pop(future), future.result())
-                        phase.advance()
-            for future, name in waiting.items():
-                note(name, future.result())
-                phase.advance()
+    work = partial(_found, grams, tokenizer)
+    with (
+        progress.phase("searching for overlap", total, "pieces") as phase,
+        Workers(work, processes, "searches for overlap", _MEMORY_HINT) as workers,
+    ):
+        for name, piece in pieces:
+            workers.submit(piece, then=partial(note, name))
+        workers.wait()
     return hits
 
 
-# Of a worker process: set once when it starts, so that neither travels with every piece.
-_grams: Grams | None = None
-_tokenizer: Tokenizer | None = None
-
-
-def _start(grams: Grams, tokenizer: Tokenizer | None) -> None:
-    global _grams, _tokenizer
-    _grams, _tokenizer = grams, tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent reacts, and ends the workers
-
-
-def _found(piece: _Piece) -> np.ndarray:
-    assert _grams is not None
-    return _grams.found(piece.texts(_tokenizer))
+def _found(grams: Grams, tokenizer: Tokenizer | None, piece: _Piece) -> np.ndarray:
+    return grams.found(piece.texts(tokenizer))
 
 
 def _row_documents(

@@ -197,19 +197,19 @@ def test_an_interrupted_preparation_keeps_its_finished_parts(
     expected = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "whole", Silent())
     made = []
 
-    def counted(part, tokenizer, stop_after=0):
+    def counted(tokenizer, packing, row_tokens, folder, documents, stop_after=0):
         if stop_after and len(made) == stop_after:
             raise KeyboardInterrupt
-        made.append(part.folder.name)
-        make_part(part, tokenizer)
+        made.append(folder.name)
+        make_part(tokenizer, packing, row_tokens, folder, documents)
 
     make_part = parts.make_part
-    monkeypatch.setattr(parts, "make_part", lambda *args: counted(*args, stop_after=4))
+    monkeypatch.setattr(preparing, "make_part", lambda *args: counted(*args, stop_after=4))
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
     building = next((tmp_path / "cache" / "rows").glob(".*.parts"))
     (building / "00002" / "train").write_bytes(b"")  # torn: has to be made again
-    monkeypatch.setattr(parts, "make_part", counted)
+    monkeypatch.setattr(preparing, "make_part", counted)
     prepared = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
     assert made[4] == "00002"
     assert made[5] == "00004"

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.data.open import open_data
+from glamcli.errors import DataError
 from glamcli.evals.paper import corpus
 from glamcli.evals.paper.ngrams import Grams, words
 from glamcli.evals.paper.overlap import _split_scores, _task_words, find_overlaps
@@ -113,6 +116,22 @@ def test_a_mixture_is_looked_through_without_what_is_held_out(
     search = partial(corpus.search_mixture, mixture=mixture, progress=Silent(), processes=processes)
     (found,) = find_overlaps([task], search)
     assert 0.5 < found.dirty_frac <= 1
+
+
+class Deadly(Grams):
+    """Ends the process that searches, as the kernel does when memory runs out."""
+
+    def found(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().found(texts)
+
+
+def test_a_search_process_that_dies_is_an_error_with_advice(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mixture = load_mixture(f"{data[0]}/mixture.yaml")
+    with pytest.raises(DataError, match="searches for overlap ended unexpectedly") as caught:
+        corpus.search_mixture(Deadly([("a", "b")]), mixture, Silent(), processes=2)
+    assert "fewer `--processes`" in str(caught.value.hint)
 
 
 def test_scores_are_told_apart_for_clean_and_dirty_items():
