@@ -35,6 +35,7 @@ from glamcli.evals.tasks.suites import check_suites, load_suite
 from glamcli.generate import MIN_PROMPT, rounded_up
 from glamcli.hosts.join import ALONE, whole
 from glamcli.model.decoder import Decoder
+from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import with_mesh_of
 from glamcli.progress import Progress, Silent
 from glamcli.train import loop
@@ -78,9 +79,10 @@ class Run:
     def params(self) -> dict[str, Param]:
         """The parameters by their names in the checkpoint (below `params/`), float32. Layers of a
         kind are stacked over the first dimension, `layers`."""
-        decoder = self._trained.decoder
-        values, axes = _named(self._trained.params), _named(decoder.axes)
-        return {name: Param(values[name], axes[name]) for name in values}
+        params = self._trained.params
+        axes = jax.tree.structure(params).flatten_up_to(self._trained.decoder.axes)
+        named = zip(named_leaves(params).items(), axes, strict=True)
+        return {name: Param(value, each) for (name, value), each in named}
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the run's `metrics.jsonl`, oldest first.
@@ -233,14 +235,3 @@ def _logits_program(decoder: Decoder) -> Any:
         return decoder.logits(params, x_BSM).astype(jnp.float32)
 
     return jax.jit(run)
-
-
-def _named(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by their path, `blocks/expert_layer/...`."""
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("/"): tree}
-    return {
-        name: leaf
-        for key, each in tree.items()
-        for name, leaf in _named(each, f"{prefix}{key}/").items()
-    }

@@ -3,8 +3,6 @@
 They survive the death of the process, not a power failure: nothing is synced to the disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid

@@ -3,10 +3,8 @@
 Called by `generate.py`, which owns the model and the cache. Nothing here touches a device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,38 +31,32 @@ class Hypothesis:
     """by a stop text or the end of the document, not by the limit."""
 
 
-@dataclass
 class TextStream:
     """Turns token ids into text as they come, holding back characters that are not complete."""
 
-    tokenizer: Tokenizer
-    ids: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        # Some pieces of the prompt are kept: a decoder drops the blank of a first piece.
-        self.ids = self.ids[-CONTEXT_PIECES:]
-        self._num_shown = len(self.tokenizer.decode(self.ids))
-        self._held = 0
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()):
+        self._tokenizer, self._ids = tokenizer, list(prompt)
+        self._settle()
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty inside a character of several bytes."""
-        self.ids.append(token_id)
-        text = self.tokenizer.decode(self.ids)
+        self._ids.append(token_id)
         self._held += 1
+        text = self._tokenizer.decode(self._ids)
         if text.endswith(REPLACEMENT) and self._held < 4:  # UTF-8 has at most four bytes
             return ""
-        return self._new_text(text)
+        return self.flush()
 
     def flush(self) -> str:
         """What was held back, at the end of a text."""
-        return self._new_text(self.tokenizer.decode(self.ids)) if self._held else ""
+        text = self._tokenizer.decode(self._ids)[self._num_shown :]
+        self._settle()
+        return text
 
-    def _new_text(self, text: str) -> str:
-        new = text[self._num_shown :]
-        self._held = 0
-        self.ids = self.ids[-CONTEXT_PIECES:]
-        self._num_shown = len(self.tokenizer.decode(self.ids))
-        return new
+    def _settle(self) -> None:
+        # Some pieces are kept: a decoder drops the blank of a first piece.
+        self._ids = self._ids[-CONTEXT_PIECES:]
+        self._num_shown, self._held = len(self._tokenizer.decode(self._ids)), 0
 
 
 class Search:

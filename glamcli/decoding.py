@@ -4,8 +4,6 @@ Made by the command line and the Python interface; the model's side is `generate
 jax.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from glamcli.config.settings import MAX_NEW_TOKENS, MAX_TEXTS

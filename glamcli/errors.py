@@ -5,8 +5,6 @@ about it (`hint`). The command line prints both and exits with `exit_code`; a tr
 user is a bug. Nothing here imports anything else of the project.
 """
 
-from __future__ import annotations
-
 import re
 
 EXIT_PREEMPTED = 75

@@ -8,8 +8,6 @@ the end of a document ends a text.
 Called by `glam generate`, by the sample at the end of training, and by tasks with free answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -37,12 +35,7 @@ COMPILE_TOKENS, CPU_COMPILE_TOKENS = 262_144, 16_384
 class Generator:
     """A model that continues texts. Programs are compiled once per shape and kept."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        params: Any,
-        tokenizer: Tokenizer,
-    ):
+    def __init__(self, decoder: Decoder, params: Any, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         if on_one_device(params) and decoder.is_shallow and not decoder.apart:
             # Or every token would copy each block's weights out of their stack.
@@ -80,7 +73,7 @@ class Generator:
         cache, logits_BV = select_rows(cache, rows_B), jnp.repeat(logits_1V, samples, axis=0)
         fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
         keys_B = fold(jax.random.key(seed), jnp.arange(samples, dtype=jnp.int32))
-        streams = [TextStream(self.tokenizer, list(ids)) for _ in range(samples)]
+        streams = [TextStream(self.tokenizer, ids) for _ in range(samples)]
         live = [True] * samples
         for step in range(tokens):
             chosen_B = _choose(logits_BV, self._allowed_V, keys_B, step, sampling=sampling)

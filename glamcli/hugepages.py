@@ -5,8 +5,6 @@ less time (docs/decisions/0012). The C library reads the setting once, when a pr
 the program restarts itself with it, once, before jax is imported.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

@@ -4,70 +4,45 @@ Programs (train, prepare, evaluate) receive a `Progress` and never print. `glamc
 implements it three times: a live terminal, plain lines, and one JSON object per line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 
-class Phase(Protocol):
-    """One bar: `advance` as units are done, `note` to change the text after it."""
+class Phase:
+    """One bar."""
 
-    def advance(self, units: int = 1) -> None: ...
+    def advance(self, units: int = 1) -> None:
+        """More units are done."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Changes the text after the bar."""
 
 
-class Progress(Protocol):
-    """What programs report through."""
+class Progress:
+    """What programs report through; the methods here show nothing."""
 
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
-        """Context manager yielding a `Phase`; `total` is None when it cannot be known."""
-        ...
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
+        """Yields a `Phase`; `total` is None when it cannot be known."""
+        del name, total, unit
+        yield Phase()
 
     def step(self, values: Mapping[str, Any]) -> None:
         """The numbers of one training step, as in `metrics.jsonl`."""
-        ...
 
     def say(self, text: str) -> None:
         """One line of information."""
-        ...
 
     def warn(self, text: str) -> None:
         """One line that the user should act on."""
-        ...
 
 
-class SilentPhase:
-    """A phase that shows nothing."""
-
-    def advance(self, units: int = 1) -> None:
-        del units
-
-    def note(self, text: str) -> None:
-        del text
-
-
-class Silent:
+class Silent(Progress):
     """Shows nothing: for tests and for use as a library."""
 
-    @contextmanager
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Phase]:
-        del name, total, unit
-        yield SilentPhase()
 
-    def step(self, values: Mapping[str, Any]) -> None:
-        del values
-
-    def say(self, text: str) -> None:
-        del text
-
-    def warn(self, text: str) -> None:
-        del text
-
-
-class Aside(Silent):
+class Aside(Progress):
     """Progress of a process that is not the first: only what concerns its own machine."""
 
     def __init__(self, progress: Progress, index: int):

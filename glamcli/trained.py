@@ -59,11 +59,6 @@ class Trained:
         """Tokens of context at most: the row length it was trained with."""
         return self.recipe.batch.row_tokens
 
-    @property
-    def dispatch(self) -> Any:
-        """How tokens reach experts outside of training; None for a dense model."""
-        return self.decoder.eval_dispatch
-
     @cached_property
     def generator(self) -> Generator:
         return Generator(self.decoder, self.params, self.tokenizer)
@@ -75,7 +70,7 @@ class Trained:
             "params_digest": digest(self.params),
             "tokenizer": self.tokenizer.fingerprint,
             "window": self.window,
-            "dispatch": self.dispatch,
+            "dispatch": self.decoder.eval_dispatch,
             "dtype": self.decoder.model.activation_dtype,
             "backend": jax.default_backend(),
             "versions": {

@@ -43,7 +43,7 @@ def parity(recipe: str, sets: tuple[str, ...], only: str, as_json: bool) -> None
 
     A small version of it takes one step on one device and on eight simulated CPU devices, laid
     out in every way, in float32. Loss, balance loss, every gradient and every updated parameter
-    must agree to a relative 1e-5. Ends with 6 when something does not.
+    must agree to a relative 1e-5. Exits with 6 when something does not.
     """
     from glamcli.cli import render
     from glamcli.config.load import load_recipe

@@ -46,7 +46,7 @@ def data(
 
     Existing files are read as scoring would read them. Missing ones are made from the authors'
     files below `--from`, else by TFDS if there is a network. Exits with 3 while a task lacks
-    anything; `glam eval` scores the others nevertheless.
+    anything; `glam eval` still scores the others.
     """
     from glamcli.evals.tasks.items import Library
     from glamcli.evals.tasks.provision import READY, data_state, needs

@@ -47,10 +47,10 @@ def overlap(
     processes: int,
     as_json: bool,
 ) -> int:
-    """List the items of a suite that stand in the training text of RUN or MIXTURE (GPT-3's check).
+    """List the items of a suite that occur in the training text of RUN or MIXTURE (GPT-3's check).
 
     Of a run, its prepared training rows are read; of a mixture, its documents that are not held
-    out. An item is dirty when n words in a row of it, its right answer included, stand in a
+    out. An item is dirty when n words in a row of it, its right answer included, occur in a
     training document; n is between 8 and 13 by the lengths of the task's items. With results of
     the suite in RUN/eval, scores are shown for clean and dirty items apart.
     """

@@ -84,16 +84,12 @@ def _show_item(item: Explanation) -> None:
     for scored in item.scored:
         if scored.context != shown:
             shown = scored.context
-            _say(_framed(shown))
+            _say("\n".join(f"  | {line}" for line in shown.split("\n")))
         _say(_tokens(scored))
     correct = ", ".join(f"{name} {value:.2f}" for name, value in item.correct.items())
     _say(f"answer:   {item.chosen}")
     _say(f"expected: {' | '.join(item.wanted)}")
     _say(f"{correct}\n")
-
-
-def _framed(text: str) -> str:
-    return "\n".join(f"  | {line}" for line in text.split("\n"))
 
 
 def _tokens(scored: Scored) -> str:

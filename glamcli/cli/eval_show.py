@@ -42,7 +42,7 @@ _SHOWN_IDENTITY = {
 def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> int:
     """Show results A as a table, or compare B with A item by item.
 
-    A and B are files RUN/eval/NAME.json, or run folders. Only tasks asked by the same
+    A and B are files RUN/eval/NAME.json, or run folders. Only tasks scored under the same
     conventions are compared; what differs is named, and the exit code is 2.
     """
     from glamcli.evals.results.store import find_results, load_items, load_results

@@ -39,22 +39,30 @@ class FiniteRange(click.FloatRange):
 @click.command()
 @run_argument
 @click.argument("prompt", required=False)
-@click.option("--tokens", type=click.IntRange(1, MAX_NEW_TOKENS), default=128, show_default=True)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, MAX_NEW_TOKENS),
+    default=128,
+    show_default=True,
+    help="Most tokens of a continuation.",
+)
 @click.option(
     "--temperature",
     type=FiniteRange(0),
     default=0.8,
     show_default=True,
-    help="0 takes the likeliest token.",
+    help="0 takes the most likely token.",
 )
-@click.option("--top-k", type=click.IntRange(1), help="Draw among the K likeliest tokens.")
+@click.option("--top-k", type=click.IntRange(1), help="Sample among the K most likely tokens.")
 @click.option(
     "--top-p",
     type=FiniteRange(0, 1, min_open=True),
-    help="Draw among the likeliest tokens whose probabilities add up to P.",
+    help="Sample among the most likely tokens whose probabilities add up to P.",
 )
 @click.option(
-    "--beam", type=click.IntRange(1, MAX_TEXTS), help="Beam search of this width, no drawing."
+    "--beam",
+    type=click.IntRange(1, MAX_TEXTS),
+    help="Width of a beam search instead of sampling.",
 )
 @click.option(
     "--alpha",
@@ -64,7 +72,13 @@ class FiniteRange(click.FloatRange):
     help="Length penalty of --beam: 0.6 as T5, 0.8 favours longer texts, 0 none.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same text.")
-@click.option("--samples", type=click.IntRange(1, MAX_TEXTS), default=1, show_default=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, MAX_TEXTS),
+    default=1,
+    show_default=True,
+    help="Continuations per prompt.",
+)
 @hosts_options
 @json_option
 def command(run: Path, prompt: str | None, address: Address, as_json: bool, **options: Any) -> None:

@@ -4,8 +4,6 @@ Newer versions of lm-eval find `Glam` by the entry point that pyproject.toml dec
 which finds no plug-ins, `python -m glamcli.cli.harness` is its command with this model added.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +66,7 @@ def score_tasks(
 
 def _name(trained: Trained, asked: Mapping[str, Any]) -> str:
     tasks = "+".join(asked["tasks"]).replace("/", "-")[:80]
-    model = {**trained.identity, "dispatch": trained.dispatch}
+    model = {**trained.identity, "dispatch": trained.decoder.eval_dispatch}
     shots = None if asked["shots"] is None else [str(asked["shots"])]
     return file_name(tasks, model, shots=shots, limit=asked["limit"], seed=asked["seed"])
 

@@ -4,8 +4,6 @@ A subcommand is imported when it is run, so `glam --help` and the recipe command
 jax. Each is in `glamcli/cli/<name>.py` as `command`.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import os
@@ -36,7 +34,7 @@ COMMANDS = {
     "recipe": "List, show, check, compare and start recipes.",
     "data": "Prepare the sources of a mixture and look into them.",
     "tokenizer": "Train a tokenizer on a mixture, or look into one.",
-    "doctor": "Say what this machine offers to a run, and prove meshes equal.",
+    "doctor": "Describe this machine, and check that every mesh computes the same.",
 }
 
 

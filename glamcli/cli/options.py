@@ -1,7 +1,5 @@
 """Options that several commands have, worded once."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

@@ -92,7 +92,7 @@ def command(
     """Say whether RECIPE fits a target, how long it takes and what it costs.
 
     Compiles the step that `glam train` would run, with the target's own compiler and without the
-    target. Times, prices and energy are estimates. Ends with 5 when the step does not fit.
+    target. Times, prices and energy are estimates. Exits with 5 when the step does not fit.
     """
     loaded = load_recipe(recipe, sets)
     if searching and all_targets:

@@ -1,7 +1,5 @@
 """`glam recipe`: list, show, check, compare and start recipes. Imports no jax."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -40,7 +38,8 @@ def _list(as_json: bool) -> None:
         _print_json(("name", "total", "active", "about"), rows)
         return
     cells = [(name, short(total), short(active), about) for name, total, active, about in rows]
-    _print_aligned([("recipe", "weights", "active", "about"), *cells], right=(1, 2))
+    rows = [("recipe", "weights", "active", "about"), *cells]
+    click.echo("\n".join(_aligned(rows, right=(1, 2))))
 
 
 @command.command("show")
@@ -107,7 +106,7 @@ def _diff(a: str, b: str, as_json: bool) -> None:
     else:
         ends = _shortened([place for row in rows for place in (row[2], row[4])])
         cells = [(row[0], row[1], row[3], f"{ends[row[2]]} | {ends[row[4]]}") for row in rows]
-        _print_aligned([("setting", a, b, "set at"), *cells])
+        click.echo("\n".join(_aligned([("setting", a, b, "set at"), *cells])))
 
 
 @command.command("new")
@@ -192,11 +191,11 @@ def _described(loaded: Loaded, origins: bool) -> dict[str, Any]:
 def _pipeline(recipe: Recipe) -> dict[str, Any] | None:
     """The schedule with its idle share in both conventions; None with one stage."""
     found = schedule(recipe)
-    fractions = ("bubble_of_total", "bubble_of_ideal")
     return found and {
         **asdict(found),
         "ticks": found.ticks,
-        **{f"{name}_frac": getattr(found, name) for name in fractions},
+        "bubble_of_total_frac": found.bubble_of_total,
+        "bubble_of_ideal_frac": found.bubble_of_ideal,
     }
 
 
@@ -286,11 +285,6 @@ def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterat
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
-
-
-def _print_aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    for line in _aligned(rows, right):
-        click.echo(line)
 
 
 def _print_json(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

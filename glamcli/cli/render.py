@@ -6,8 +6,6 @@ and warnings go to stderr; results, and with `--json` everything, to stdout. A c
 (`glam train ... --json | head -1`) never ends the run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -23,7 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from glamcli.errors import printable
-from glamcli.progress import Progress, SilentPhase
+from glamcli.progress import Phase, Progress
 
 PLAIN_WIDTH = 160
 NARROW_WIDTH = 70
@@ -106,17 +104,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Live:
+class Live(Progress):
     """Bars that redraw in place; a finished outer phase leaves one line."""
 
     def __init__(self, console: Console):
         self._console = console
         self._bars: _Bars | None = None
-        self._open: list[Any] = []
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
         started = time.monotonic()
+        outermost = self._bars is None
         if self._bars is None:
             # In a narrow terminal names wrap, and what a bar says without them is left out.
             wide = self._console.width >= NARROW_WIDTH
@@ -133,15 +131,13 @@ class Live:
                 redirect_stderr=False,
             )
             self._bars.start()
-        bars, outermost = self._bars, not self._open
+        bars = self._bars
         task = bars.add_task(name, total=total, done="", note="")
-        self._open.append(task)
         phase = _LivePhase(bars, task, total, unit)
         phase.advance(0)
         try:
             yield phase
         finally:
-            self._open.remove(task)
             bars.remove_task(task)
             if outermost:
                 bars.stop()
@@ -170,7 +166,7 @@ class _Bars(RichProgress):
         return Group(bars, Text("  " + self.line)) if self.line else bars
 
 
-class _LivePhase:
+class _LivePhase(Phase):
     def __init__(self, bars: _Bars, task: Any, total: int | None, unit: str):
         self._bars, self._task, self._unit = bars, task, unit
         self._of = "" if total is None else f"/{total:,}"
@@ -185,7 +181,7 @@ class _LivePhase:
         self._bars.update(self._task, note=text)
 
 
-class Plain:
+class Plain(Progress):
     """One line per event, for logs and pipes; long phases report every 15 seconds."""
 
     def __init__(self, stream: TextIO):
@@ -218,7 +214,7 @@ class Plain:
         _write(self._stream, printable(f"warning: {text}"))
 
 
-class _PlainPhase:
+class _PlainPhase(Phase):
     def __init__(self, plain: Plain, name: str, total: int | None, unit: str):
         self._plain, self._name, self._unit = plain, name, unit
         self._of = "" if total is None else f"/{total:,}"
@@ -236,7 +232,7 @@ class _PlainPhase:
         self._note = text
 
 
-class JsonLines:
+class JsonLines(Progress):
     """Every event as one JSON object per line; `event` is its kind."""
 
     def __init__(self, stream: TextIO):
@@ -262,7 +258,7 @@ class JsonLines:
         self.emit("warn", text=text)
 
 
-class _JsonPhase(SilentPhase):
+class _JsonPhase(Phase):
     def __init__(self, lines: JsonLines, name: str):
         self._lines, self._name = lines, name
 

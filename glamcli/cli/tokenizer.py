@@ -27,7 +27,7 @@ def command() -> None:
 
 @command.command("train")
 @click.argument("recipe_or_mixture")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces; default: the recipe's.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces.  [default: the recipe's]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Model file to write.")
 @set_option
 @json_option

@@ -21,8 +21,6 @@ from glamcli.evals.tasks.suites import check_suites
 from glamcli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from glamcli.train.loop import Outcome
     from glamcli.trained import Trained
 
@@ -74,15 +72,12 @@ def command(
         progress = progress if host.is_first else Silent()
         code = _conclude(outcome, folder, loaded.recipe.finish, progress, as_json)
         again = ["glam", "train", recipe]
-        again += [p for each in sets if not _is_length(each) for p in ("--set", each)]
-        again += ["--set", f"train.steps={2 * outcome.step}"]
+        kept = [each for each in sets if not each.startswith("train.steps=")]
+        for each in (*kept, f"train.steps={2 * outcome.step}"):
+            again += ["--set", each]
         again += ["--run", str(folder)] if run_dir else []
         _suggest(folder, loaded.recipe.finish, again, outcome, as_json)
         return code
-
-
-def _is_length(assignment: str) -> bool:
-    return assignment.startswith("train.steps=")
 
 
 def _conclude(
@@ -91,18 +86,17 @@ def _conclude(
     """Shows how the run ended and what its model scores and writes; the exit code."""
     if outcome.model is None:
         progress.say(f"{folder} is finished: step {outcome.step}, nothing left to do")
-        code = 0
-    else:
-        _show_heldout(outcome, as_json)
-        try:
-            code = _finish(outcome.model, progress, as_json)
-        except KeyboardInterrupt:
-            scores = shlex.join(_eval_words(folder, finish.suite))
-            progress.say(f"the model is trained and saved: `{scores}` scores it")
-            raise
-        if outcome.failed_evals:
-            progress.warn(f"{outcome.failed_evals} evaluations during training failed")
-            code = code or DataError.exit_code
+        return 0
+    _show_heldout(outcome, as_json)
+    try:
+        code = _finish(outcome.model, progress, as_json)
+    except KeyboardInterrupt:
+        scores = shlex.join(_eval_words(folder, finish.suite))
+        progress.say(f"the model is trained and saved: `{scores}` scores it")
+        raise
+    if outcome.failed_evals:
+        progress.warn(f"{outcome.failed_evals} evaluations during training failed")
+        code = code or DataError.exit_code
     return code
 
 
@@ -145,19 +139,16 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
         code = error.exit_code
     try:
         if (text := scheduled.sample_at_end(trained)) is not None:
-            _show_sample(finish.prompt or "", text, as_json)
+            prompt = finish.prompt or ""
+            if as_json:
+                _emit("sample", prompt=prompt, text=text)
+            else:
+                click.echo()
+                render.sample(prompt, text)
     except GlamError as error:
         progress.warn(f"no sample: {error.what}")
         code = code or error.exit_code
     return code
-
-
-def _show_sample(prompt: str, text: str, as_json: bool) -> None:
-    if as_json:
-        _emit("sample", prompt=prompt, text=text)
-        return
-    click.echo()
-    render.sample(prompt, text)
 
 
 def _suggest(

@@ -4,8 +4,6 @@ What one field may be is in `schema.py`. Every rule here compares fields, places
 field to edit, and names the nearest values that work.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sections of a recipe about devices: the mesh, its sharding table, the pipeline."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from glamcli.config.settings import Count, Settings

@@ -1,7 +1,5 @@
 """Settings back as YAML: every value written out, deterministic, read back to the same settings."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -42,12 +40,8 @@ def dump_lines(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str
 
 def as_yaml(value: Any) -> str:
     """One value as it is written in a recipe."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
     if isinstance(value, tuple | list):
         return "[" + ", ".join(as_yaml(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -4,8 +4,6 @@
 problems between fields.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -118,12 +116,8 @@ def _wrong(
         items = [*items, {"type": "literal_error", "ctx": {"expected": "'auto'"}, "input": None}]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     given = yaml.plain(node) if node is not None else items[0]["input"]
-    if isinstance(given, dict | list):
-        text = "a section" if isinstance(given, dict) else "a list"
-    elif isinstance(given, str):
-        text = f"the text `{shown(given)}`" if "text" not in expected else f"`{shown(given)}`"
-    else:
-        text = f"`{shown(given)}`"
+    noun = "the text " if isinstance(given, str) and "text" not in expected else ""
+    text = {dict: "a section", list: "a list"}.get(type(given), f"{noun}`{shown(given)}`")
     return Problem(str(place), f"{name} must be {expected}, not {text}", _rewrite(given, items))
 
 

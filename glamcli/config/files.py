@@ -4,8 +4,6 @@ A name without a slash or suffix is a shipped file; everything else is a path, r
 that names it. `~/` is the home folder; environment variables are not expanded.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from pathlib import Path

@@ -5,12 +5,10 @@ on top. Sections merge key by key, everything else is replaced, and `null` drops
 says in a section. Which file a name or a path means: `files.py`; how YAML is read: `yaml.py`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +19,7 @@ from glamcli.config import yaml
 from glamcli.config.explain import Problem, Refused, find_node, refuse, validate
 from glamcli.config.files import absolute, display, find, is_path
 from glamcli.config.files import shipped as shipped
-from glamcli.config.mixtures import Mixture
-from glamcli.config.mixtures import load_mixture as load_mixture
+from glamcli.config.mixtures import Mixture, load_mixture
 from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import GlamError, RecipeError
@@ -53,8 +50,6 @@ class Loaded:
     """`file:line`, `--set` or `default` by dotted key, for every leaf of the recipe (a list is a
     leaf)."""
     path: Path
-    parents: tuple[Path, ...] = ()
-    """files it extends, nearest first."""
 
     @property
     def own_run(self) -> Path | None:
@@ -96,18 +91,19 @@ def load_recipe(name_or_path: str | Path, sets: Sequence[str] = (), check: bool 
     Raises: RecipeError with every problem.
     """
     path = find("recipes", str(name_or_path))
-    root, files = _with_parents(path)
+    root = _with_parents(path)
     for assignment in sets:
         root = _set(root, assignment)
-    root = _without_dropped(root, Recipe)
+    _empty_dropped(root, Recipe)
     try:
         recipe = validate(root, Recipe)
     except Refused as error:
         if check:  # the mixture's problems as well
             refuse([*error.problems, *_mixture_of(root)[1]])
         raise
-    origins = {key: _origin(root, key) for key, _ in leaves(recipe)}
-    loaded = Loaded(recipe, origins, path, files[1:])
+    located = {key: find_node(root, key.split(".")) for key, _ in leaves(recipe)}
+    origins = {key: str(at.place) if at.node else DEFAULT for key, at in located.items()}
+    loaded = Loaded(recipe, origins, path)
     if check:
         mixture, wrong = _mixture_of(root)
         refuse([*rules.check(recipe, loaded.place, mixture), *wrong])
@@ -127,18 +123,16 @@ def _mixture_of(root: yaml.Mapping) -> tuple[Mixture | None, list[Problem]]:
         return None, [Problem(str(place), error.what, error.hint)]
 
 
-def _without_dropped(root: yaml.Mapping, kind: type[BaseModel]) -> yaml.Mapping:
-    """The tree with every section that is `null` empty, where a section has defaults."""
-    entries = dict(root.entries)
+def _empty_dropped(root: yaml.Mapping, kind: type[BaseModel]) -> None:
+    """Replaces every section that is `null` by an empty one, where a section has defaults."""
     for name, field in kind.model_fields.items():
-        node, section = entries.get(name), field.annotation
+        node, section = root.entries.get(name), field.annotation
         if not isinstance(section, type) or not issubclass(section, BaseModel):
             continue
         if isinstance(node, yaml.Mapping):
-            entries[name] = _without_dropped(node, section)
+            _empty_dropped(node, section)
         elif isinstance(node, yaml.Scalar) and node.value is None and not field.is_required():
-            entries[name] = yaml.Mapping({}, {}, root.keys[name])
-    return replace(root, entries=entries)
+            root.entries[name] = yaml.Mapping({}, {}, root.keys[name])
 
 
 def read_settings(path: Path, kind: type[_Kind]) -> _Kind:
@@ -146,22 +140,22 @@ def read_settings(path: Path, kind: type[_Kind]) -> _Kind:
     return validate(yaml.read_tree(path, display(path)), kind)
 
 
-def _with_parents(
-    path: Path, children: tuple[Path, ...] = ()
-) -> tuple[yaml.Mapping, tuple[Path, ...]]:
-    """The merged tree of a recipe file and its parents, and these files, nearest first."""
-    chain = (*children, path)
-    root = yaml.read_tree(path, display(path))
-    parent = _parent(root, chain)
-    entries = {key: value for key, value in root.entries.items() if key != "extends"}
-    root = _normal(replace(root, entries=entries), path.parent)
-    if parent is None:
-        return root, chain
-    above, chain = _with_parents(parent, chain)
-    return merge(above, root), chain
+def _with_parents(path: Path) -> yaml.Mapping:
+    """The merged tree of a recipe file and its parents."""
+    files: list[Path] = []
+    trees: list[yaml.Mapping] = []
+    parent: Path | None = path
+    while parent is not None:
+        files.append(parent)
+        root = yaml.read_tree(parent, display(parent))
+        parent = _parent(root, files)
+        root.entries.pop("extends", None)
+        _normalise(root, files[-1].parent)
+        trees.append(root)
+    return reduce(merge, reversed(trees))
 
 
-def _parent(root: yaml.Mapping, chain: tuple[Path, ...]) -> Path | None:
+def _parent(root: yaml.Mapping, chain: Sequence[Path]) -> Path | None:
     """The file that `extends` names in the last file of the chain."""
     node, place, _ = find_node(root, ["extends"])
     if node is None:
@@ -190,42 +184,24 @@ def merge(parent: yaml.Mapping, child: yaml.Mapping) -> yaml.Mapping:
     return yaml.Mapping(entries, parent.keys | child.keys, child.place)
 
 
-def _normal(root: yaml.Mapping, folder: Path) -> yaml.Mapping:
-    """The tree of one file with paths absolute and shorthands written out."""
-    for keys, may_be_name in _PATHS.items():
-        root = _edit(root, keys, partial(_absolute_node, folder=folder, may_be_name=may_be_name))
-    return _edit(root, ("mesh",), _whole_mesh)
-
-
-def _whole_mesh(node: yaml.Node) -> yaml.Node:
-    if not isinstance(node, yaml.Scalar) or node.value != "auto":
-        return node
-    values = {name: yaml.Scalar(value, node.place) for name, value in _AUTO_MESH.items()}
-    return yaml.Mapping({**values}, dict.fromkeys(values, node.place), node.place)
-
-
-def _absolute_node(node: yaml.Node, folder: Path, may_be_name: bool) -> yaml.Node:
-    if not isinstance(node, yaml.Scalar) or not isinstance(node.value, str) or not node.value:
-        return node
-    if "\n" in node.value:
-        raise RecipeError(f"{node.place}: a path cannot have a line end: `{shown(node.value)}`")
-    if may_be_name and not is_path(node.value):
-        return node
-    return replace(node, value=absolute(node.value, folder))
-
-
-def _edit(
-    root: yaml.Mapping, keys: Sequence[str], change: Callable[[yaml.Node], yaml.Node]
-) -> yaml.Mapping:
-    """The tree with the node at a path changed; unchanged when there is none."""
-    node = root.entries.get(keys[0])
-    if node is None:
-        return root
-    if len(keys) > 1 and isinstance(node, yaml.Mapping):
-        node = _edit(node, keys[1:], change)
-    elif len(keys) == 1:
-        node = change(node)
-    return replace(root, entries={**root.entries, keys[0]: node})
+def _normalise(root: yaml.Mapping, folder: Path) -> None:
+    """Makes the paths of one file absolute and writes its shorthands out."""
+    for (*sections, name), may_be_name in _PATHS.items():
+        section, node = find_node(root, sections).node, find_node(root, (*sections, name)).node
+        if not isinstance(section, yaml.Mapping) or not isinstance(node, yaml.Scalar):
+            continue
+        if not isinstance(node.value, str) or not node.value:
+            continue
+        if "\n" in node.value:
+            raise RecipeError(f"{node.place}: a path cannot have a line end: `{shown(node.value)}`")
+        if is_path(node.value) or not may_be_name:
+            section.entries[name] = replace(node, value=absolute(node.value, folder))
+    mesh = root.entries.get("mesh")
+    if isinstance(mesh, yaml.Scalar) and mesh.value == "auto":
+        values = {name: yaml.Scalar(value, mesh.place) for name, value in _AUTO_MESH.items()}
+        root.entries["mesh"] = yaml.Mapping(
+            {**values}, dict.fromkeys(values, mesh.place), mesh.place
+        )
 
 
 def _set(root: yaml.Mapping, assignment: str) -> yaml.Mapping:
@@ -247,8 +223,8 @@ def _set(root: yaml.Mapping, assignment: str) -> yaml.Mapping:
     for key in reversed(keys):
         node = yaml.Mapping({key: node}, {key: place}, place)
     assert isinstance(node, yaml.Mapping)
-    merged = merge(root, _normal(node, Path.cwd()))
-    return replace(merged, place=root.place)
+    _normalise(node, Path.cwd())
+    return replace(merge(root, node), place=root.place)
 
 
 def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,8 +235,3 @@ def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _origin(root: yaml.Mapping, key: str) -> str:
-    node, place, _ = find_node(root, key.split("."))
-    return DEFAULT if node is None else str(place)

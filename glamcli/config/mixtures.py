@@ -1,7 +1,5 @@
 """Mixture files: reading them, the rules between their fields, and what a run sees of them."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,13 +56,13 @@ class Mixture(Settings):
     """changes of weights at later steps; a source left out gets weight 0 from there on."""
 
 
-def load_mixture(name_or_path: str | Path, beside: Path | None = None) -> Mixture:
-    """A mixture of a shipped name or a path, relative to the folder `beside`.
+def load_mixture(name_or_path: str | Path) -> Mixture:
+    """A mixture of a shipped name or a path.
 
     Local source paths become absolute: they are relative to the mixture file.
     Raises: RecipeError with every problem.
     """
-    path = find("data_mixtures", str(name_or_path), beside)
+    path = find("data_mixtures", str(name_or_path))
     root = yaml.read_tree(path, display(path))
     mixture = validate(root, Mixture)
     wrong = _contradictions(mixture)

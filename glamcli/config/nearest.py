@@ -1,7 +1,5 @@
 """What a rule between fields yields, and advice: the values nearest to a refused one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ editors complete from. Rules between fields are in `check.py`, reading files is 
 Letters in brackets are the letters of array axes (`model/__init__.py`).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

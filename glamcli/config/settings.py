@@ -1,7 +1,5 @@
 """The base class of all settings read from YAML, and the types of their numbers."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

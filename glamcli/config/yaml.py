@@ -8,6 +8,7 @@ turns them into settings.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,28 +129,23 @@ def parse(text: str, shown_as: str, line: int | None = None) -> Node:
     Raises: RecipeError naming the line for everything that is not plain data.
     """
 
-    def at(event: Any) -> Place:
-        return _place(shown_as, event.start_mark, line)
+    def at(item: Any) -> Place:
+        mark = getattr(item, "start_mark", None) or getattr(item, "problem_mark", None)
+        has_lines = line is None and mark is not None and shown_as != "--set"
+        return Place(shown_as, mark.line + 1 if has_lines else line)
 
     try:
         events = _plain_events(YAML(typ="safe", pure=True).parse(text), at)
         roots = [_node(event, events, at) for event in events]
     except YAMLError as error:
         problem = getattr(error, "problem", None) or "not readable as YAML"
-        place = _place(shown_as, getattr(error, "problem_mark", None), line)
         # The usual slip: `about: GLaM: a model`.
         hint = 'text that has ": " in it needs quotes' if "mapping values" in problem else None
-        raise RecipeError(f"{place}: {printable(str(problem))}", hint) from error
+        raise RecipeError(f"{at(error)}: {printable(str(problem))}", hint) from error
     except (ValueError, OverflowError, IndexError) as error:
         # ruamel.yaml lets `chr()` of an impossible "\U" escape through as it comes.
         raise RecipeError(f"{printable(shown_as)}: not readable as YAML") from error
     return roots[0] if roots else Scalar(None, Place(shown_as, line))
-
-
-def _place(shown_as: str, mark: Any, line: int | None) -> Place:
-    if line is not None or mark is None or shown_as == "--set":
-        return Place(shown_as, line)
-    return Place(shown_as, mark.line + 1)
 
 
 def _plain_events(events: Iterator[Any], at: Callable[[Any], Place]) -> Iterator[Any]:
@@ -237,9 +233,7 @@ def plain(node: Node) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message: one line, no control characters, no credentials, not too long."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     text = printable(redacted(str(value))[:400].replace("\n", "\\n").replace("\t", "\\t"))
     return text if len(text) <= 80 else text[:77] + "..."

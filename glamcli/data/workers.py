@@ -65,7 +65,7 @@ class Workers:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use, which containers often make fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

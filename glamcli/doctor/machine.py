@@ -15,6 +15,7 @@ import jax
 import glamcli
 from glamcli import hugepages
 from glamcli.data.cache import user_cache_dir
+from glamcli.data.workers import num_cores
 
 SHOWN_LIBRARIES = (
     "jax",
@@ -37,7 +38,7 @@ def machine_facts() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "devices": ", ".join(f"{number} x {kind}" for kind, number in kinds.items()),
-        "cores": str(_cores()),
+        "cores": str(num_cores()),
         "memory": _memory(),
         "huge pages": huge_pages(),
         "cache folder": _folder(user_cache_dir()),
@@ -53,13 +54,6 @@ def huge_pages() -> str:
     if (reason := hugepages.unavailable()) is not None:
         return f"off: {reason}"
     return "on for runs, by one restart; a step takes 11 to 12 % less time (runtime.huge_pages)"
-
-
-def _cores() -> int:
-    """Cores this process may use, which containers often make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -5,12 +5,10 @@ same batch, and compared: loss, balance loss, every gradient, every updated para
 `glam doctor parity` and by the tests, on simulated devices.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +16,9 @@ from jax.sharding import Mesh
 
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
+from glamcli.config.settings import Settings
 from glamcli.model.decoder import Decoder
+from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import make_mesh
 from glamcli.train import programs
 from glamcli.train.state import State, init_state, state_shardings
@@ -31,6 +31,7 @@ NUM_DEVICES = 8
 NUM_SOURCES = 2
 DISPATCHES = ("einsum", "gather", "dropless")
 
+CIRCULAR: dict[str, Any] = {"stage": 2, "microbatches": 4, "repeats": 2}
 WHOLE_WEIGHTS = {"embed": (), "expert_embed": ()}
 FOLDED = {  # experts and their tokens over the model axis as well; an expert is on one device
     "group": ("slice", "data", "expert", "model"),
@@ -48,7 +49,7 @@ class Case:
 
     name: str
     mesh: schema.Mesh
-    pipeline: schema.Pipeline = field(default_factory=schema.Pipeline)
+    pipeline: schema.Pipeline
 
 
 def _case(
@@ -64,7 +65,7 @@ def _case(
     return Case(name, schema.Mesh.model_validate(mesh), pipeline)
 
 
-ONE_DEVICE = Case("one device", schema.Mesh(data=1))
+ONE_DEVICE = _case("one device")
 
 CASES = (
     _case("data parallel", data=8, rules=WHOLE_WEIGHTS),
@@ -87,21 +88,14 @@ CASES = (
     _case("slices x expert x tensor", slice=2, expert=2, model=2),
     _case("stages x data", stage=2, data=4, microbatches=4),
     _case("stages x expert x tensor", stage=2, expert=2, model=2, microbatches=4),
-    _case("stages, circular", stage=2, data=2, expert=2, microbatches=4, repeats=2),
-    _case(
-        "stages x expert x sequence, circular",
-        "sequence",
-        stage=2,
-        expert=2,
-        model=2,
-        microbatches=4,
-        repeats=2,
-    ),
+    _case("stages, circular", data=2, expert=2, **CIRCULAR),
+    _case("stages x expert x sequence, circular", "sequence", expert=2, model=2, **CIRCULAR),
     _case("four stages x tensor", stage=4, model=2, residual="whole", microbatches=8),
     _case("slices x stages x data", slice=2, stage=2, data=2, microbatches=4),
 )
 
 
+_Settings = TypeVar("_Settings", bound=Settings)
 _Values = tuple[Mapping[str, Any], ...]
 """Loss, balance loss, gradients and updated parameters, each by name."""
 
@@ -134,42 +128,26 @@ class Difference:
 
 def small(recipe: Recipe) -> Recipe:
     """The recipe with little of everything: same structure, same switches, float32."""
-    model, moe, batch = recipe.model, recipe.moe, recipe.batch
-    row_tokens = 16
+    moe, batch, row_tokens = recipe.moe, recipe.batch, 16
     if moe is not None:
         rows_per_group = min(2, max(1, moe.group_tokens // batch.row_tokens))
         groups_per_row = min(2, max(1, batch.row_tokens // moe.group_tokens))
-        moe = moe.model_copy(
-            update={
-                "num_experts": NUM_DEVICES,
-                "group_tokens": row_tokens * rows_per_group // groups_per_row,
-                "dispatch": "einsum" if moe.dispatch == "auto" else moe.dispatch,
-            }
-        )
+        group_tokens = row_tokens * rows_per_group // groups_per_row
+        moe = _with(moe, num_experts=NUM_DEVICES, group_tokens=group_tokens)
+    num_layers = 2 if Decoder(recipe.model).is_shallow else 8
+    sizes = {"model_dim": 32, "ffn_dim": 64, "num_heads": NUM_DEVICES, "head_dim": 8}
+    sizes |= {"num_layers": num_layers, "vocab_size": 128}
+    model = _with(recipe.model, activation_dtype="float32", **sizes)
     accumulate = min(2, batch.accumulate)
-    return recipe.model_copy(
-        update={
-            "model": model.model_copy(
-                update={
-                    "num_layers": 2 if Decoder(model).is_shallow else 8,
-                    "model_dim": 32,
-                    "ffn_dim": 64,
-                    "num_heads": NUM_DEVICES,
-                    "head_dim": 8,
-                    "vocab_size": 128,
-                    "activation_dtype": "float32",
-                }
-            ),
-            "moe": moe,
-            "batch": schema.Batch(
-                rows=2 * NUM_DEVICES * accumulate, row_tokens=row_tokens, accumulate=accumulate
-            ),
-            # So small a width is factored where the recipe's own would be.
-            "optimizer": recipe.optimizer.model_copy(
-                update={"factored_min_dim": min(16, recipe.optimizer.factored_min_dim)}
-            ),
-        }
-    )
+    rows = 2 * NUM_DEVICES * accumulate
+    batch = schema.Batch(rows=rows, row_tokens=row_tokens, accumulate=accumulate)
+    # So small a width is factored where the recipe's own would be.
+    optimizer = _with(recipe.optimizer, factored_min_dim=min(16, recipe.optimizer.factored_min_dim))
+    return _with(recipe, model=model, moe=moe, batch=batch, optimizer=optimizer)
+
+
+def _with(settings: _Settings, **changes: Any) -> _Settings:
+    return settings.model_copy(update=changes)
 
 
 def dispatches(recipe: Recipe) -> tuple[str, ...]:
@@ -196,26 +174,22 @@ class Parity:
         """One mesh against one device, with this way to reach the experts."""
         start = time.monotonic()
         mesh = make_mesh(case.mesh, jax.devices()[:NUM_DEVICES])
-        recipe = self._variant(dispatch, case)
-        key = (dispatch, recipe.model.num_layers)
+        # Deeper where each stage must have a layer for every repeat.
+        deep = 2 * case.mesh.stage * case.pipeline.repeats
+        key = (dispatch, max(self.recipe.model.num_layers, deep))
         if key not in self._expected:
             self._expected[key] = self._values(self._variant(*key), self._alone)
-        pairs = zip(self._values(recipe, mesh), self._expected[key], strict=True)
+        pairs = zip(self._values(self._variant(*key, case), mesh), self._expected[key], strict=True)
         (loss, _), (balance, _), gradient, parameter = (_worst(*pair) for pair in pairs)
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         seconds = time.monotonic() - start
         return Difference(case.name, sizes, dispatch, loss, balance, *gradient, *parameter, seconds)
 
-    def _variant(self, dispatch: str, case: Case | int) -> Recipe:
-        """The recipe on this mesh; deeper where each stage must have a layer for every repeat.
-        With a number of layers, on one device."""
-        model, moe = self.recipe.model, self.recipe.moe
-        num_layers = case if isinstance(case, int) else 2 * case.mesh.stage * case.pipeline.repeats
-        case = ONE_DEVICE if isinstance(case, int) else case
-        deep = model.model_copy(update={"num_layers": max(model.num_layers, num_layers)})
-        routed = moe and moe.model_copy(update={"dispatch": dispatch})
-        laid = {"mesh": case.mesh, "pipeline": case.pipeline}
-        return self.recipe.model_copy(update={"model": deep, "moe": routed, **laid})
+    def _variant(self, dispatch: str, num_layers: int, case: Case = ONE_DEVICE) -> Recipe:
+        """The recipe with so many layers on this mesh."""
+        model = _with(self.recipe.model, num_layers=num_layers)
+        moe = self.recipe.moe and _with(self.recipe.moe, dispatch=dispatch)
+        return _with(self.recipe, model=model, moe=moe, mesh=case.mesh, pipeline=case.pipeline)
 
     def _start(self, num_layers: int) -> State:
         """A state after one step, where no second moment is zero any more."""
@@ -264,18 +238,17 @@ def _batch(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
     second_B1 = rng.integers(1, S, (B, 1))
     end_B1 = np.where(rng.random((B, 1)) < 0.5, S, rng.integers(S // 2, S, (B, 1)))
     segments_BS = np.where(position_1S < second_B1, 1, 2) * (position_1S < end_B1)
-    words = (B, S)
+    tokens, targets = rng.integers(0, recipe.model.vocab_size, (2, B, S), dtype=np.int32)
     return {
-        "tokens": rng.integers(0, recipe.model.vocab_size, words, dtype=np.int32),
-        "targets": rng.integers(0, recipe.model.vocab_size, words, dtype=np.int32),
+        "tokens": tokens,
+        "targets": targets,
         "segments": segments_BS.astype(np.int32),
         "source": rng.integers(0, NUM_SOURCES, B, dtype=np.int32),
     }
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(entry.key for entry in path): np.asarray(x) for path, x in leaves}
+    return {name.replace("/", "."): np.asarray(x) for name, x in named_leaves(tree).items()}
 
 
 def _worst(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[float, str]:

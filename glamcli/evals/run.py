@@ -40,7 +40,7 @@ def make_likelihoods(trained: Trained, journal: Journal | None = None) -> Likeli
         trained.params,
         window=trained.window,
         vocab_size=trained.decoder.model.vocab_size,
-        dispatch=trained.dispatch,
+        dispatch=trained.decoder.eval_dispatch,
         batch_tokens=CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS,
         journal=journal,
     )
@@ -284,7 +284,7 @@ class _Scoring:
             "preset": self.suite.preset,
             "bos": True,
             "window": self.trained.window,
-            "dispatch": self.trained.dispatch,
+            "dispatch": self.trained.decoder.eval_dispatch,
             "dtype": self.trained.decoder.model.activation_dtype,
             "seed": self.seed,
             "limit": self.limit,

@@ -206,7 +206,11 @@ def test_a_child_changes_what_it_says_and_keeps_the_rest(write):
     assert loaded.origins["batch.rows"] == "my.yaml:3"
     assert loaded.origins["batch.row_tokens"] == "parent.yaml:10"
     assert loaded.origins["seed"] == "default"
-    assert [parent.name for parent in loaded.parents] == ["parent.yaml"]
+    assert {place.split(":")[0] for place in loaded.origins.values()} == {
+        "my.yaml",
+        "parent.yaml",
+        "default",
+    }
 
 
 def test_null_drops_the_section_of_the_parent(write):

@@ -60,11 +60,6 @@ def test_a_mistake_in_a_mixture_is_placed(read, text, what):
     assert what in caught.value.what
 
 
-def test_a_mixture_is_found_beside_its_recipe(tmp_path):
-    (tmp_path / "m.yaml").write_text(TWO)
-    assert set(load_mixture("./m.yaml", beside=tmp_path).sources) == {"a", "b"}
-
-
 def test_weights_are_shares(read):
     assert source_weights(read(TWO)) == {"a": 0.75, "b": 0.25}
 
