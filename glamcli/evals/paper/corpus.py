@@ -40,24 +40,12 @@ class _Rows:
     end: int
     is_joined: bool
 
-    def texts(self, tokenizer: Tokenizer | None) -> Iterator[str]:
-        assert tokenizer is not None
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         found = _row_documents(self.rows, self.start, self.end, tokenizer.bos_id, self.is_joined)
         return (tokenizer.decode(ids) for ids in found)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """Documents themselves."""
-
-    documents: tuple[str, ...]
-
-    def texts(self, tokenizer: Tokenizer | None) -> Iterator[str]:
-        del tokenizer
-        return iter(self.documents)
-
-
-_Piece = _Rows | _Texts
+_Piece = _Rows | list[str]
 _Pieces = Iterator[tuple[str, _Piece]]
 """pieces with the source each is of"""
 
@@ -95,7 +83,7 @@ def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
     sides = divide_mixture(mixture, user_cache_dir(), progress)
     for name, source in mixture.sources.items():
         for part in cut(sides.divide(documents(source, name)), _PIECE_CHARS):
-            yield name, _Texts(tuple(text for text, is_heldout in part if not is_heldout))
+            yield name, [text for text, is_heldout in part if not is_heldout]
 
 
 def _search(
@@ -124,6 +112,9 @@ def _search(
 
 
 def _found(grams: Grams, tokenizer: Tokenizer | None, piece: _Piece) -> np.ndarray:
+    if isinstance(piece, list):
+        return grams.found(piece)
+    assert tokenizer is not None  # rows come with theirs
     return grams.found(piece.texts(tokenizer))
 
 
