@@ -48,8 +48,8 @@ def prepare_data(recipe: str, sets: tuple[str, ...], as_json: bool) -> None:
 @command.command("show")
 @recipe_argument
 @set_option
-@click.option("--rows", "num_rows", type=NUMBER, default=3, show_default=True, help="Rows to show.")
-@click.option("--step", type=NUMBER, default=0, show_default=True, help="Step they are from.")
+@click.option("--rows", "num_rows", type=NUMBER, default=3, help="Rows to show.")
+@click.option("--step", type=NUMBER, default=0, help="Step they are from.")
 @click.option("--source", help="Only rows of this source.")
 @json_option
 def show_data(

@@ -36,7 +36,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @command.command()
 @click.argument("recipe", default="quickstart")
 @set_option
-@click.option("--only", metavar="TEXT", default="", help="Meshes whose names contain this.")
+@click.option("--only", default="", show_default=False, help="Meshes whose names contain this.")
 @json_option
 def parity(recipe: str, sets: tuple[str, ...], only: str, as_json: bool) -> None:
     """Check that RECIPE computes the same on every kind of mesh.

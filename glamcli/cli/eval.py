@@ -73,18 +73,13 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 
 @command.command()
 @run_argument
-@click.option("--suite", default="quick", show_default=True, help="A suite or task: name or file.")
+@click.option("--suite", default="quick", help="A suite or task: name or file.")
 @click.option(
     "--shots",
     metavar="N,N,...",
     help="Numbers of demonstrations; `few` is the task's own.  [default: suite's]",
 )
-@click.option(
-    "--preset",
-    default="glam",
-    show_default=True,
-    help="Conventions of prompts and scores: glam, gpt3, ...",
-)
+@click.option("--preset", default="glam", help="Conventions of prompts and scores: glam, gpt3, ...")
 @click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the demonstrations.")
 @click.option(
@@ -148,11 +143,7 @@ def score(
 
 
 def _import_lm_eval() -> ModuleType:
-    """The module for lm-eval.
-
-    Raises:
-        RecipeError: it is not installed.
-    """
+    """The module for lm-eval. Raises: RecipeError where it is not installed."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars; ours is one line
     from glamcli.cli import harness
 

@@ -20,7 +20,7 @@ SHOWN_WORDS = 8
 
 def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
     """RUN, and how its continuations are sampled, with these defaults."""
-    number: Any = {"type": click.IntRange(1), "show_default": True}
+    number: Any = {"type": click.IntRange(1)}
     parameters = (
         click.argument("run", type=RunFolder()),
         click.option("--samples", default=samples, help="Continuations per prompt.", **number),

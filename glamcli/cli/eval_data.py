@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Folder (or file) with what the authors publish, unpacked.",
 )
 @click.option("--offline", is_flag=True, help="Do not ask TFDS to download anything.")
-@click.option("--preset", default="glam", show_default=True, help="Conventions: glam, gpt3, ...")
+@click.option("--preset", default="glam", help="Conventions: glam, gpt3, ...")
 @json_option
 def data(
     suite: str,

@@ -29,13 +29,13 @@ FOLDER = "overlap"
 @click.command()
 @click.argument("what", metavar="RUN|MIXTURE")
 @click.option("--suite", required=True, help="A suite or task: name or file.")
-@click.option("--preset", default="glam", show_default=True, help="Conventions: glam, gpt3, ...")
+@click.option("--preset", default="glam", help="Conventions: glam, gpt3, ...")
 @click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
 )
 @click.option(
-    "--processes", type=click.IntRange(0), default=0, help="Search processes; 0: one per core."
+    "--processes", type=click.IntRange(0), default=0, help="Search processes, 0 for one per core."
 )
 @json_option
 def overlap(

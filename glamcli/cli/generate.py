@@ -43,15 +43,10 @@ class FiniteRange(click.FloatRange):
     "--tokens",
     type=click.IntRange(1, MAX_NEW_TOKENS),
     default=128,
-    show_default=True,
     help="Most tokens of a continuation.",
 )
 @click.option(
-    "--temperature",
-    type=FiniteRange(0),
-    default=0.8,
-    show_default=True,
-    help="0 takes the most likely token.",
+    "--temperature", type=FiniteRange(0), default=0.8, help="0 takes the most likely token."
 )
 @click.option("--top-k", type=click.IntRange(1), help="Sample among the K most likely tokens.")
 @click.option(
@@ -60,24 +55,17 @@ class FiniteRange(click.FloatRange):
     help="Sample among the most likely tokens whose probabilities add up to P.",
 )
 @click.option(
-    "--beam",
-    type=click.IntRange(1, MAX_TEXTS),
-    help="Width of a beam search instead of sampling.",
+    "--beam", type=click.IntRange(1, MAX_TEXTS), help="Width of a beam search instead of sampling."
 )
 @click.option(
     "--alpha",
     type=FiniteRange(0),
     default=0.6,
-    show_default=True,
     help="Length penalty of --beam: 0.6 as T5, 0.8 favours longer texts, 0 none.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same text.")
 @click.option(
-    "--samples",
-    type=click.IntRange(1, MAX_TEXTS),
-    default=1,
-    show_default=True,
-    help="Continuations per prompt.",
+    "--samples", type=click.IntRange(1, MAX_TEXTS), default=1, help="Continuations per prompt."
 )
 @hosts_options
 @json_option

@@ -21,7 +21,6 @@ from glamcli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
     GlamError,
-    RecipeError,
     printable,
     redacted,
 )
@@ -34,7 +33,7 @@ COMMANDS = {
     "recipe": "List, show, check, compare and start recipes.",
     "data": "Prepare the sources of a mixture and look into them.",
     "tokenizer": "Train a tokenizer on a mixture, or look into one.",
-    "doctor": "Describe this machine, and check that every mesh computes the same.",
+    "doctor": "Describe this machine, and check that meshes agree.",
 }
 
 
@@ -53,19 +52,15 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-            hint = f"did you mean `glam {near[0]}`?" if near else "`glam --help` lists them"
-            raise RecipeError(f"no such command: `{args[0]}`", hint)
-        return super().resolve_command(ctx, args)
-
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands={name: click.Command(name) for name in COMMANDS},  # for click's suggestions
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
     epilog="\b\nA recipe is a shipped name (`glam recipe list`) or a file.\n"
     "Start with `glam train quickstart`.",
 )

@@ -46,22 +46,14 @@ _T = TypeVar("_T")
     "num_compiled",
     type=click.IntRange(1, 100),
     default=4,
-    show_default=True,
     help="Layouts that a search compiles.",
 )
 @click.option("--price", type=click.FloatRange(0), help="US dollars per chip and hour.")
-@click.option(
-    "--watts",
-    type=click.FloatRange(0),
-    default=WATTS_PER_CHIP,
-    show_default=True,
-    help="Power per chip.",
-)
+@click.option("--watts", type=click.FloatRange(0), default=WATTS_PER_CHIP, help="Power per chip.")
 @click.option(
     "--pue",
     type=click.FloatRange(1),
     default=PUE,
-    show_default=True,
     help="Power usage effectiveness of the data centre.",
 )
 @click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,12 +59,8 @@ def one_of_several(
         if host.is_first:
             yield host, render.make_progress(as_json)
             return
-        with open(os.devnull, "w") as nowhere:
-            stdout, sys.stdout = sys.stdout, nowhere
-            try:
-                yield host, Aside(render.Plain(sys.stderr), host.index)
-            finally:
-                sys.stdout = stdout
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield host, Aside(render.Plain(sys.stderr), host.index)
 
 
 def _tell(what: str, hint: str | None) -> None:

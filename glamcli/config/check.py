@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
-from glamcli.config.files import is_path, suite_names
+from glamcli.config.files import is_path, shipped
 from glamcli.config.mixtures import Mixture
 from glamcli.config.nearest import Found, divisors, multiples, use
 from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
@@ -211,8 +211,10 @@ def _finish(recipe: Recipe) -> Found:
     if is_path(finish.suite):
         if not Path(finish.suite).is_file():
             yield "finish.suite", f"no such suite file: `{shown(finish.suite)}`", None
-    elif finish.suite not in suite_names():
-        hint = "shipped: " + ", ".join(f"`{name}`" for name in suite_names())
+        return
+    suites = {**shipped("evals/suites"), **shipped("evals/suites/tasks")}
+    if finish.suite not in suites:
+        hint = "shipped: " + ", ".join(f"`{name}`" for name in suites)
         yield "finish.suite", f"no shipped suite is called `{shown(finish.suite)}`", hint
 
 

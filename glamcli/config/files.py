@@ -7,7 +7,6 @@ that names it. `~/` is the home folder; environment variables are not expanded.
 import difflib
 import re
 from pathlib import Path
-from typing import Literal
 
 import glamcli
 from glamcli.config.yaml import shown
@@ -16,8 +15,9 @@ from glamcli.errors import RecipeError
 _NOUN = {"recipes": "recipe", "data_mixtures": "mixture"}
 
 
-def shipped(kind: Literal["recipes", "data_mixtures"]) -> dict[str, Path]:
-    """Files that come with the program, by name, in alphabetical order.
+def shipped(kind: str) -> dict[str, Path]:
+    """Files that come with the program, by name, in alphabetical order. `kind` is their folder:
+    recipes, data_mixtures, evals/suites or evals/suites/tasks.
 
     An installed package carries them inside; a checkout has them beside the package.
     """
@@ -27,15 +27,7 @@ def shipped(kind: Literal["recipes", "data_mixtures"]) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def suite_names() -> list[str]:
-    """Names of the evaluation suites and tasks that come with the program (`evals/suites`)."""
-    folder = Path(glamcli.__file__).resolve().parent / "evals" / "suites"
-    return [path.stem for part in ("", "tasks") for path in sorted((folder / part).glob("*.yaml"))]
-
-
-def find(
-    kind: Literal["recipes", "data_mixtures"], name_or_path: str, beside: Path | None = None
-) -> Path:
+def find(kind: str, name_or_path: str, beside: Path | None = None) -> Path:
     """The file meant by a shipped name or a path. Raises: RecipeError with near names."""
     names = shipped(kind)
     if "\0" in name_or_path or "\n" in name_or_path:
