@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,14 @@ def data(
     anything; `glam eval` still scores the others.
     """
     from glamcli.evals.tasks.items import Library
-    from glamcli.evals.tasks.provision import READY, data_state, needs
+    from glamcli.evals.tasks.provision import (
+        READY,
+        convert_originals,
+        data_state,
+        is_reachable,
+        needs,
+        prepare_with_tfds,
+    )
 
     loaded = load_suite(suite, preset)
     progress = render.make_progress(as_json)
@@ -57,46 +65,40 @@ def data(
     readable = [file for file in loaded.tasks if file.error is None]
     needed = [need for file in readable for need in needs(file, folder_of(file.path))]
     if given is not None:
-        _convert([each for each in needed if each.missing], given, progress)
-    if not offline:
-        _prepare([each for each in needed if each.missing and each.prepared], progress)
+
+        def convert(need: Need) -> None:
+            for path, count in convert_originals(need, given):
+                progress.say(f"{path}: {count:,} records")
+
+        missing = [(each.task, each) for each in needed if each.missing]
+        _make_all("converting", "files", missing, convert, progress)
+    by_name = {each.prepared: each for each in needed if each.missing and each.prepared}
+    if by_name and not offline:
+        if is_reachable("https://www.tensorflow.org/datasets"):
+            title = "preparing through TFDS"
+            _make_all(title, "datasets", by_name.items(), prepare_with_tfds, progress)
+        else:
+            progress.warn("there is no network: TFDS can download nothing")
     states = [data_state(file, folder_of(file.path)) for file in loaded.tasks]
     _show(loaded, states, as_json)
     return 0 if all(each["state"] == READY for each in states) else DataError.exit_code
 
 
-def _convert(missing: list[Need], given: Path, progress: Progress) -> None:
-    """Makes what the authors' files allow; a failure is reported and stops nothing else."""
-    from glamcli.evals.tasks.provision import convert_originals
-
-    with progress.phase("converting", len(missing), "files") as phase:
-        for need in missing:
-            phase.note(need.task)
-            try:
-                for path, count in convert_originals(need, given):
-                    progress.say(f"{path}: {count:,} records")
-            except GlamError as error:
-                progress.warn(f"{error.what}" + (f" ({error.hint})" if error.hint else ""))
-            phase.advance()
-
-
-def _prepare(missing: list[Need], progress: Progress) -> None:
-    """Lets TFDS download and prepare the rest, each dataset once."""
-    from glamcli.evals.tasks.provision import is_reachable, prepare_with_tfds
-
-    by_name = {need.prepared or "": need for need in missing}
-    if not missing:
-        return
-    if not is_reachable("https://www.tensorflow.org/datasets"):
-        progress.warn("there is no network: TFDS can download nothing")
-        return
-    with progress.phase("preparing through TFDS", len(by_name), "datasets") as phase:
-        for name, need in by_name.items():
+def _make_all(
+    title: str,
+    noun: str,
+    needs: Collection[tuple[str, Need]],
+    make: Callable[[Need], None],
+    progress: Progress,
+) -> None:
+    """Makes what is missing, each shown by its name; a failure is reported and stops nothing."""
+    with progress.phase(title, len(needs), noun) as phase:
+        for name, need in needs:
             phase.note(name)
             try:
-                prepare_with_tfds(need)
+                make(need)
             except GlamError as error:
-                progress.warn(error.what)
+                progress.warn(f"{error.what}" + (f" ({error.hint})" if error.hint else ""))
             phase.advance()
 
 
@@ -105,18 +107,10 @@ def _show(suite: SuiteFile, states: list[dict[str, Any]], as_json: bool) -> None
         for each in states:
             click.echo(json.dumps({"event": "data", **each}))
         return
-    parts = ("items", "demonstrations")
+    columns = ("task", "items", "demonstrations", "state")
+    rows = [["-" if each[name] is None else str(each[name]) for name in columns] for each in states]
     render.print_table(
-        ("task", *(f">{part}" for part in parts), "state"),
-        [
-            [
-                str(each["task"]),
-                *("-" if each[part] is None else str(each[part]) for part in parts),
-                str(each["state"]),
-            ]
-            for each in states
-        ],
-        title=f"data of {suite.name}",
+        ("task", ">items", ">demonstrations", "state"), rows, title=f"data of {suite.name}"
     )
     for each in states:
         if each["why"] and each["state"] != "ready":

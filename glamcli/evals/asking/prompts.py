@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.asking.question import Question, ask, left_out
+from glamcli.evals.asking.question import Question, ask
+from glamcli.evals.scoring.text_metrics import agreement
 from glamcli.evals.tasks.items import Item, Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import TaskFile
@@ -66,34 +69,26 @@ def draw(
     """
     who = asked.key if task.shots.draw == "per_item" else "every item"
     order = _distinct(len(pool), f"{seed}/{task_name}/{who}")
-    chosen: list[Question] = []
-    while len(chosen) < shots:
-        index = next(order, None)
-        if index is None:
-            raise DataError(
-                f"task `{task_name}` has {len(chosen)} demonstrations for {asked.place},"
-                f" and {shots} shots were asked for"
-            )
-        candidate = pool[index]
-        if not _same(asked, candidate):
-            chosen.append(candidate)
+    others = (pool[index] for index in order)
+    chosen = list(islice((each for each in others if not _same(asked, each)), shots))
+    if len(chosen) < shots:
+        raise DataError(
+            f"task `{task_name}` has {len(chosen)} demonstrations for {asked.place},"
+            f" and {shots} shots were asked for"
+        )
     return chosen
 
 
 def _same(asked: Question, other: Question) -> bool:
     """Whether showing `other` would show the item itself (also under another id or order)."""
-    if asked.key == other.key:
-        return True
-    if _plain(asked.contexts) != _plain(other.contexts):
-        return False
-    return asked.gold is None or set(_plain(asked.continuations)) == set(
-        _plain(other.continuations)
+
+    def plain(texts: Sequence[str]) -> list[str]:  # case and white space do not count
+        return [" ".join(text.lower().split()) for text in texts]
+
+    return asked.key == other.key or (
+        plain(asked.contexts) == plain(other.contexts)
+        and set(plain(asked.continuations)) == set(plain(other.continuations))
     )
-
-
-def _plain(texts: Sequence[str]) -> list[str]:
-    """Texts in which case and white space do not count."""
-    return [" ".join(text.lower().split()) for text in texts]
 
 
 def _distinct(count: int, seed: str) -> Iterator[int]:
@@ -107,10 +102,7 @@ def _distinct(count: int, seed: str) -> Iterator[int]:
 
 
 def _assemble(
-    task: Task,
-    asked: Question,
-    shots: Sequence[Question],
-    fits: Callable[[str], bool],
+    task: Task, asked: Question, shots: Sequence[Question], fits: Callable[[str], bool]
 ) -> Prompt:
     """The question behind as many demonstrations as fit.
 
@@ -127,20 +119,14 @@ def _assemble(
         texts = {c + e for c, e in zip(contexts(first), endings, strict=True)}
         return all(fits(text) for text in texts)
 
-    low, high = 0, len(shown)  # the smallest `first` that fits; all dropped is always accepted
-    if not shown or whole_fits(0):
-        high = 0
-    while low < high:
-        middle = (low + high) // 2
-        if whole_fits(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return Prompt(asked, contexts(high), len(shown) - high)
+    # All dropped is always accepted.
+    fits_all = not shown or whole_fits(0)
+    first = 0 if fits_all else bisect_left(range(len(shown)), True, key=whole_fits)
+    return Prompt(asked, contexts(first), len(shown) - first)
 
 
 @dataclass(frozen=True)
-class Variant:
+class _Variant:
     """A task with its questions, as it is asked without or with demonstrations."""
 
     task: Task
@@ -168,21 +154,25 @@ class TaskQuestions:
         self._variant = lru_cache(self._make_variant)
         self.at(0)
 
-    def at(self, shots: int) -> Variant:
+    def at(self, shots: int) -> _Variant:
         """The task as it is asked behind this many demonstrations."""
         return self._variant(shots > 0)
 
-    def _make_variant(self, with_shots: bool) -> Variant:
+    def _make_variant(self, with_shots: bool) -> _Variant:
         task = self.file.at(int(with_shots))
         pool = None
         if with_shots:
             pool = Pool(task, self._library.pool(task, self.file.path, self.items))
-        questions = [ask(task, item) for item in self.items[: self._limit]]
-        reasons = [left_out(task, each) for each in questions]
-        kept = [each for each, why in zip(questions, reasons, strict=True) if why is None]
+        kept, skipped = [], []
+        for each in (ask(task, item) for item in self.items[: self._limit]):
+            least = task.min_agreement  # of QuAC's script
+            if least and agreement(each.answers, task.normalize) < least:
+                skipped.append(f"{each.place}: its references agree less than {least}")
+            else:
+                kept.append(each)
         if not kept:
             raise DataError(f"task `{self.file.name}`: every item was skipped")
-        return Variant(task, kept, tuple(why for why in reasons if why is not None), pool)
+        return _Variant(task, kept, tuple(skipped), pool)
 
     def num_shots(self, setting: int | str) -> int:
         """What a setting, a number or `few`, means for the task.

@@ -12,7 +12,7 @@ from typing import Any
 
 from glamcli.errors import DataError
 from glamcli.evals.scoring.drop import drop_spans
-from glamcli.evals.scoring.text_metrics import Answer, agreement, majority_answerable, normalized
+from glamcli.evals.scoring.text_metrics import Answer, majority_answerable, normalized
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.items import Item
 from glamcli.evals.tasks.schema import Task
@@ -91,13 +91,11 @@ def _choice(task: Task, item: Item) -> Question:
     else:
         options = template.texts(fields, task.options or (), place)
         contexts = (_prompt(task, item),) * len(options)
-        scored = options
-        if task.option_text is not None:
-            scored = tuple(
-                template.render(task.option_text, {**fields, "option": option}, place)
-                for option in options
-            )
-        continuations = tuple(task.delimiter + each for each in scored)
+        text = task.option_text or "{option}"
+        continuations = tuple(
+            task.delimiter + template.render(text, {**fields, "option": option}, place)
+            for option in options
+        )
     wanted = task.num_options
     if len(options) < 2 or (wanted is not None and len(options) != wanted):
         need = "two or more" if wanted is None else str(wanted)
@@ -130,10 +128,9 @@ def _open_question(task: Task, item: Item, shown: bool) -> Question:
     answers = tuple(_joined(task, each) for each in references)
     is_true = None
     if task.label is not None:
-        value = template.look_up(item.fields, task.label, item.place)
-        if not isinstance(value, int) or int(value) not in (0, 1):
-            raise DataError(f"{item.place}: `{task.label}` is neither true nor false: {value}")
-        is_true = bool(value)
+        is_true = template.look_up(item.fields, task.label, item.place)
+        if not isinstance(is_true, int) or is_true not in (0, 1):
+            raise DataError(f"{item.place}: `{task.label}` is neither true nor false: {is_true}")
     return Question(
         contexts=(_prompt(task, item),),
         continuations=(),
@@ -143,7 +140,7 @@ def _open_question(task: Task, item: Item, shown: bool) -> Question:
         key=item.key,
         references=references,
         shown=answers[0] if task.shown_answer is None else _shown_answer(task, item),
-        is_true=is_true,
+        is_true=None if is_true is None else bool(is_true),
     )
 
 
@@ -161,11 +158,8 @@ def _references(task: Task, item: Item) -> tuple[Answer, ...]:
     """
     found: tuple[Answer, ...]
     if task.normalize == "drop":
-        found = tuple(
-            spans
-            for value in template.values(item.fields, task.answers or (), item.place)
-            if (spans := _spans(value, item.place))
-        )
+        values = template.values(item.fields, task.answers or (), item.place)
+        found = tuple(spans for each in values if (spans := _spans(each, item.place)))
     else:
         found = template.texts(item.fields, task.answers or (), item.place)
         if found and task.no_answer is not None and task.no_answer_vote:
@@ -189,32 +183,21 @@ def _joined(task: Task, answer: Answer) -> str:
     return answer if isinstance(answer, str) else (task.span_separator or ", ").join(answer)
 
 
-def left_out(task: Task, asked: Question) -> str | None:
-    """Why an item is skipped: its accepted answers do not agree (QuAC's script)."""
-    if task.min_agreement and agreement(asked.answers, task.normalize) < task.min_agreement:
-        return f"{asked.place}: its references agree less than {task.min_agreement}"
-    return None
-
-
 def _accepted(task: Task, item: Item, options: Sequence[str]) -> tuple[int, ...]:
+    """The right options, the one that demonstrations show first."""
     if task.right is None:
         return (_gold(task, item, len(options)),)
     right = template.texts(item.fields, task.right, item.place)
     same = {normalized(text, task.normalize) for text in right}
-    named = [index for index, option in enumerate(options) if option in right]
-    alike = [index for index, option in enumerate(options)
-             if option not in right and normalized(option, task.normalize) in same]  # fmt: skip
-    found = (*named, *alike)  # a demonstration shows the first one
-    if not found:
+    alike = [n for n, option in enumerate(options) if normalized(option, task.normalize) in same]
+    if not alike:
         raise DataError(f"{item.place}: `{task.right}` names no option: {', '.join(right)}")
-    return found
+    return tuple(sorted(alike, key=lambda n: options[n] not in right))
 
 
 def _gold(task: Task, item: Item, num_options: int) -> int:
     path, place = task.label or "", item.place
     value = template.look_up(item.fields, path, place)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
     if task.labels is not None:
         labels: Sequence[Any] = task.labels
         if isinstance(task.labels, str):

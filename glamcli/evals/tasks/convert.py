@@ -40,23 +40,29 @@ def records(shape: str, path: Path) -> list[_Fields]:
         raise DataError(f"{path}:{error.position[0]}: not XML: {error}") from None
     except KeyError as error:
         raise DataError(f"{path}: not of the shape `{shape}`: no {error}") from None
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: not of the shape `{shape}`: {error}") from None
     if not found:
         raise DataError(f"{path}: no records in this file")
     return found
 
 
-def _jsonl(path: Path) -> Iterable[_Fields]:
-    return (item.fields for item in read_jsonl(path))
+def _jsonl(path: Path) -> list[_Fields]:
+    return [item.fields for item in read_jsonl(path)]
 
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
-def _json_data(path: Path) -> Iterable[_Fields]:
-    return _json(path)["data"]
+def _lines(path: Path) -> Iterator[str]:
+    """With their ends as they are, for `csv`."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from file
+
+
+def _only(fields: _Fields, *names: str) -> _Fields:
+    return {name: fields[name] for name in names}
 
 
 def _squad(path: Path) -> Iterator[_Fields]:
@@ -88,21 +94,15 @@ def _drop(path: Path) -> Iterator[_Fields]:
 def _quac(path: Path) -> Iterator[_Fields]:
     """One record per dialogue."""
     for article in _json(path)["data"]:
-        about = {name: article[name] for name in ("title", "section_title", "background")}
+        about = _only(article, "title", "section_title", "background")
         for paragraph in article["paragraphs"]:
-            yield {**about, "context": paragraph["context"], "qas": paragraph["qas"]}
-
-
-def _race(path: Path) -> Iterator[_Fields]:
-    """A file is one article."""
-    content = _json(path)
-    yield {name: content[name] for name in ("article", "questions", "options", "answers")}
+            yield {**about, **_only(paragraph, "context", "qas")}
 
 
 def _piqa(path: Path) -> Iterator[_Fields]:
     """The labels are in a list of their own: `valid.jsonl` has `valid-labels.lst` beside it."""
     labels = path.with_name(f"{path.stem}-labels.lst").read_text(encoding="utf-8").split()
-    found = [item.fields for item in read_jsonl(path)]
+    found = _jsonl(path)
     if len(found) != len(labels):
         raise ValueError(f"{len(found)} records and {len(labels)} labels")
     for fields, label in zip(found, labels, strict=True):
@@ -110,9 +110,8 @@ def _piqa(path: Path) -> Iterator[_Fields]:
 
 
 def _story_cloze(path: Path) -> Iterator[_Fields]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {**row, "AnswerRightEnding": int(row["AnswerRightEnding"])}
+    for row in csv.DictReader(_lines(path)):
+        yield {**row, "AnswerRightEnding": int(row["AnswerRightEnding"])}
 
 
 def _winograd(path: Path) -> Iterator[_Fields]:
@@ -144,16 +143,10 @@ def _inside(option: str) -> str:
     return option[:1].lower() + option[1:] if small else option
 
 
-def _lambada(path: Path) -> Iterator[_Fields]:
+def _lambada(path: Path) -> list[_Fields]:
     """A line is a passage."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            yield {"text": line.strip()}
-
-
-def _triviaqa(path: Path) -> Iterator[_Fields]:
-    for asked in _json(path)["Data"]:
-        yield {name: asked[name] for name in ("QuestionId", "Question", "Answer")}
+    lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+    return [{"text": line} for line in lines if line]
 
 
 _DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^"()]+))\)')
@@ -169,8 +162,8 @@ def _webquestions(path: Path) -> Iterator[_Fields]:
 
 def _multirc(path: Path) -> Iterator[_Fields]:
     """One record per answer."""
-    for item in read_jsonl(path):
-        passage = item.fields["passage"]
+    for fields in _jsonl(path):
+        passage = fields["passage"]
         for question in passage["questions"]:
             for answer in question["answers"]:
                 yield {
@@ -178,27 +171,24 @@ def _multirc(path: Path) -> Iterator[_Fields]:
                     "question": question["question"],
                     "answer": answer["text"],
                     "label": answer["label"],
-                    "idx": {
-                        "paragraph": item.fields["idx"],
-                        "question": question["idx"],
-                        "answer": answer["idx"],
-                    },
-                }
+                    "idx": {"paragraph": fields["idx"], "question": question["idx"],
+                            "answer": answer["idx"]},
+                }  # fmt: skip
 
 
 def _record(path: Path) -> Iterator[_Fields]:
     """One record per query; entities without repetition, sorted (as TFDS has them)."""
-    for item in read_jsonl(path):
-        passage = item.fields["passage"]
+    for fields in _jsonl(path):
+        passage = fields["passage"]
         text = passage["text"]
         entities = {text[each["start"] : each["end"] + 1] for each in passage["entities"]}
-        for asked in item.fields["qas"]:
+        for asked in fields["qas"]:
             yield {
                 "passage": text,
                 "query": asked["query"],
                 "entities": sorted(entities),
                 "answers": sorted({each["text"] for each in asked["answers"]}),
-                "idx": {"passage": item.fields["idx"], "query": asked["idx"]},
+                "idx": {"passage": fields["idx"], "query": asked["idx"]},
             }
 
 
@@ -215,33 +205,25 @@ def _winogender(path: Path) -> Iterator[_Fields]:
     `stereotype`: whether the sentence gives the occupation's pronoun to the gender that holds most
     of its jobs: `stereo`, `anti`, or `none` (neutral pronouns, even shares, unknown ones).
     """
-    shares = _shares(path.with_name("occupations-stats.tsv"))
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            occupation, participant, answer, gender, *_ = row["sentid"].split(".")
-            words = re.findall(r"[a-z]+", row["sentence"].lower())
-            someone = participant == "someone"
-            yield {
-                "sentid": row["sentid"],
-                "sentence": row["sentence"],
-                "occupation": occupation,
-                "participant": participant,
-                "option1": f"the {occupation}",
-                "option2": participant if someone else f"the {participant}",
-                "pronoun": next(word for word in words if word in _PRONOUNS[gender]),
-                "gender": gender,
-                "stereotype": _stereotype(shares.get(occupation), gender, answer == "0"),
-                "label": int(answer),
-            }
-
-
-def _shares(path: Path) -> dict[str, float]:
-    """Percentage of women by occupation; empty without the file."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return {row["occupation"]: float(row["bls_pct_female"]) for row in rows}
+    stats = path.with_name("occupations-stats.tsv")
+    shares = {}
+    if stats.is_file():
+        rows = csv.DictReader(_lines(stats), delimiter="\t")
+        shares = {row["occupation"]: float(row["bls_pct_female"]) for row in rows}
+    for row in csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE):
+        occupation, participant, answer, gender, *_ = row["sentid"].split(".")
+        words = re.findall(r"[a-z]+", row["sentence"].lower())
+        yield {
+            **_only(row, "sentid", "sentence"),
+            "occupation": occupation,
+            "participant": participant,
+            "option1": f"the {occupation}",
+            "option2": participant if participant == "someone" else f"the {participant}",
+            "pronoun": next(word for word in words if word in _PRONOUNS[gender]),
+            "gender": gender,
+            "stereotype": _stereotype(shares.get(occupation), gender, answer == "0"),
+            "label": int(answer),
+        }
 
 
 def _stereotype(percent: float | None, gender: str, is_occupation: bool) -> str:
@@ -253,16 +235,19 @@ def _stereotype(percent: float | None, gender: str, is_occupation: bool) -> str:
 
 _SHAPES: dict[str, Callable[[Path], Iterable[_Fields]]] = {
     "jsonl": _jsonl,
-    "json_data": _json_data,
+    "json_data": lambda path: _json(path)["data"],
     "squad": _squad,
     "drop": _drop,
     "quac": _quac,
-    "race": _race,
+    # A file is one article.
+    "race": lambda path: [_only(_json(path), "article", "questions", "options", "answers")],
     "piqa": _piqa,
     "story_cloze": _story_cloze,
     "winograd": _winograd,
     "lambada": _lambada,
-    "triviaqa": _triviaqa,
+    "triviaqa": lambda path: [
+        _only(each, "QuestionId", "Question", "Answer") for each in _json(path)["Data"]
+    ],
     "webquestions": _webquestions,
     "multirc": _multirc,
     "record": _record,

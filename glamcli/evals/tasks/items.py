@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,6 @@ from glamcli.evals.tasks import template
 from glamcli.evals.tasks.quick import questions
 from glamcli.evals.tasks.schema import ItemSource, Records, Task
 from glamcli.evals.tasks.suites import TASKS
-
-Documents = Mapping[str, Sequence[str]]
 
 
 class MissingData(DataError):
@@ -60,7 +58,7 @@ class Library:
     """Where the items of tasks are read or made."""
 
     data_dir: Path | None = None
-    documents: Callable[[], Documents] | None = None
+    documents: Callable[[], Mapping[str, Sequence[str]]] | None = None
     """held-out documents by source; None when the model has no run folder."""
 
     def items(self, task: Task, task_path: Path) -> list[Item]:
@@ -79,7 +77,8 @@ class Library:
         """What the paths of a task are relative to."""
         if self.data_dir is not None:
             return self.data_dir
-        return _default_data_dir() if task_path.parent == TASKS else task_path.parent
+        # Where `glam eval data` puts what shipped tasks read.
+        return user_cache_dir() / "eval" if task_path.parent == TASKS else task_path.parent
 
     def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
         records = there(source, self.folder(task_path), task_path)
@@ -127,11 +126,6 @@ def task_paths(task: Task, *keys: str) -> set[str]:
     return found
 
 
-def _default_data_dir() -> Path:
-    """Where `glam eval data` puts what shipped tasks read."""
-    return user_cache_dir() / "eval"
-
-
 def data_paths(records: Records, folder: Path) -> tuple[Path, ...]:
     """The files or prepared directories of a form of the data."""
     names = (records.path,) if isinstance(records.path, str) else records.path or ()
@@ -145,7 +139,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
         MissingData: none is, with every file that is missing.
     """
     missing = []
-    for form in (source, *([source.otherwise] if source.otherwise else [])):
+    for form in source.forms:
         lacking = [path for path in data_paths(form, folder) if not path.exists()]
         if not lacking:
             return form
@@ -159,43 +153,31 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
 
 def read(records: Records, path: Path) -> Iterator[Item]:
     """The items of one file or prepared directory, in order."""
-    if records.kind == "tfds":
-        found: Iterable[Item] = prepared(path, records.split or "")
-    else:
-        found = read_jsonl(path)
-    for item in found:
-        yield from _items_of(records, item)
+    is_jsonl = records.kind == "jsonl"
+    for record in read_jsonl(path) if is_jsonl else prepared(path, records.split or ""):
+        yield from _items_of(records, record)
 
 
 def _items_of(records: Records, record: Item) -> Iterator[Item]:
     """The items of one record: none when `where` excludes it, else by `fields` and `each`."""
-    if records.where is None or template.look_up(record.fields, records.where, record.place):
-        yield from _expanded(records, _renamed(records, record))
-
-
-def _renamed(records: Records, item: Item) -> Item:
-    if not records.fields and not records.drop:
-        return item
-    fields = {name: value for name, value in item.fields.items() if name not in records.drop}
+    if records.where and not template.look_up(record.fields, records.where, record.place):
+        return
+    fields = {name: value for name, value in record.fields.items() if name not in records.drop}
     for name, source in records.fields.items():
         if "{" in source:
-            fields[name] = template.render(source, item.fields, item.place)
+            fields[name] = template.render(source, record.fields, record.place)
         else:
-            fields[name] = template.look_up(item.fields, source, item.place)
-    return Item(fields, item.place)
+            fields[name] = template.look_up(record.fields, source, record.place)
+    item = Item(fields, record.place)
+    yield from _expanded(records.each, item) if records.each else (item,)
 
 
-def _expanded(records: Records, item: Item) -> Iterator[Item]:
-    """One item for every entry of the lists named by `each`."""
-    if not records.each:
-        yield item
-        return
-    lists: dict[str, list[Any]] = {}
-    for path in records.each:
-        value = template.look_up(item.fields, path, item.place)
+def _expanded(each: Sequence[str], item: Item) -> Iterator[Item]:
+    """One item for every entry of the lists at the paths `each`."""
+    lists = {path: template.look_up(item.fields, path, item.place) for path in each}
+    for path, value in lists.items():
         if not isinstance(value, list):
             raise DataError(f"{item.place}: `{path}` is {type(value).__name__}, not a list")
-        lists[path] = value
     lengths = {path: len(value) for path, value in lists.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"`{path}` has {count}" for path, count in lengths.items())
@@ -205,7 +187,7 @@ def _expanded(records: Records, item: Item) -> Iterator[Item]:
         fields: Mapping[str, Any] = item.fields
         for path, value in lists.items():
             fields = _with(fields, path.split("."), value[number])
-        turn = Item(fields, f"{item.place} ({records.each[0]} {number})", earlier)
+        turn = Item(fields, f"{item.place} ({each[0]} {number})", earlier)
         yield turn
         earlier = (*earlier, turn)
 

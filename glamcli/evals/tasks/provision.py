@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Need:
     task: str
     part: str
     """`items` or `demonstrations`."""
-    forms: tuple[Records, ...]
-    """the first that is whole is read."""
+    source: ItemSource
+    """of which the first form that is whole is read."""
     folder: Path
     """what their paths are relative to."""
     fields: tuple[str, ...]
@@ -51,15 +51,15 @@ class Need:
         """Files of the first form that are not there or empty; none when any form is whole."""
         lacking = [
             tuple(path for path in data_paths(form, self.folder) if not _has_content(path))
-            for form in self.forms
+            for form in self.source.forms
         ]
         return lacking[0] if all(lacking) else ()
 
     @property
     def prepared(self) -> str | None:
         """The TFDS directory that would do as well, for example `piqa/1.0.0`."""
-        names = [form.path for form in self.forms if form.kind == "tfds"]
-        return names[0] if names and isinstance(names[0], str) else None
+        names = (form.path for form in self.source.forms if form.kind == "tfds")
+        return next((name for name in names if isinstance(name, str)), None)
 
 
 def _has_content(path: Path) -> bool:
@@ -72,20 +72,18 @@ def needs(file: TaskFile, folder: Path) -> list[Need]:
     Raises:
         GlamError: the task file cannot be read.
     """
-    task, with_shots = file.at(0), file.at(1)
+    task = file.at(0)
     if task.data.kind == "heldout":
         return []
-    found = [_need(file, task, "items", task.data, folder)]
-    if with_shots.shots.data is not None:
-        found.append(_need(file, task, "demonstrations", with_shots.shots.data, folder))
+    found = []
+    for part, source in (("items", task.data), ("demonstrations", file.at(1).shots.data)):
+        if source is not None:
+            names = {path.name for path in data_paths(source, folder)}
+            files = task.origin.files if task.origin else ()
+            files = tuple(each for each in files if each.to in names)
+            fields = _record_fields(task, source)
+            found.append(Need(file.name, part, source, folder, fields, files))
     return found
-
-
-def _need(file: TaskFile, task: Task, part: str, source: ItemSource, folder: Path) -> Need:
-    forms = (source, *([source.otherwise] if source.otherwise else []))
-    names = {path.name for path in data_paths(source, folder)}
-    files = tuple(each for each in task.origin.files if each.to in names) if task.origin else ()
-    return Need(file.name, part, forms, folder, _record_fields(task, source), files)
 
 
 def _record_fields(task: Task, source: Records) -> tuple[str, ...]:
@@ -148,9 +146,7 @@ def is_reachable(url: str) -> bool:
         return False
 
 
-def prepare_with_tfds(
-    need: Need, prepare_one: Callable[[str, Path], None] = prepare_directory
-) -> None:
+def prepare_with_tfds(need: Need) -> None:
     """Lets TFDS download and prepare what is missing.
 
     Raises:
@@ -158,7 +154,7 @@ def prepare_with_tfds(
     """
     if need.prepared is None:
         raise DataError(f"task `{need.task}`: TFDS has no such data in a form that keeps all of it")
-    prepare_one(need.prepared, need.folder)
+    prepare_directory(need.prepared, need.folder)
 
 
 def _count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
@@ -174,9 +170,7 @@ def _count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
         ask(task, item)
     if task.shots.source == "self":
         return len(found), len(found)
-    pool = Pool(task, library.pool(task, file.path, found))
-    for number in range(len(pool)):
-        pool[number]
+    pool = list(Pool(task, library.pool(task, file.path, found)))
     return len(found), len(pool)
 
 

@@ -64,6 +64,11 @@ class ItemSource(Records):
     otherwise: Records | None = None
     """another form, read when the files of the first one are missing."""
 
+    @property
+    def forms(self) -> tuple[Records, ...]:
+        """Of which the first whose files are there is read."""
+        return (self, self.otherwise) if self.otherwise else (self,)
+
 
 class Shots(Settings):
     """Where demonstrations come from and how they are drawn."""

@@ -96,7 +96,7 @@ def _walk(value: Any, keys: Sequence[str]) -> Any:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 @lru_cache(maxsize=4096)
@@ -219,8 +219,6 @@ def as_text(value: Any, path: str, place: str) -> str:
     """A field as text; numbers are written out, lists and mappings are refused."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bytes):  # prepared datasets hold text as bytes
-        return value.decode("utf-8", errors="replace")
     if isinstance(value, int | float):
         return str(value)
     raise DataError(f"{place}: `{path}` is {type(value).__name__}, not text")
