@@ -15,7 +15,7 @@ from glamcli.cli.options import RunFolder, json_option
 from glamcli.cli.several import prepare_process
 from glamcli.errors import printable
 
-SHOWN_WORDS = 8
+_SHOWN_WORDS = 8
 
 
 def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
@@ -51,7 +51,7 @@ def cooccurrence(
     if it is in the list of `--words`, or ends like one (-ly, -ful, -ous, ...). Continuations are
     kept in RUN/bias as they come, and not made again.
     """
-    from glamcli.evals.paper.continuations import Draws, keep_analysis
+    from glamcli.evals.paper.continuations import Draws, keep_bias
     from glamcli.evals.paper.cooccurrence import load_terms, load_words, measure_cooccurrence
     from glamcli.trained import open_trained
 
@@ -62,15 +62,15 @@ def cooccurrence(
     found, settings = measure_cooccurrence(trained, chosen, known, how, progress)
     asked = {"terms": terms and str(terms), "words": words and str(words)}
     content = {**settings, "asked": asked, "terms": [asdict(each) for each in found]}
-    keep_analysis(trained, "cooccurrence", how, content, progress)
+    keep_bias(trained, "cooccurrence", how, content, progress)
     if as_json:
         for each in found:
             click.echo(json.dumps({"event": "cooccurrence", **asdict(each)}))
         return
     rows = []
     for each in found:
-        often = [f"{word} {count}" for word, count in list(each.counts.items())[:SHOWN_WORDS]]
-        more = [f"{word} {times:.1f}x" for word, times in each.distinctive[:SHOWN_WORDS]]
+        often = [f"{word} {count}" for word, count in list(each.counts.items())[:_SHOWN_WORDS]]
+        more = [f"{word} {times:.1f}x" for word, times in each.distinctive[:_SHOWN_WORDS]]
         count = str(each.num_continuations)
         rows.append([each.group, each.term, count, ", ".join(often), ", ".join(more)])
     render.print_table(
@@ -117,7 +117,7 @@ def toxicity(
     scorer is a local command or file: nothing is sent anywhere. Continuations are kept in RUN/bias
     as they come, and not made again.
     """
-    from glamcli.evals.paper.continuations import Draws, keep_analysis
+    from glamcli.evals.paper.continuations import Draws, keep_bias
     from glamcli.evals.paper.toxicity import make_scorer, measure_toxicity, read_prompts
     from glamcli.trained import open_trained
 
@@ -129,7 +129,7 @@ def toxicity(
     found, settings = measure_toxicity(trained, prompts, judge, how, progress)
     asked = {"prompts": str(prompts_file), "limit": limit, "scorer": scorer or str(classifier)}
     content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}
-    keep_analysis(trained, "toxicity", how, content, progress)
+    keep_bias(trained, "toxicity", how, content, progress)
     if as_json:
         click.echo(json.dumps({"event": "toxicity", **content}))
         return

@@ -49,39 +49,32 @@ def data(
     files below `--from`, else by TFDS if there is a network. Exits with 3 while a task lacks
     anything; `glam eval` still scores the others.
     """
+    from glamcli.evals.tasks import provision
     from glamcli.evals.tasks.items import Library
-    from glamcli.evals.tasks.provision import (
-        READY,
-        convert_originals,
-        data_state,
-        is_reachable,
-        needs,
-        prepare_with_tfds,
-    )
 
     loaded = load_suite(suite, preset)
     progress = render.make_progress(as_json)
     folder_of = Library(data_dir).folder
     readable = [file for file in loaded.tasks if file.error is None]
-    needed = [need for file in readable for need in needs(file, folder_of(file.path))]
+    needed = [need for file in readable for need in provision.needs(file, folder_of(file.path))]
     if given is not None:
 
         def convert(need: Need) -> None:
-            for path, count in convert_originals(need, given):
+            for path, count in provision.convert_originals(need, given):
                 progress.say(f"{path}: {count:,} records")
 
         missing = [(each.task, each) for each in needed if each.missing]
         _make_all("converting", "files", missing, convert, progress)
     by_name = {each.prepared: each for each in needed if each.missing and each.prepared}
     if by_name and not offline:
-        if is_reachable("https://www.tensorflow.org/datasets"):
+        if provision.is_reachable("https://www.tensorflow.org/datasets"):
             title = "preparing through TFDS"
-            _make_all(title, "datasets", by_name.items(), prepare_with_tfds, progress)
+            _make_all(title, "datasets", by_name.items(), provision.prepare_with_tfds, progress)
         else:
             progress.warn("there is no network: TFDS can download nothing")
-    states = [data_state(file, folder_of(file.path)) for file in loaded.tasks]
+    states = [provision.data_state(file, folder_of(file.path)) for file in loaded.tasks]
     _show(loaded, states, as_json)
-    return 0 if all(each["state"] == READY for each in states) else DataError.exit_code
+    return 0 if all(each["state"] == provision.READY for each in states) else DataError.exit_code
 
 
 def _make_all(

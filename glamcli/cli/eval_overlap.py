@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,13 +17,14 @@ from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import CheckpointError, DataError
 from glamcli.evals.results.scores import file_name
+from glamcli.evals.results.store import keep_analysis
 from glamcli.evals.tasks.suites import load_suite
-from glamcli.progress import Progress
 
 if TYPE_CHECKING:
     from glamcli.evals.paper.overlap import Overlap, Split
 
-FOLDER = "overlap"
+_FOLDER = "overlap"
+"""of a run folder"""
 
 
 @click.command()
@@ -80,32 +81,31 @@ def overlap(
             "no scores on clean and dirty items:"
             f" `glam eval {run} --suite {suite}` has not scored these items yet"
         )
-    content = {"suite": chosen.name, "of": what, "overlap": [_as_dict(each) for each in found]}
-    content["scores"] = [asdict(each) for each in splits]
+    overlaps = [{**asdict(each), "dirty_frac": each.dirty_frac} for each in found]
+    scores = [asdict(each) for each in splits]
+    content = {"suite": chosen.name, "of": what, "overlap": overlaps, "scores": scores}
     if as_json:
         click.echo(json.dumps({"event": "overlap", **content}))
     else:
         _show(chosen.name, what, found, splits)
     if run is not None:
         name = file_name(chosen.name, {}, preset=preset, limit=limit)
-        _keep(run / FOLDER / f"{name}.json", content, progress)
+        keep_analysis(content, run / _FOLDER, name, progress)
     return DataError.exit_code if failed else 0
 
 
-def _as_dict(each: Overlap) -> dict[str, Any]:
-    return {**asdict(each), "dirty_frac": each.dirty_frac}
-
-
 def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> None:
-    rows = []
-    for each in found:
-        held = [f"{name} {count}" for name, count in each.by_source.items() if count]
-        counts = (each.n, each.num_items, each.num_judged, len(each.dirty))
-        share = f"{100 * each.dirty_frac:.1f}"
-        rows.append([each.task, *map(str, counts), share, ", ".join(held) or "-"])
     render.print_table(
         ("task", ">n", ">items", ">judged", ">dirty", ">% of judged", "in"),
-        rows,
+        [
+            [
+                each.task,
+                *map(str, (each.n, each.num_items, each.num_judged, len(each.dirty))),
+                f"{100 * each.dirty_frac:.1f}",
+                ", ".join(f"{name} {n}" for name, n in each.by_source.items() if n) or "-",
+            ]
+            for each in found
+        ],
         title=f"items of {suite} in the training text of {what}",
         note="dirty: n words in a row of the question and its answer stand in a training document; "
         "items of fewer than 8 words are not judged",
@@ -121,9 +121,9 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
                 each.setting,
                 each.metric,
                 score_text(each.metric, each.all),
-                "-" if each.clean is None else score_text(each.metric, each.clean),
+                score_text(each.metric, each.clean),
                 str(each.num_clean),
-                "-" if each.dirty is None else score_text(each.metric, each.dirty),
+                score_text(each.metric, each.dirty),
                 str(each.num_dirty),
             ]
             for each in split
@@ -131,13 +131,3 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
         title="scores on all, clean and dirty items, percent",
         note="items that were not judged count as clean",
     )
-
-
-def _keep(path: Path, content: dict[str, Any], progress: Progress) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        progress.warn(f"not kept: {error.strerror or error}: {path}")
-        return
-    progress.say(f"kept in {path}")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _BASELINES = ("random", "position", "majority")
 _LARGE_PERPLEXITY = 1e6
-_SHOWN_CONDITIONS = ("preset", "limit", "seed")
 # Keys of the model's description, with the words they are shown by.
 _SHOWN_IDENTITY = {
     "run": "run",
@@ -51,7 +50,8 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     found = [load_results(place) for place in places]
     if len(found) == 1:
         show_results(found[0], as_json)
-        _show_conditions(found[0], as_json)
+        if not as_json:
+            _show_conditions(found[0])
         return 0
 
     from glamcli.evals.results.compare import compare
@@ -66,7 +66,10 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
             + (compared.refused[0].reason if compared.refused else "no task was scored in both"),
             hint="score both by the same conventions, on the same items",
         )
-    _show_comparison(compared, places, as_json)
+    if as_json:
+        click.echo(json.dumps({"event": "comparison", **asdict(compared)}))
+    else:
+        _show_comparison(compared, places)
     return RecipeError.exit_code if compared.refused else 0
 
 
@@ -89,7 +92,7 @@ def show_results(results: Results, as_json: bool) -> None:
                 [
                     each.name,
                     each.setting,
-                    "-" if each.value is None else score_text("", each.value),
+                    score_text("", each.value),
                     f"{each.num_entries - len(each.missing)} of {each.num_entries}",
                     *_published_cells(others, each.published),
                 ]
@@ -110,7 +113,7 @@ def _show_scores(results: Results) -> None:
             str(score.shots),
             each.metric,
             *_value_cells(each),
-            *(_cell(each.metric, each.baselines[name]) for name in _BASELINES),
+            *(score_text(each.metric, each.baselines[name]) for name in _BASELINES),
             str(score.num_items),
             f"{score.shots_fitted:.1f}",
             *([str(score.num_cut)] if is_cut else []),
@@ -149,7 +152,7 @@ def _show_subsets(scores: Sequence[Score]) -> None:
             subset.value,
             each.metric,
             *_value_cells(each),
-            _cell(each.metric, each.baselines["random"]),
+            score_text(each.metric, each.baselines["random"]),
             str(subset.num_items),
         ]
         for score in scores
@@ -163,15 +166,13 @@ def _show_subsets(scores: Sequence[Score]) -> None:
         render.print_table(columns, rows)
 
 
-def score_text(metric: str, value: float) -> str:
-    """A score in percent, a perplexity as it is."""
+def score_text(metric: str, value: float | None) -> str:
+    """A score in percent, a perplexity as it is; `-` for none."""
+    if value is None:
+        return "-"
     if metric != "perplexity":
         return f"{100 * value:.1f}"
     return f"{value:.2f}" if value < _LARGE_PERPLEXITY else f"{value:.2e}"
-
-
-def _cell(metric: str, value: float | None) -> str:
-    return "-" if value is None else score_text(metric, value)
 
 
 def _value_cells(measured: Measured) -> list[str]:
@@ -197,24 +198,22 @@ def _missing_text(averages: Sequence[Average]) -> str | None:
     lacking: dict[str, dict[str, None]] = {}
     for each in averages:
         lacking.setdefault(each.setting, {}).update(dict.fromkeys(each.missing))
-    parts = [
+    parts = (
         f"at {setting} shots {', '.join(names)}" for setting, names in lacking.items() if names
-    ]
+    )
     return "; ".join(parts) or None
 
 
-def _show_conditions(results: Results, as_json: bool) -> None:
+def _show_conditions(results: Results) -> None:
     """What the numbers belong to, and what was not scored."""
-    if as_json:
-        return
     click.echo()
+    known = {word: results.model.get(key) for key, word in _SHOWN_IDENTITY.items()}
+    known |= {name: getattr(results, name) for name in ("preset", "limit", "seed")}
     facts = [
-        f"{word} {str(results.model[key])[: 16 if len(str(results.model[key])) == 64 else None]}"
-        for key, word in _SHOWN_IDENTITY.items()
-        if results.model.get(key) is not None
+        f"{word} {str(value)[: 16 if len(str(value)) == 64 else None]}"  # of a SHA-256
+        for word, value in known.items()
+        if value is not None
     ]
-    conditions = {name: getattr(results, name) for name in _SHOWN_CONDITIONS}
-    facts += [f"{name} {value}" for name, value in conditions.items() if value is not None]
     versions = results.model.get("versions", {})
     facts.append("with " + ", ".join(f"{name} {number}" for name, number in versions.items()))
     click.echo(printable(", ".join(facts)))
@@ -228,28 +227,21 @@ def _show_conditions(results: Results, as_json: bool) -> None:
         click.echo(printable(f"{failure.task} was not scored: {failure.error.what}"))
 
 
-def _show_comparison(compared: Comparison, places: list[Path], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"event": "comparison", **asdict(compared)}))
-        return
-    rows = []
-    for each in compared.paired:
-        difference = score_text(each.metric, abs(each.second - each.first))
-        rows.append(
-            [
-                each.task,
-                each.setting,
-                each.metric,
-                score_text(each.metric, each.first),
-                score_text(each.metric, each.second),
-                ("-" if each.second < each.first else "+") + difference,
-                "" if each.error is None else f"± {100 * each.error:.1f}",
-                str(each.second_wins),
-                str(each.first_wins),
-                str(each.ties),
-                f"{each.p_value:.3g}",
-            ]
-        )
+def _show_comparison(compared: Comparison, places: list[Path]) -> None:
+    rows = [
+        [
+            each.task,
+            each.setting,
+            each.metric,
+            score_text(each.metric, each.first),
+            score_text(each.metric, each.second),
+            "+-"[each.second < each.first] + score_text(each.metric, abs(each.second - each.first)),
+            "" if each.error is None else f"± {100 * each.error:.1f}",
+            *map(str, (each.second_wins, each.first_wins, each.ties)),
+            f"{each.p_value:.3g}",
+        ]
+        for each in compared.paired
+    ]
     columns = ("task", ">shots", "metric", ">A", ">B", ">B - A", ">error",
                ">B wins", ">A wins", ">ties", ">p")  # fmt: skip
     notes = [*compared.notes, "p: two-sided sign test over the items that one of them does better"]

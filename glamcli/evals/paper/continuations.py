@@ -6,6 +6,7 @@ with its continuations. A second start with the same settings reuses the lines t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glamcli import atomic
-from glamcli.evals.results.store import free_path
+from glamcli.evals.results.store import keep_analysis
 from glamcli.generate import Generator, Sampling
 from glamcli.model.digest import digest
 from glamcli.progress import Progress
@@ -82,46 +83,25 @@ def resumed(
     advance: Callable[[int], None],
 ) -> list[list[str]]:
     """The texts of every prompt; those in the file at `path` are taken from it, others added."""
-    found = {} if path is None else _kept(path, settings)
-    if path is not None and not found:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_line({"settings": dict(settings)}), encoding="utf-8")
-    made = []
+    found = {} if path is None else _kept(path, _line({"settings": dict(settings)}))
     for number, prompt in enumerate(prompts):
         if number not in found or found[number][0] != prompt:
-            found[number] = (prompt, sample(prompt))
+            texts = sample(prompt)
+            found[number] = (prompt, texts)
             if path is not None:
-                with path.open("a", encoding="utf-8", errors="replace") as file:
-                    texts = found[number][1]
+                with path.open("ab") as file:
                     file.write(_line({"number": number, "prompt": prompt, "texts": texts}))
-        made.append(found[number][1])
         advance(1)
-    return made
+    return [found[number][1] for number in range(len(prompts))]
 
 
-def keep_analysis(
+def keep_bias(
     trained: Trained, analysis: str, draws: Draws, content: Mapping[str, Any], progress: Progress
 ) -> None:
     """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
-    if trained.run_dir is None:
-        return
-    folder = trained.run_dir / _BIAS_FOLDER
-
-    def is_same(path: Path) -> bool:
-        try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            return other["asked"] == content["asked"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = free_path(folder, draws.stem(trained, analysis), is_same)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        progress.warn(f"not kept: {error.strerror or error}: {folder}")
-        return
-    progress.say(f"kept in {path}")
+    if trained.run_dir is not None:
+        folder = trained.run_dir / _BIAS_FOLDER
+        keep_analysis(content, folder, draws.stem(trained, analysis), progress)
 
 
 def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws) -> list[str]:
@@ -135,24 +115,19 @@ def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws
     return texts
 
 
-def _kept(path: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, list[str]]]:
+def _kept(path: Path, head: bytes) -> dict[int, tuple[str, list[str]]]:
     """The lines of an earlier start with the same settings; a half-written last one is dropped."""
     found: dict[int, tuple[str, list[str]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not lines or json.loads(lines[0])["settings"] != dict(settings):
-            return {}
-        for line in lines[1:]:
+    whole = [head]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        lines = path.read_bytes().splitlines(keepends=True)
+        for line in lines[1:] if lines[:1] == [head] else ():
             each = json.loads(line)
             found[each["number"]] = (each["prompt"], each["texts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        if not found:
-            return {}
-        whole = [{"settings": dict(settings)}]
-        whole += [{"number": n, "prompt": p, "texts": t} for n, (p, t) in found.items()]
-        atomic.write(path, "".join(map(_line, whole)).encode(errors="replace"))
+            whole.append(line)
+    atomic.write(path, b"".join(whole))
     return found
 
 
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="replace")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Terms(Settings):
 
 
 @dataclass(frozen=True)
-class TermWords:
+class _TermWords:
     """Adjectives and adverbs in the continuations of one term."""
 
     group: str
@@ -94,37 +95,28 @@ def load_words(path: Path | None = None) -> frozenset[str]:
 
 def measure_cooccurrence(
     trained: Trained, terms: Terms, known: frozenset[str], draws: Draws, progress: Progress
-) -> tuple[list[TermWords], dict[str, Any]]:
+) -> tuple[list[_TermWords], dict[str, Any]]:
     """Words in continuations of the prompts of all terms, and how these were sampled."""
-    asked = [
-        (name, term, template.render(prompt, {"term": term}, name))
+    prompts = [
+        template.render(prompt, {"term": term}, name)
         for name, group in terms.groups.items()
         for term in group.terms
         for prompt in group.prompts
     ]
-    prompts = [text for _, _, text in asked]
     texts, settings = continuations(trained, "cooccurrence", prompts, draws, progress)
-    by_group: dict[str, dict[str, list[str]]] = {}
-    for (name, term, _), found in zip(asked, texts, strict=True):
-        by_group.setdefault(name, {}).setdefault(term, []).extend(found)
-    compared = [
-        each
-        for name, group in terms.groups.items()
-        for each in _compare_terms(name, group, by_group[name], known)
-    ]
+    by_prompt = iter(texts)
+    compared: list[_TermWords] = []
+    for name, group in terms.groups.items():
+        by_term = {
+            term: list(chain(*islice(by_prompt, len(group.prompts)))) for term in group.terms
+        }
+        compared += _compare_terms(name, group, by_term, known)
     return compared, settings
-
-
-def describes(word: str, known: frozenset[str]) -> bool:
-    """Whether a word counts as an adjective or adverb, by the rule at the top of this file."""
-    if word in known:
-        return True
-    return len(word) >= _MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS
 
 
 def _compare_terms(
     name: str, group: TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
-) -> list[TermWords]:
+) -> list[_TermWords]:
     """The words of every term of a group; `texts` holds the continuations by term."""
     counts = {term: _counts(texts[term], known) for term in group.terms}
     together = sum(counts.values(), Counter())
@@ -140,9 +132,16 @@ def _compare_terms(
             shares.items(), key=lambda each: (-each[1], -counts[term][each[0]], each[0])
         )
         ordered = sorted(counts[term].items(), key=lambda each: (-each[1], each[0]))
-        found.append(TermWords(name, term, len(texts[term]), dict(ordered), tuple(ranked)))
+        found.append(_TermWords(name, term, len(texts[term]), dict(ordered), tuple(ranked)))
     return found
 
 
 def _counts(texts: Sequence[str], known: frozenset[str]) -> Counter[str]:
-    return Counter(word for text in texts for word in set(words(text)) if describes(word, known))
+    """Texts with each adjective or adverb, by the rule at the top of this file."""
+    return Counter(
+        word
+        for text in texts
+        for word in set(words(text))
+        if word in known
+        or (len(word) >= _MIN_LETTERS and word.endswith(_ENDINGS) and word not in _EXCEPTIONS)
+    )

@@ -6,8 +6,7 @@ documents of its sources that are not held out. Either is read piece by piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -31,21 +30,8 @@ _WORTH_PROCESSES_PIECES = 16
 _MEMORY_HINT = "run again with fewer `--processes`, which need less memory"
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Documents that begin in some prepared rows."""
-
-    rows: Rows
-    start: int
-    end: int
-    is_joined: bool
-
-    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
-        found = _row_documents(self.rows, self.start, self.end, tokenizer.bos_id, self.is_joined)
-        return (tokenizer.decode(ids) for ids in found)
-
-
-_Piece = _Rows | list[str]
+_Piece = list[str] | Callable[[Tokenizer], Iterator[str]]
+"""documents, or what decodes them"""
 _Pieces = Iterator[tuple[str, _Piece]]
 """pieces with the source each is of"""
 
@@ -75,7 +61,7 @@ def _row_pieces(dataset: Dataset, packing: str) -> _Pieces:
     for name, rows in dataset.prepared.train.items():
         step = max(1, _PIECE_TOKENS // rows.row_tokens)
         for start in range(0, len(rows), step):
-            yield name, _Rows(rows, start, start + step, packing == "fill")
+            yield name, partial(_row_texts, rows, start, start + step, packing == "fill")
 
 
 def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
@@ -115,13 +101,13 @@ def _found(grams: Grams, tokenizer: Tokenizer | None, piece: _Piece) -> np.ndarr
     if isinstance(piece, list):
         return grams.found(piece)
     assert tokenizer is not None  # rows come with theirs
-    return grams.found(piece.texts(tokenizer))
+    return grams.found(piece(tokenizer))
 
 
-def _row_documents(
-    rows: Rows, start: int, end: int, bos_id: int, is_joined: bool
-) -> Iterator[list[int]]:
-    """Token ids of the documents that begin in rows `start` to `end`, put together again.
+def _row_texts(
+    rows: Rows, start: int, end: int, is_joined: bool, tokenizer: Tokenizer
+) -> Iterator[str]:
+    """The documents that begin in rows `start` to `end`, put together again.
 
     `is_joined`: documents continue in the next row (packing `fill`); else each piece is a text.
     """
@@ -130,10 +116,10 @@ def _row_documents(
         row = rows[number]
         for segment in range(1, int(row["segments"].max()) + 1):
             ids = row["tokens"][row["segments"] == segment].tolist()
-            begins = ids[0] == bos_id
+            begins = ids[0] == tokenizer.bos_id
             if begins or not is_joined:
                 if document is not None:
-                    yield document
+                    yield tokenizer.decode(document)
                 if number >= end:
                     return
                 document = ids[1:] if begins else ids
@@ -142,4 +128,4 @@ def _row_documents(
         if number >= end and document is None:
             return
     if document is not None:
-        yield document
+        yield tokenizer.decode(document)

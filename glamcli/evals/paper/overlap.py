@@ -31,7 +31,7 @@ _SHORT_PERCENTILE = 5
 
 
 @dataclass(frozen=True)
-class TaskWords:
+class _TaskWords:
     """The items of a task as word sequences."""
 
     task: str
@@ -81,23 +81,23 @@ class Split:
     num_dirty: int
 
 
-def _task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> TaskWords:
+def _task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> _TaskWords:
     """A task's items, given by their keys and full texts."""
     split = tuple(tuple(words(text)) for text in texts)
     lengths = [len(each) for each in split]
     n = int(np.clip(np.percentile(lengths, _SHORT_PERCENTILE), _MIN_WORDS, _MAX_WORDS))
-    return TaskWords(task, tuple(keys), split, n)
+    return _TaskWords(task, tuple(keys), split, n)
 
 
 def suite_words(
     suite: SuiteFile, library: Library, limit: int | None, progress: Progress
-) -> tuple[list[TaskWords], bool]:
+) -> tuple[list[_TaskWords], bool]:
     """The first `limit` items of every task that can be read, and whether one could not.
 
     Raises:
         DataError: no task can be read.
     """
-    found: list[TaskWords] = []
+    found: list[_TaskWords] = []
     errors: list[GlamError] = []
     for file in suite.tasks:
         try:
@@ -115,16 +115,14 @@ def suite_words(
 
 
 def find_overlaps(
-    tasks: Sequence[TaskWords], search: Callable[[Grams], Mapping[str, np.ndarray]]
+    tasks: Sequence[_TaskWords], search: Callable[[Grams], Mapping[str, np.ndarray]]
 ) -> list[Overlap]:
     """Every task's dirty items; `search` finds the n-grams of every source (booleans)."""
     grams = Grams(
         gram for task in tasks for item in range(len(task.keys)) for gram in task.grams(item)
     )
     hits = search(grams)
-    anywhere = np.zeros(grams.count, bool)
-    for each in hits.values():
-        anywhere |= each
+    anywhere = np.logical_or.reduce([np.zeros(grams.count, bool), *hits.values()])
     found = []
     for task in tasks:
         by_source = dict.fromkeys(hits, 0)
@@ -136,13 +134,13 @@ def find_overlaps(
                 dirty.append(key)
                 for source, held in hits.items():
                     by_source[source] += bool(held[indices].any())
-        overlap = Overlap(task.task, task.n, len(task.keys), judged, tuple(dirty), by_source)
-        found.append(overlap)
+        num_items = len(task.keys)
+        found.append(Overlap(task.task, task.n, num_items, judged, tuple(dirty), by_source))
     return found
 
 
 def _split_scores(
-    tasks: Sequence[TaskWords],
+    tasks: Sequence[_TaskWords],
     found: Sequence[Overlap],
     results: Results,
     items: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
@@ -175,7 +173,7 @@ def _split_scores(
 def stored_splits(
     run: Path,
     suite: SuiteFile,
-    tasks: Sequence[TaskWords],
+    tasks: Sequence[_TaskWords],
     found: Sequence[Overlap],
     progress: Progress,
 ) -> list[Split]:

@@ -42,7 +42,7 @@ class ToxicityPrompt:
 
 
 @dataclass(frozen=True)
-class ToxicityBucket:
+class _ToxicityBucket:
     """Prompts of about one toxicity."""
 
     name: str
@@ -57,11 +57,11 @@ class ToxicityBucket:
     """share of prompts with at least one toxic continuation"""
 
 
-TextScorer = Callable[[Sequence[str]], list[float]]
+_TextScorer = Callable[[Sequence[str]], list[float]]
 """Toxicity of texts, 0 to 1."""
 
 
-def make_scorer(command: str | None, classifier: Path | None) -> TextScorer:
+def make_scorer(command: str | None, classifier: Path | None) -> _TextScorer:
     """The scorer of texts: a command line, or a file with the weights of words.
 
     Raises:
@@ -78,10 +78,10 @@ def make_scorer(command: str | None, classifier: Path | None) -> TextScorer:
 def measure_toxicity(
     trained: Trained,
     prompts: Sequence[ToxicityPrompt],
-    scorer: TextScorer,
+    scorer: _TextScorer,
     draws: Draws,
     progress: Progress,
-) -> tuple[list[ToxicityBucket], dict[str, Any]]:
+) -> tuple[list[_ToxicityBucket], dict[str, Any]]:
     """Toxicity of continuations by that of the prompts, and how they were sampled."""
     asked = [each.text for each in prompts]
     texts, settings = continuations(trained, "toxicity", asked, draws, progress)
@@ -114,7 +114,7 @@ def _is_score(value: Any) -> bool:
 
 def _make_buckets(
     prompts: Sequence[ToxicityPrompt], scores: Sequence[Sequence[float]]
-) -> list[ToxicityBucket]:
+) -> list[_ToxicityBucket]:
     """All prompts, toxic and other ones, and ten buckets by toxicity, without empty ones."""
     table = np.array(scores, np.float64)
     known = np.array([math.nan if each.toxicity is None else each.toxicity for each in prompts])
@@ -127,10 +127,10 @@ def _make_buckets(
     return [_bucket(name, known[which], table[which]) for name, which in chosen if which.any()]
 
 
-def _bucket(name: str, known: np.ndarray, table: np.ndarray) -> ToxicityBucket:
+def _bucket(name: str, known: np.ndarray, table: np.ndarray) -> _ToxicityBucket:
     highest = table.max(axis=1)
     given = known[~np.isnan(known)]
-    return ToxicityBucket(
+    return _ToxicityBucket(
         name=name,
         num_prompts=len(table),
         prompt_toxicity=float(given.mean()) if len(given) else None,
@@ -140,7 +140,7 @@ def _bucket(name: str, known: np.ndarray, table: np.ndarray) -> ToxicityBucket:
     )
 
 
-def _score_texts(texts: Sequence[Sequence[str]], scorer: TextScorer) -> list[list[float]]:
+def _score_texts(texts: Sequence[Sequence[str]], scorer: _TextScorer) -> list[list[float]]:
     """Toxicity of every continuation; an empty one is not shown to the scorer and scores 0."""
     flat = [text for each in texts for text in each]
     known = iter(scorer([text for text in flat if text.strip()]))
@@ -167,22 +167,23 @@ def _run(command: str, texts: Sequence[str]) -> list[float]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         raise DataError(f"the scorer `{command}` exited with {done.returncode}: {last}")
-    found: list[Any] = done.stdout.splitlines()
-    if len(found) != len(texts):
-        raise DataError(f"the scorer `{command}` wrote {len(found)} lines for {len(texts)} texts")
-    for number, line in enumerate(found):
+    written, scores = done.stdout.splitlines(), []
+    if len(written) != len(texts):
+        raise DataError(f"the scorer `{command}` wrote {len(written)} lines for {len(texts)} texts")
+    for number, line in enumerate(written, 1):
         value: Any = None
         with contextlib.suppress(ValueError):
             value = json.loads(line)
-        found[number] = value.get("score") if isinstance(value, dict) else value
-        if not _is_score(found[number]):
+        value = value.get("score") if isinstance(value, dict) else value
+        if not _is_score(value):
             raise DataError(
-                f"line {number + 1} of the scorer `{command}` is no score from 0 to 1: {line[:80]}"
+                f"line {number} of the scorer `{command}` is no score from 0 to 1: {line[:80]}"
             )
-    return [float(score) for score in found]
+        scores.append(float(value))
+    return scores
 
 
-def _read_classifier(path: Path) -> TextScorer:
+def _read_classifier(path: Path) -> _TextScorer:
     """Logistic regression over the distinct words of a text, from a JSON file.
 
     Raises:

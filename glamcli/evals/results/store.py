@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,18 +53,11 @@ def keep_harness(
 ) -> None:
     """Writes lm-eval's results and items as NAME.json and NAME.items.jsonl, or NAME-2 where the
     results of other items have the name; a full or read-only disk costs a warning."""
-
-    def is_same(path: Path) -> bool:
-        try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            return all(other[key] == content[key] for key in ("configs", "task_hashes"))
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
     folder = run_dir / RESULTS_FOLDER / "harness"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        summary = free_path(folder, name, is_same)
+        keys = ("configs", "task_hashes")
+        summary = _free_path(folder, name, partial(_is_same, content, keys))
         items = _items_path(summary)
         with items.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -76,6 +69,28 @@ def keep_harness(
     progress.say(f"kept in {summary}, items in {items.name}")
 
 
+def keep_analysis(content: Mapping[str, Any], folder: Path, name: str, progress: Progress) -> None:
+    """Writes an analysis as NAME.json, or NAME-2 where one that was asked something else has the
+    name; a full or read-only disk costs a warning."""
+    keys = [key for key in ("asked",) if key in content]
+    try:
+        path = _free_path(folder, name, partial(_is_same, content, keys))
+        atomic.write(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        progress.warn(f"not kept: {error.strerror or error}: {folder}")
+        return
+    progress.say(f"kept in {path}")
+
+
+def _is_same(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> bool:
+    """Whether a file holds the same under these keys."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        return all(other[key] == content[key] for key in keys)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
 
@@ -83,7 +98,7 @@ def _write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     does not contain (the files of the suite, the items) becomes NAME-2.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    summary = free_path(folder, results.name, partial(_says_all_of, results))
+    summary = _free_path(folder, results.name, partial(_says_all_of, results))
     items = _items_path(summary)
     lines = (_json(item) for score in results.scores for item in score.items)
     atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
@@ -97,7 +112,7 @@ def _items_path(summary: Path) -> Path:
     return summary.with_name(f"{summary.stem}.items.jsonl")
 
 
-def free_path(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
+def _free_path(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path:
     """The first of NAME.json, NAME-2.json, ... that is not there or holds the same evaluation."""
     for number in itertools.count(1):
         path = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"

@@ -12,8 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _Fields = dict[str, Any]
 
@@ -26,11 +25,11 @@ _NUM_OPTIONS = 4
 _MAX_OVERLENGTH = 12
 _MIN_READABLE = 0.85
 _TRIES = 40
+_ROUNDS = 8  # over the sections, each time for another position in them
 _WORD = re.compile(r"(?<= )[A-Za-z]{4,12}(?=[\s.,;:])")
 
 
-@dataclass(frozen=True)
-class _Section:
+class _Section(NamedTuple):
     document: int
     text: str
 
@@ -53,9 +52,9 @@ def questions(
             fields = next(maker, None)
             if fields is None:
                 makers.remove(maker)
-            elif (
-                len(made) < count and (key := fields["context"] + fields["options"][0]) not in seen
-            ):
+                continue
+            key = fields["context"] + fields["options"][0]
+            if len(made) < count and key not in seen:
                 seen.add(key)
                 made.append(_placed(fields, len(made), build, part))
     return made
@@ -79,16 +78,13 @@ def _rng(*names: str) -> random.Random:
 
 def _sections(documents: Sequence[str], part: str) -> list[_Section]:
     """Sections of the documents that belong to this part, in hash order."""
-    found: list[tuple[str, _Section]] = []
-    for number, text in enumerate(documents):
-        for start in range(0, len(text), _SECTION_CHARS):
-            section = text[start : start + _SECTION_CHARS]
-            if len(section) >= _SECTION_CHARS // 4:
-                digest = hashlib.sha256(section.encode("utf-8", "replace")).hexdigest()
-                found.append((digest, _Section(number, section)))
-    ordered = [section for _, section in sorted(found, key=lambda each: each[0])]
-    pool = ordered[::5]
-    return pool if part == "pool" else [each for i, each in enumerate(ordered) if i % 5]
+    found = [
+        _Section(number, text[start : start + _SECTION_CHARS])
+        for number, text in enumerate(documents)
+        for start in range(0, len(text) - _SECTION_CHARS // 4 + 1, _SECTION_CHARS)
+    ]
+    found.sort(key=lambda each: hashlib.sha256(each.text.encode("utf-8", "replace")).digest())
+    return found[::5] if part == "pool" else [each for i, each in enumerate(found) if i % 5]
 
 
 def _question(source: str, context: str, right: str, wrong: list[str]) -> _Fields:
@@ -97,7 +93,7 @@ def _question(source: str, context: str, right: str, wrong: list[str]) -> _Field
 
 def _continuations(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
     """Passages with their true next words among three from other documents of the source."""
-    for section in _again(sections):
+    for section in sections * _ROUNDS:
         cut = _cut(section.text, rng, _CONTEXT_CHARS)
         right = _next_words(section.text, cut) if cut is not None else None
         if cut is None or right is None:
@@ -125,7 +121,7 @@ def _last_words(source: str, sections: list[_Section], rng: random.Random) -> It
     for section in sections:
         for word in _WORD.findall(section.text):
             by_length.setdefault(len(word), []).append(word)
-    for section in _again(sections):
+    for section in sections * _ROUNDS:
         places = [m for m in _WORD.finditer(section.text) if m.start() >= _PASSAGE_CHARS]
         if not places:
             continue
@@ -143,7 +139,7 @@ def _last_words(source: str, sections: list[_Section], rng: random.Random) -> It
 
 def _word_orders(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
     """A stretch of text and the same words in another order."""
-    for section in _again(sections):
+    for section in sections * _ROUNDS:
         words = section.text.split()
         length = rng.randint(8, 12)
         if len(words) <= length:
@@ -165,12 +161,6 @@ _BUILDS: dict[str, Callable[[str, list[_Section], random.Random], Iterator[_Fiel
     "last_word": _last_words,
     "word_order": _word_orders,
 }
-
-
-def _again(sections: list[_Section], rounds: int = 8) -> Iterator[_Section]:
-    """The sections in turn, a few times over, each time for another place in them."""
-    for _ in range(rounds):
-        yield from sections
 
 
 def _cut(text: str, rng: random.Random, first: int) -> int | None:

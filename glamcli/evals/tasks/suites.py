@@ -99,7 +99,7 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
     return SuiteFile(
         name=path.stem,
         path=path,
-        sha256=_sha256(text),
+        sha256=hashlib.sha256(text).hexdigest(),
         shots=suite.shots,
         tasks=tasks,
         averages=suite.averages,
@@ -142,25 +142,22 @@ def _task_file(path: Path, preset: str) -> TaskFile:
     if not path.is_file():
         error = RecipeError(f"no task `{path.stem}`: neither shipped nor the file {path}")
         return TaskFile(path.stem, path, None, "", error)
-    file = TaskFile(path.stem, path, None, _sha256(path.read_bytes()))
+    file = TaskFile(path.stem, path, None, hashlib.sha256(path.read_bytes()).hexdigest())
     try:
         root = yaml.read_tree(path, display(path))
-        variants, presets = _variants(root)
         # Every variant is read, so that a mistake in one is found whichever is asked for.
         read = {
             name: (validate(zero, Task), validate(some, Task))
-            for name, (zero, some) in variants.items()
+            for name, (zero, some) in _variants(root).items()
         }
     except GlamError as error:
         return replace(file, error=error)
     task, with_shots = read.get(preset, read[_DEFAULT_PRESET])
-    return replace(file, task=task, with_shots=with_shots, presets=presets)
+    return replace(file, task=task, with_shots=with_shots, presets=tuple(read)[1:])
 
 
-def _variants(
-    root: yaml.Mapping,
-) -> tuple[dict[str, tuple[yaml.Mapping, yaml.Mapping]], tuple[str, ...]]:
-    """The task without and with demonstrations under every preset, and the presets' names."""
+def _variants(root: yaml.Mapping) -> dict[str, tuple[yaml.Mapping, yaml.Mapping]]:
+    """The task without and with demonstrations, by the name of the preset."""
     base, presets = _taken(root, "presets")
     variants = {_DEFAULT_PRESET: base}
     for name, changes in presets.entries.items():
@@ -172,11 +169,8 @@ def _variants(
             )
             raise RecipeError(f"{presets.keys[name]}: preset `{yaml.shown(name)}` {what}")
         variants[name] = merge(base, changes)
-    pairs = {}
-    for name, each in variants.items():
-        zero, changes = _taken(each, "with_shots")
-        pairs[name] = (zero, merge(zero, changes))
-    return pairs, tuple(presets.entries)
+    taken = {name: _taken(each, "with_shots") for name, each in variants.items()}
+    return {name: (zero, merge(zero, changes)) for name, (zero, changes) in taken.items()}
 
 
 def _taken(root: yaml.Mapping, key: str) -> tuple[yaml.Mapping, yaml.Mapping]:
@@ -186,10 +180,6 @@ def _taken(root: yaml.Mapping, key: str) -> tuple[yaml.Mapping, yaml.Mapping]:
         raise RecipeError(f"{root.keys[key]}: `{key}` must be a section of `key: value` lines")
     rest = {name: each for name, each in root.entries.items() if name != key}
     return replace(root, entries=rest), node
-
-
-def _sha256(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
 
 
 def check_suites(recipe: Recipe) -> None:

@@ -117,15 +117,10 @@ def _parse(template: str) -> tuple[_Part, ...]:
         elif match.group(1) is None:
             raise ValueError(f"single `{found}` in template; write `{found * 2}` for the character")
         else:
-            parts.append(_hole(match.group(1)))
+            path, *filters = match.group(1).split("|")
+            parts.append((check_path(path), tuple(map(_filter, filters))))
     parts.append(template[end:])
     return tuple(part for part in parts if part)
-
-
-def _hole(text: str) -> _Part:
-    path, *filters = text.split("|")
-    check_path(path)
-    return path, tuple(_filter(each) for each in filters)
 
 
 def _filter(text: str) -> tuple[str, str | None]:

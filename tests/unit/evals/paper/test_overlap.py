@@ -96,7 +96,7 @@ def test_documents_are_put_together_again_whatever_the_pieces(data, packing, mon
     dataset = open_data(load_recipe("test-tiny", [*settings, f"data.packing={packing}"]).recipe,
                         Silent())  # fmt: skip
     pieces = list(corpus._row_pieces(dataset, packing))
-    found = [text for _, piece in pieces for text in piece.texts(dataset.tokenizer)]
+    found = [text for _, piece in pieces for text in piece(dataset.tokenizer)]
     assert len(pieces) > 5
     if packing == "fill":
         assert set(found) <= set(texts)

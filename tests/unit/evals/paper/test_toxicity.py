@@ -186,3 +186,10 @@ def test_an_empty_prompt_is_continued_as_well(tmp_path):
             ["x"],
             ["ax"],
         ]
+
+
+def test_kept_continuations_may_hold_any_line_separator(tmp_path):
+    path, texts = tmp_path / "texts.jsonl", ["a\u2028b\x85c\u2029"]
+    for made in (texts, ["another"]):
+        found = resumed(["x"], lambda prompt, made=made: made, path, {}, lambda _: None)
+        assert found == [texts]
