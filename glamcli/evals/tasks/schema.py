@@ -17,7 +17,7 @@ from glamcli.evals.tasks import template
 Template = Annotated[str, AfterValidator(template.check_template)]
 _FieldPath = Annotated[str, AfterValidator(template.check_path)]
 _FieldOrTemplate = Annotated[str, AfterValidator(template.check_either)]
-Scorer = Literal["sum", "per_token", "uncond", "generate"]
+_Scorer = Literal["sum", "per_token", "uncond", "generate"]
 _MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
 _Setting = CountOrZero | Literal["few"]
 
@@ -120,7 +120,7 @@ class OriginalFile(Settings):
     """the file of the task it becomes."""
 
 
-class DatasetOrigin(Settings):
+class _DatasetOrigin(Settings):
     """Where the data is from, for `glam eval data`."""
 
     page: str
@@ -137,7 +137,7 @@ class Task(Settings):
     about: str = ""
     data: ItemSource
     shots: Shots = Shots()
-    origin: DatasetOrigin | None = None
+    origin: _DatasetOrigin | None = None
     published: tuple[Published, ...] = ()
     header: str = ""
     """text before the first demonstration."""
@@ -182,7 +182,7 @@ class Task(Settings):
     """generate: skip items whose accepted answers have a lower F1 against each other (QuAC)."""
     delimiter: str = " "
     """between the prompt and the answer; belongs to the scored text."""
-    scorer: Scorer = "per_token"
+    scorer: _Scorer = "per_token"
     """`sum`: log-likelihood of the option; `per_token`: divided by its number of tokens (GLaM);
     `uncond`: minus its log-likelihood after `uncond_context`; `generate`: text is generated."""
     uncond_context: str = "Answer:"
@@ -216,17 +216,24 @@ class Task(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
-        wanted, possible = self._keys()
+        kind = "`contexts`" if self.contexts is not None else f"scorer `{self.scorer}`"
+        judged = "label" if self.right is None else "right"
+        # Keys a task of this kind must have, and others it may have.
+        wanted, possible = {"prompt", "options", judged}, {"option_text"}
+        if self.scorer == "generate":
+            wanted, possible = {"prompt", "answers"}, {"shown_answer", "label"}
+        elif self.contexts is not None:
+            wanted, possible = {"contexts", "continuation", judged}, set()
         for name in _ASKING:
             given = getattr(self, name) is not None
             if given and name not in wanted | possible:
-                raise WrongKey(name, f"a task with {self._kind()} does not use `{name}`")
+                raise WrongKey(name, f"a task with {kind} does not use `{name}`")
             if not given and name in wanted:
                 at = next(key for key in _DECIDING if key in self.model_fields_set)
-                raise WrongKey(at, f"a task with {self._kind()} needs `{name}`")
+                raise WrongKey(at, f"a task with {kind} needs `{name}`")
         for name in self.metrics:
             if name not in self._possible_metrics():
-                raise WrongKey("metrics", f"metric `{name}` does not go with {self._kind()}")
+                raise WrongKey("metrics", f"metric `{name}` does not go with {kind}")
         fixed = self.contexts or (self.options if isinstance(self.options, tuple) else None)
         listed = self.labels if isinstance(self.labels, tuple) else None
         if listed is not None and fixed is not None and len(listed) != len(fixed):
@@ -238,18 +245,6 @@ class Task(Settings):
         if self.no_answer is None and self.no_answer_vote:
             raise WrongKey("no_answer_vote", "`no_answer_vote` needs `no_answer`")
         return self
-
-    def _kind(self) -> str:
-        return "`contexts`" if self.contexts is not None else f"scorer `{self.scorer}`"
-
-    def _keys(self) -> tuple[set[str], set[str]]:
-        """Keys a task of this kind must have, and others it may have."""
-        judged = "label" if self.right is None else "right"
-        if self.scorer == "generate":
-            return {"prompt", "answers"}, {"shown_answer", "label"}
-        if self.contexts is not None:
-            return {"contexts", "continuation", judged}, set()
-        return {"prompt", "options", judged}, {"option_text"}
 
     def _possible_metrics(self) -> set[str]:
         is_open = self.scorer == "generate"
