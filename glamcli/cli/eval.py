@@ -37,16 +37,12 @@ class _RunOrCommand(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            self._refuse_typo(args[0])
+            near = difflib.get_close_matches(args[0], self.commands, 1, cutoff=0.7)
+            if near and "/" not in args[0] and not Path(args[0]).exists():
+                hint = f"did you mean `glam eval {near[0]}`?"
+                raise RecipeError(f"no such command or run: `{args[0]}`", hint)
             args = ["score", *args]
         return super().parse_args(ctx, args)
-
-    def _refuse_typo(self, word: str) -> None:
-        near = difflib.get_close_matches(word, self.commands, 1, cutoff=0.7)
-        if near and "/" not in word and not Path(word).exists():
-            raise RecipeError(
-                f"no such command or run: `{word}`", hint=f"did you mean `glam eval {near[0]}`?"
-            )
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] RUN | COMMAND ...")

@@ -123,16 +123,15 @@ def read_text(path: Path, shown_as: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse(text: str, shown_as: str, line: int | None = None) -> Node:
-    """The tree of a text; places count its lines, or say `line` when it has no lines of its own.
+def parse(text: str, shown_as: str) -> Node:
+    """The tree of a text; places count its lines, but those of `--set`.
 
     Raises: RecipeError naming the line for everything that is not plain data.
     """
 
     def at(item: Any) -> Place:
         mark = getattr(item, "start_mark", None) or getattr(item, "problem_mark", None)
-        has_lines = line is None and mark is not None and shown_as != "--set"
-        return Place(shown_as, mark.line + 1 if has_lines else line)
+        return Place(shown_as, None if mark is None or shown_as == "--set" else mark.line + 1)
 
     try:
         events = _plain_events(YAML(typ="safe", pure=True).parse(text), at)
@@ -145,7 +144,7 @@ def parse(text: str, shown_as: str, line: int | None = None) -> Node:
     except (ValueError, OverflowError, IndexError) as error:
         # ruamel.yaml lets `chr()` of an impossible "\U" escape through as it comes.
         raise RecipeError(f"{printable(shown_as)}: not readable as YAML") from error
-    return roots[0] if roots else Scalar(None, Place(shown_as, line))
+    return roots[0] if roots else Scalar(None, Place(shown_as))
 
 
 def _plain_events(events: Iterator[Any], at: Callable[[Any], Place]) -> Iterator[Any]:
