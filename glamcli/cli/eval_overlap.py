@@ -81,9 +81,12 @@ def overlap(
             "no scores on clean and dirty items:"
             f" `glam eval {run} --suite {suite}` has not scored these items yet"
         )
-    overlaps = [{**asdict(each), "dirty_frac": each.dirty_frac} for each in found]
-    scores = [asdict(each) for each in splits]
-    content = {"suite": chosen.name, "of": what, "overlap": overlaps, "scores": scores}
+    content = {
+        "suite": chosen.name,
+        "of": what,
+        "overlap": [asdict(each) for each in found],
+        "scores": [asdict(each) for each in splits],
+    }
     if as_json:
         click.echo(json.dumps({"event": "overlap", **content}))
     else:

@@ -35,17 +35,14 @@ class Pool(Sequence[Question]):
     """Demonstrations, each read when it is drawn: a training set has far more than are shown."""
 
     def __init__(self, task: Task, items: Sequence[Item]):
-        self._task = task
         self._items = items
-        self._read: dict[int, Question] = {}
+        self._read = lru_cache(None)(lambda index: ask(task, items[index], shown=True))
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        if index not in self._read:
-            self._read[index] = ask(self._task, self._items[index], shown=True)
-        return self._read[index]
+        return self._read(index)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,8 @@ class Overlap:
     """keys of the dirty items"""
     by_source: Mapping[str, int]
     """dirty items by the source that holds something of them"""
-
-    @property
-    def dirty_frac(self) -> float:
-        """Share of dirty items among those that were judged."""
-        return len(self.dirty) / max(self.num_judged, 1)
+    dirty_frac: float
+    """share of dirty items among those that were judged"""
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,9 @@ def find_overlaps(
                 dirty.append(key)
                 for source, held in hits.items():
                     by_source[source] += bool(held[indices].any())
-        num_items = len(task.keys)
-        found.append(Overlap(task.task, task.n, num_items, judged, tuple(dirty), by_source))
+        counts = (task.n, len(task.keys), judged)
+        frac = len(dirty) / max(judged, 1)
+        found.append(Overlap(task.task, *counts, tuple(dirty), by_source, frac))
     return found
 
 

@@ -82,8 +82,8 @@ class Library:
 
     def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
         records = there(source, self.folder(task_path), task_path)
-        if records.kind == "heldout":
-            return self._heldout(records, part)
+        if records.kind == "heldout" and records.build is not None:
+            return self._heldout(records.build, records.items, part)
         asked = tuple(sorted(task_paths(task, *_ASKED)))
         files = data_paths(records, self.folder(task_path))
         found = [replace(item, asked=asked) for path in files for item in read(records, path)]
@@ -92,19 +92,17 @@ class Library:
             raise DataError(f"{names}: no items" + (" that match `where`" if records.where else ""))
         return found
 
-    def _heldout(self, source: Records, part: str) -> list[Item]:
-        if self.documents is None or source.build is None:
+    def _heldout(self, build: str, count: int, part: str) -> list[Item]:
+        if self.documents is None:
             raise DataError(
                 "this task asks about the run's held-out documents, and no run folder was given",
                 hint="give the folder of the run instead of a bare checkpoint",
             )
-        made = questions(self.documents(), source.build, source.items, part)
+        made = questions(self.documents(), build, count, part)
         if not made:
-            raise DataError(f"no `{source.build}` question can be made from the held-out documents")
+            raise DataError(f"no `{build}` question can be made from the held-out documents")
         noun = "question" if part == "items" else "demonstration"
-        return [
-            Item(fields, f"{source.build} {noun} {number}") for number, fields in enumerate(made)
-        ]
+        return [Item(fields, f"{build} {noun} {number}") for number, fields in enumerate(made)]
 
 
 _ASKED = ("prompt", "contexts", "continuation", "options", "option_text")
@@ -209,14 +207,10 @@ def read_jsonl(path: Path) -> list[Item]:
     """The objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        DataError: no such file, nothing in it, or a line that is not UTF-8 or not an object.
+        DataError: it cannot be read, holds nothing, or a line is not UTF-8 or not an object.
     """
     try:
         lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise DataError(
-            f"no file {path}", hint="`--data-dir` names the folder the data is in"
-        ) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     items = []

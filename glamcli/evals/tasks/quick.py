@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-_Fields = dict[str, Any]
+_Question = tuple[str, str, list[str]]
+"""context, right answer, wrong ones"""
 
 _SECTION_CHARS = 1500
 # Short, so that five demonstrations fit into the rows of a small model.
@@ -36,40 +37,38 @@ class _Section(NamedTuple):
 
 def questions(
     documents: Mapping[str, Sequence[str]], build: str, count: int, part: str
-) -> list[_Fields]:
+) -> list[dict[str, Any]]:
     """Up to `count` questions, `items` or `pool` (for demonstrations), the sources in turn.
 
     Fewer come back when the documents do not hold more.
     """
-    makers = [
-        iter(_BUILDS[build](source, _sections(texts, part), _rng(build, source, part)))
+    makers = {
+        source: _BUILDS[build](_sections(texts, part), _rng(build, source, part))
         for source, texts in sorted(documents.items())
-    ]
-    made: list[_Fields] = []
+    }
+    made: list[dict[str, Any]] = []
     seen: set[str] = set()
     while makers and len(made) < count:
-        for maker in list(makers):
-            fields = next(maker, None)
-            if fields is None:
-                makers.remove(maker)
+        for source, maker in list(makers.items()):
+            question = next(maker, None)
+            if question is None:
+                del makers[source]
                 continue
-            key = fields["context"] + fields["options"][0]
-            if len(made) < count and key not in seen:
-                seen.add(key)
-                made.append(_placed(fields, len(made), build, part))
+            context, right, wrong = question
+            if len(made) < count and context + right not in seen:
+                seen.add(context + right)
+                label = _position(len(made), 1 + len(wrong), build, part)
+                options = [*wrong[:label], right, *wrong[label:]]
+                fields = {"context": context, "options": options, "label": label, "source": source}
+                made.append(fields)
     return made
 
 
-def _placed(fields: _Fields, number: int, build: str, part: str) -> _Fields:
-    """The question with its right answer moved, so that no position is right more often."""
-    options = list(fields["options"])
-    right = options.pop(fields["label"])
-    count = len(options) + 1
-    block = list(range(count))  # every position once in as many questions, in a drawn order
-    _rng(build, part, str(number // count)).shuffle(block)
-    label = block[number % count]
-    options.insert(label, right)
-    return {**fields, "options": options, "label": label}
+def _position(number: int, num_options: int, build: str, part: str) -> int:
+    """Of a question's right answer: every one once in as many questions, in a drawn order."""
+    block = list(range(num_options))
+    _rng(build, part, str(number // num_options)).shuffle(block)
+    return block[number % num_options]
 
 
 def _rng(*names: str) -> random.Random:
@@ -87,11 +86,7 @@ def _sections(documents: Sequence[str], part: str) -> list[_Section]:
     return found[::5] if part == "pool" else [each for i, each in enumerate(found) if i % 5]
 
 
-def _question(source: str, context: str, right: str, wrong: list[str]) -> _Fields:
-    return {"context": context, "options": [right, *wrong], "label": 0, "source": source}
-
-
-def _continuations(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
+def _continuations(sections: list[_Section], rng: random.Random) -> Iterator[_Question]:
     """Passages with their true next words among three from other documents of the source."""
     for section in sections * _ROUNDS:
         cut = _cut(section.text, rng, _CONTEXT_CHARS)
@@ -112,10 +107,10 @@ def _continuations(source: str, sections: list[_Section], rng: random.Random) ->
                 wrong.add(text)
         if len(wrong) == _NUM_OPTIONS - 1:
             context = _beginning_at_word(section.text[max(0, cut - _CONTEXT_CHARS) : cut])
-            yield _question(source, context, right, sorted(wrong))
+            yield context, right, sorted(wrong)
 
 
-def _last_words(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
+def _last_words(sections: list[_Section], rng: random.Random) -> Iterator[_Question]:
     """Passages without their last word, which is among four of the same length."""
     by_length: dict[int, list[str]] = {}
     for section in sections:
@@ -133,11 +128,10 @@ def _last_words(source: str, sections: list[_Section], rng: random.Random) -> It
                 wrong[word.lower()] = word
         if len(wrong) == _NUM_OPTIONS - 1:
             context = section.text[match.start() - _PASSAGE_CHARS : match.start()].rstrip()
-            wrong_words = sorted(wrong.values())
-            yield _question(source, _beginning_at_word(context), match.group(), wrong_words)
+            yield _beginning_at_word(context), match.group(), sorted(wrong.values())
 
 
-def _word_orders(source: str, sections: list[_Section], rng: random.Random) -> Iterator[_Fields]:
+def _word_orders(sections: list[_Section], rng: random.Random) -> Iterator[_Question]:
     """A stretch of text and the same words in another order."""
     for section in sections * _ROUNDS:
         words = section.text.split()
@@ -152,11 +146,11 @@ def _word_orders(source: str, sections: list[_Section], rng: random.Random) -> I
         for _ in range(_TRIES):
             rng.shuffle(mixed)
             if mixed != chosen:
-                yield _question(source, "", " ".join(chosen), [" ".join(mixed)])
+                yield "", " ".join(chosen), [" ".join(mixed)]
                 break
 
 
-_BUILDS: dict[str, Callable[[str, list[_Section], random.Random], Iterator[_Fields]]] = {
+_BUILDS: dict[str, Callable[[list[_Section], random.Random], Iterator[_Question]]] = {
     "continuation": _continuations,
     "last_word": _last_words,
     "word_order": _word_orders,

@@ -48,9 +48,10 @@ class TaskFile:
         Raises:
             GlamError: the file could not be read.
         """
+        if self.error is not None:
+            raise self.error
         task = self.with_shots if shots else self.task
-        if task is None:
-            raise self.error or RecipeError(f"task `{self.name}` could not be read")
+        assert task is not None
         return task
 
 
