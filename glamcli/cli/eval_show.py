@@ -20,17 +20,10 @@ if TYPE_CHECKING:
 
 _BASELINES = ("random", "position", "majority")
 _LARGE_PERPLEXITY = 1e6
-# Keys of the model's description, with the words they are shown by.
-_SHOWN_IDENTITY = {
-    "run": "run",
-    "step": "step",
-    "params_digest": "weights",
-    "recipe_hash": "recipe",
-    "tokenizer": "tokenizer",
-    "dtype": "dtype",
-    "dispatch": "dispatch",
-    "window": "window",
-}
+# Keys of the model's description, some of which are shown by other words.
+_SHOWN_IDENTITY = ("run", "step", "params_digest", "recipe_hash", "tokenizer", "dtype", "dispatch",
+                   "window")  # fmt: skip
+_WORDS = {"params_digest": "weights", "recipe_hash": "recipe"}
 
 
 @click.command()
@@ -207,7 +200,7 @@ def _missing_text(averages: Sequence[Average]) -> str | None:
 def _show_conditions(results: Results) -> None:
     """What the numbers belong to, and what was not scored."""
     click.echo()
-    known = {word: results.model.get(key) for key, word in _SHOWN_IDENTITY.items()}
+    known = {_WORDS.get(key, key): results.model.get(key) for key in _SHOWN_IDENTITY}
     known |= {name: getattr(results, name) for name in ("preset", "limit", "seed")}
     facts = [
         f"{word} {str(value)[: 16 if len(str(value)) == 64 else None]}"  # of a SHA-256

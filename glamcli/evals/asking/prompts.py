@@ -179,13 +179,13 @@ class TaskQuestions:
         """
         if isinstance(setting, int):
             return setting
-        task = self.file.with_shots
-        if task is None or task.shots.few is None:
+        few = self.file.at(1).shots.few
+        if few is None:
             raise RecipeError(
                 f"task `{self.file.name}` does not say what `few` means",
                 hint="set `shots.few` in its file",
             )
-        return task.shots.few
+        return few
 
     def prompt(
         self, question: Question, shots: int, seed: int, encode: Callable[[str], list[int]],

@@ -38,10 +38,9 @@ def records(shape: str, path: Path) -> list[_Fields]:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except xml.etree.ElementTree.ParseError as error:
         raise DataError(f"{path}:{error.position[0]}: not XML: {error}") from None
-    except KeyError as error:
-        raise DataError(f"{path}: not of the shape `{shape}`: no {error}") from None
-    except (AttributeError, IndexError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not of the shape `{shape}`: {error}") from None
+    except (AttributeError, LookupError, TypeError, ValueError, csv.Error) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}: not of the shape `{shape}`: {why}") from None
     if not found:
         raise DataError(f"{path}: no records in this file")
     return found

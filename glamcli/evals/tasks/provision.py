@@ -49,21 +49,20 @@ class Need:
     @property
     def missing(self) -> tuple[Path, ...]:
         """Files of the first form that are not there or empty; none when any form is whole."""
-        lacking = [
-            tuple(path for path in data_paths(form, self.folder) if not _has_content(path))
-            for form in self.source.forms
-        ]
-        return lacking[0] if all(lacking) else ()
+
+        def has_content(path: Path) -> bool:
+            return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
+
+        forms = [data_paths(form, self.folder) for form in self.source.forms]
+        if any(all(map(has_content, paths)) for paths in forms):
+            return ()
+        return tuple(path for path in forms[0] if not has_content(path))
 
     @property
     def prepared(self) -> str | None:
         """The TFDS directory that would do as well, for example `piqa/1.0.0`."""
         names = (form.path for form in self.source.forms if form.kind == "tfds")
         return next((name for name in names if isinstance(name, str)), None)
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
 
 
 def needs(file: TaskFile, folder: Path) -> list[Need]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,7 +95,11 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
     else:
         suite = Suite(tasks=(path.name,))
         tasks = (_task_file(path, preset),)
-    _refuse_unknown_preset(preset, tasks)
+    known = sorted({_DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
+    # A task that could not be read may know it.
+    if preset not in known and not any(task.error for task in tasks):
+        names = ", ".join(f"`{name}`" for name in known)
+        raise RecipeError(f"no task of this suite has a preset `{preset}`", hint=f"known: {names}")
     return SuiteFile(
         name=path.stem,
         path=path,
@@ -108,14 +111,6 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
         published=suite.published,
         preset=preset,
     )
-
-
-def _refuse_unknown_preset(preset: str, tasks: Sequence[TaskFile]) -> None:
-    known = sorted({_DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
-    # A task that could not be read may know it.
-    if preset not in known and not any(task.error for task in tasks):
-        names = ", ".join(f"`{name}`" for name in known)
-        raise RecipeError(f"no task of this suite has a preset `{preset}`", hint=f"known: {names}")
 
 
 def _find(name_or_path: str) -> Path:

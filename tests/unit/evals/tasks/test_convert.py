@@ -152,6 +152,7 @@ def test_stereotypes_follow_the_share_of_women(tmp_path):
         ("piqa", '{"goal": "x"}\n', "x-labels.lst"),
         ("winograd", "<a>", ":1: not XML"),
         ("story_cloze", "a,b\n1,2\n", "no 'AnswerRightEnding'"),
+        pytest.param("story_cloze", 'a\n"' + "b" * 200_000, "`: field larger", id="long"),
         ("record", '{"passage": 1}\n', "not of the shape `record`"),
         ("jsonl", '{"a": 1}\n[]\n', "x.data:2: not a JSON object"),
         ("jsonl", "", "x.data: no items"),
