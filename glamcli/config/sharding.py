@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import chain
+from itertools import chain, combinations
 from typing import get_args
 
 from glamcli.config.devices import MeshAxis, Rules
@@ -94,15 +94,9 @@ def table(mesh: Mesh) -> Rules:
     split = {"embed": ((), ("model",)), "sequence": (("model",), ()), "whole": ((), ())}
     seq, act_embed = split[mesh.residual]
     rules = mesh.rules
-    return rules.model_copy(
-        update={
-            "seq": seq if rules.seq is None else rules.seq,
-            "act_embed": act_embed if rules.act_embed is None else rules.act_embed,
-            "outer_batch": rules.outer_batch
-            if rules.outer_batch is not None
-            else (*rules.batch, "stage"),
-        }
-    )
+    follow = {"seq": seq, "act_embed": act_embed, "outer_batch": (*rules.batch, "stage")}
+    missing = {name: axes for name, axes in follow.items() if getattr(rules, name) is None}
+    return rules.model_copy(update=missing)
 
 
 def known_sizes(mesh: Mesh) -> dict[str, int]:
@@ -163,31 +157,25 @@ def contradictions(recipe: Recipe) -> Found:
                 "use [stage] or []",
             )
     reported = []
-    for array, axes in {**weights(recipe), **ACTIVATIONS}.items():
-        names = [name for name in axes if name is not None]
-        for i, one in enumerate(names):
-            for other in names[i + 1 :]:
-                both = set(getattr(rules, one)) & set(getattr(rules, other))
-                if one == other or not both or {one, other} in reported:
-                    continue
-                reported.append({one, other})
-                yield _twice(recipe, array, axes, one, other, sorted(both)[0])
-
-
-def _twice(
-    recipe: Recipe, array: str, axes: Axes, one: str, other: str, axis: str
-) -> tuple[str, str, str]:
-    """An array that would be split over one mesh axis in two of its dimensions."""
-    rules, defaults = recipe.mesh.rules, Rules()
-    changed = [name for name in (other, one) if getattr(rules, name) != getattr(defaults, name)]
-    dims = ", ".join(name or "-" for name in axes)
-    label = f"`{array}`" if array in weights(recipe) else array
-    return (
-        _key(changed[0]) if changed else "mesh.residual",
-        f"{label} [{dims}] would be split over `mesh.{axis}` twice, by `mesh.rules.{one}` and "
-        f"`mesh.rules.{other}`",
-        f"take `{axis}` out of one of them",
-    )
+    defaults = Rules()
+    for array, axes in _arrays(recipe).items():
+        for one, other in combinations([name for name in axes if name is not None], 2):
+            both = set(getattr(rules, one)) & set(getattr(rules, other))
+            if one == other or not both or {one, other} in reported:
+                continue
+            reported.append({one, other})
+            changed = (
+                _key(name)
+                for name in (other, one)
+                if getattr(recipe.mesh.rules, name) != getattr(defaults, name)
+            )
+            dims, axis = ", ".join(name or "-" for name in axes), min(both)
+            yield (
+                next(changed, "mesh.residual"),
+                f"{array} [{dims}] would be split over `mesh.{axis}` twice, by "
+                f"`mesh.rules.{one}` and `mesh.rules.{other}`",
+                f"take `{axis}` out of one of them",
+            )
 
 
 def check_divides(problems: Found) -> None:
@@ -227,9 +215,8 @@ def indivisible_widths(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
     """Dimensions of weights and activations that do not split evenly over mesh axes; an axis whose
     size is not known yet counts as one."""
     rules, known = table(recipe.mesh), axis_sizes(recipe)
-    arrays = {**weights(recipe), **ACTIVATIONS}
     reported = set()
-    for array, axes in arrays.items():
+    for array, axes in _arrays(recipe).items():
         for name in axes:
             if name not in known:
                 continue
@@ -241,13 +228,18 @@ def indivisible_widths(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> Found:
             reported.add((key, tuple(split)))
             over = " x ".join(f"`mesh.{axis}`" for axis in split)
             pairs = " (in pairs)" if name == "layers" and recipe.moe else ""
-            label = f"`{name}` of " + (f"`{array}`" if array in weights(recipe) else array)
             near = max(n for n in range(1, parts) if size % n == 0)
             yield (
                 key,
-                f"`{key}` is {size}{pairs}, which does not divide over {over} {parts} ({label})",
+                f"`{key}` is {size}{pairs}, which does not divide over {over} {parts} "
+                f"(`{name}` of {array})",
                 f"{over} may be {near}",
             )
+
+
+def _arrays(recipe: Recipe) -> dict[str, Axes]:
+    """Logical axes of everything that is laid out, in the words of messages."""
+    return {f"`{path}`": axes for path, axes in weights(recipe).items()} | dict(ACTIVATIONS)
 
 
 def _key(name: str) -> str:

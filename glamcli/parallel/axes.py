@@ -60,8 +60,9 @@ class Layout:
 
     def here(self, name: str | None, size: int) -> tuple[str, ...]:
         """The axes of the current mesh that a dimension of this size is split over."""
-        mesh = jax.sharding.get_abstract_mesh()
-        return () if mesh.empty or mesh.size == 1 else self.split_of(name, size, mesh.shape)
+        if num_devices() == 1:
+            return ()
+        return self.split_of(name, size, jax.sharding.get_abstract_mesh().shape)
 
     def num_parts(self, shape: tuple[int, ...], axes: Axes) -> int:
         """How many parts an activation of this shape has on the current mesh."""
@@ -71,23 +72,13 @@ class Layout:
 
     def spec(self, axes: Axes) -> PartitionSpec:
         """The partition of an array with these logical axes."""
-        return PartitionSpec(*(_entry(self.split(name)) for name in axes))
-
-    def spec_of(
-        self, shape: tuple[int, ...], axes: Axes, mesh_shape: Mapping[str, int]
-    ) -> PartitionSpec:
-        """The partition of an activation of this shape: over the axes that divide it."""
-        sizes = zip(axes, shape, strict=True)
-        return PartitionSpec(*(_entry(self.split_of(*each, mesh_shape)) for each in sizes))
+        return PartitionSpec(*map(self.split, axes))
 
     def split_of(
         self, name: str | None, size: int, mesh_shape: Mapping[str, int]
     ) -> tuple[str, ...]:
         """The mesh axes that a dimension of this size is split over: as many as divide it."""
-        split = self.split(name)
-        while size % math.prod(mesh_shape[axis] for axis in split):
-            split = split[:-1]
-        return split
+        return dividing(self.split(name), size, mesh_shape)
 
     def sharding(self, mesh: Mesh, axes: Axes) -> NamedSharding:
         """The sharding of an array with these logical axes on `mesh`."""
@@ -99,13 +90,12 @@ class Layout:
 
     def bytes_per_device(self, mesh_shape: Mapping[str, int], shapes: Any, axes_tree: Any) -> int:
         """Bytes of these arrays on one device of such a mesh."""
+        found = 0
         axes = jax.tree.leaves(axes_tree, is_leaf=_is_axes)
-        return sum(
-            leaf.size
-            * leaf.dtype.itemsize
-            // math.prod(self.parts(name, mesh_shape) for name in names)
-            for leaf, names in zip(jax.tree.leaves(shapes), axes, strict=True)
-        )
+        for leaf, names in zip(jax.tree.leaves(shapes), axes, strict=True):
+            parts = math.prod(self.parts(name, mesh_shape) for name in names)
+            found += leaf.size * leaf.dtype.itemsize // parts
+        return found
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """`x`, with its sharding on the current mesh fixed.
@@ -116,10 +106,10 @@ class Layout:
         """
         if len(axes) != x.ndim:
             raise ValueError(f"{len(axes)} axes for an array of {x.ndim} dimensions")
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
+        if num_devices() == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, self.spec_of(x.shape, axes, mesh.shape))
+        spec = PartitionSpec(*map(self.here, axes, x.shape))
+        return jax.lax.with_sharding_constraint(x, spec)
 
     def on_each_device(
         self,
@@ -133,16 +123,15 @@ class Layout:
         Dimensions of one name are split alike: as the first array that has the name allows.
         `sizes` are those of names that only results have. Without a mesh it is `run` itself.
         """
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
+        if num_devices() == 1:
             return run
 
         def mapped(*arrays: Array) -> Any:
             entries: dict[str | None, Any] = {None: None}
-            entries |= {name: _entry(self.here(name, size)) for name, size in sizes.items()}
+            entries |= {name: self.here(name, size) for name, size in sizes.items()}
             for axes, x in zip(in_axes, arrays, strict=True):
-                for name, entry in zip(axes, self.spec_of(x.shape, axes, mesh.shape), strict=True):
-                    entries.setdefault(name, entry)
+                for name, size in zip(axes, x.shape, strict=True):
+                    entries.setdefault(name, self.here(name, size))
 
             def spec(axes: Axes) -> PartitionSpec:
                 return PartitionSpec(*(entries[name] for name in axes))
@@ -193,10 +182,11 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.size
 
 
-def _entry(names: tuple[str, ...]) -> tuple[str, ...] | str | None:
-    if not names:
-        return None
-    return names[0] if len(names) == 1 else names
+def dividing(axes: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """As many of these mesh axes, first ones first, as divide the size."""
+    while size % math.prod(mesh_shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
 
 
 def _is_axes(leaf: Any) -> bool:

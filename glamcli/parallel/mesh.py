@@ -24,16 +24,15 @@ def mesh_shape(mesh: schema.Mesh, num_devices: int) -> dict[str, int]:
     """
     sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
     others = prod(size for axis, size in sizes.items() if axis != "data")
-    if sizes["data"] == "auto" and num_devices % others == 0:
-        sizes["data"] = num_devices // others
-    if sizes["data"] == "auto" or others * sizes["data"] != num_devices:
+    data = num_devices // others if sizes["data"] == "auto" else sizes["data"]
+    if others * data != num_devices:
         product = " x ".join(str(size) for size in sizes.values() if size != 1) or "1"
         raise PlanError(
             f"the mesh asks for {product} devices ({', '.join(MESH_AXES)}), found {num_devices}",
             hint=_proposal(sizes, num_devices),
             key="mesh.data",
         )
-    return sizes
+    return sizes | {"data": data}
 
 
 def make_mesh(mesh: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:

@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 
 from glamcli.config.stages import PipelineSchedule
-from glamcli.parallel.axes import Axes, Layout, Tree
+from glamcli.parallel.axes import Axes, Layout, Tree, dividing
 
 BlockFn = Callable[[Layout, Array, Array, Tree, Array, Array], tuple[Array, Tree]]
 """(layout, x, segments, parameters, number of the block, a number that no other rows of the step
@@ -196,10 +196,7 @@ def _order(
 
 def _copied_over(layout: Layout, parts: int) -> tuple[str, ...]:
     """The mesh axes over which weights have copies, as far as a microbatch has that many parts."""
-    mesh_shape, axes = jax.sharding.get_abstract_mesh().shape, layout.data_axes
-    while parts % math.prod(mesh_shape[axis] for axis in axes):
-        axes = axes[:-1]
-    return axes
+    return dividing(layout.data_axes, parts, jax.sharding.get_abstract_mesh().shape)
 
 
 def _by_shard(x_PBS: Array, shards: tuple[str, ...]) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from glamcli.config import sharding
 from glamcli.config.nearest import divisors
@@ -82,7 +83,7 @@ def candidates(
         words = tuple(
             f"{key}={str(value).lower()}"
             for key, value in settings.items()
-            if value != _value(recipe, key) and not (key == "mesh.data" and is_worked_out)
+            if value != attrgetter(key)(recipe) and not (key == "mesh.data" and is_worked_out)
         )
         seconds = guess.seconds / tokens_per_step(changed)
         yield Candidate(changed, words, same_run, guess.total, seconds)
@@ -164,8 +165,3 @@ def _with(recipe: Recipe, settings: dict[str, object]) -> Recipe:
         section, name = key.split(".")
         changed[section][name] = value
     return Recipe.model_validate(changed)
-
-
-def _value(recipe: Recipe, key: str) -> object:
-    section, name = key.split(".")
-    return getattr(getattr(recipe, section), name)

@@ -80,51 +80,42 @@ def at(
                 if "all-reduce-scatter" in callee:  # how TPUs write a reduce-scatter
                     each = replace(each, kind="reduce-scatter", name=line.op_name or each.name)
                 yield each, channel
-    if line.opcode == "send" and (match := _BETWEEN_SLICES.search(line.rest)):
-        yield _between_slices(match[1], line, mesh_shape), line.channel
+    if line.opcode == "send" and (kind := line.find(r'_xla_megascale_transfer_type="(\w+)"')):
+        # What one slice of TPUs sends to the others, over the hosts' network: TPU compilers write
+        # it as a transfer to the host, which carries out the rest.
+        kind, group = kind.lower().replace("_", "-"), mesh_shape.get("slice", 1)
+        found = arrays(line.result)[:1]
+        yield _of_arrays(kind, ("slice",), group, found, line), line.channel
     if (kind := line.opcode.removesuffix("-start")) in KINDS:
         yield _collective(kind, line, mesh_shape), line.channel
 
 
-_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-
-
-def _between_slices(kind: str, line: Instruction, mesh_shape: Mapping[str, int]) -> Collective:
-    """What one slice of TPUs sends to the others, over the hosts' network: TPU compilers write it
-    as a transfer to the host, which carries out the rest."""
-    bits, shape = arrays(line.result)[0]
-    kind, group = kind.lower().replace("_", "-"), mesh_shape.get("slice", 1)
-    size = math.prod(shape) * bits // 8
-    return Collective(kind, ("slice",), group, size, 1, (shape,), line.op_name)
-
-
 def _collective(kind: str, line: Instruction, mesh_shape: Mapping[str, int]) -> Collective:
-    found = arrays(_payload(kind, line))
+    counted = line.result
+    if line.opcode.endswith("-start") and kind != "all-reduce":  # (operand, result, ...)
+        _, after = first_type(line.result[1:])
+        counted, _ = first_type(after.removeprefix(",").lstrip())
+    found = arrays(counted)
     groups = _groups(line.rest, math.prod(mesh_shape.values()))
     axes, group = _axes(groups, mesh_shape)
-    if kind == "reduce-scatter":
-        found = _whole(found, line.rest, group)
+    if kind == "reduce-scatter":  # the operands, from the results
+        dim = int(line.find(r"dimensions=\{(\d+)\}") or 0)
+        found = [(b, (*s[:dim], s[dim] * group, *s[dim + 1 :])) for b, s in found]
+    pairs = tuple((a, b) for a, b in groups) if kind == "collective-permute" else ()
+    return _of_arrays(kind, axes, group, found, line, pairs)
+
+
+def _of_arrays(
+    kind: str,
+    axes: tuple[str, ...],
+    group: int,
+    found: list[tuple[int, tuple[int, ...]]],
+    line: Instruction,
+    pairs: tuple[tuple[int, int], ...] = (),
+) -> Collective:
     num_bytes = sum(math.prod(shape) * bits for bits, shape in found) // 8
     shapes = tuple(shape for _, shape in found)
-    pairs = tuple((a, b) for a, b in groups) if kind == "collective-permute" else ()
     return Collective(kind, axes, group, num_bytes, 1, shapes, line.op_name, pairs)
-
-
-def _payload(kind: str, line: Instruction) -> str:
-    """The type to be counted; a started collective's is (operand, result, ...)."""
-    if not line.opcode.endswith("-start") or kind == "all-reduce":
-        return line.result
-    _, after = first_type(line.result[1:])
-    return first_type(after.removeprefix(",").lstrip())[0]
-
-
-def _whole(
-    found: list[tuple[int, tuple[int, ...]]], attributes: str, group: int
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Operands of a reduce-scatter from its results."""
-    match = re.search(r"dimensions=\{(\d+)\}", attributes)
-    dim = int(match[1]) if match else 0
-    return [(b, (*s[:dim], s[dim] * group, *s[dim + 1 :])) for b, s in found]
 
 
 def _groups(attributes: str, num_devices: int) -> list[list[int]]:
@@ -133,9 +124,7 @@ def _groups(attributes: str, num_devices: int) -> list[list[int]]:
         return [list(pair) for pair in _lists(match[1]) if pair[0] != pair[1]]
     if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
         return _lists(match[1])
-    if match := re.search(
-        r"replica_groups=(\[[\d,]+\])<=(\[[\d,]+\])(?:T\(([\d,]+)\))?", attributes
-    ):
+    if match := re.search(rf"replica_groups=(\[[\d,]+\])<={_IOTA}", attributes):
         return _iota(match[2], match[3]).reshape(_ints(match[1])).tolist()
     if match := _MESH_GROUPS.search(attributes):
         return _mesh_groups(match)

@@ -28,33 +28,30 @@ class Instruction:
     @property
     def operands(self) -> list[str]:
         """Names of the arguments."""
-        depth = 1
-        for index, char in enumerate(self.rest):
-            depth += (char == "(") - (char == ")")
-            if depth == 0:
-                return re.findall(r"%([\w.-]+)", self.rest[:index])
-        return []
+        return re.findall(r"%([\w.-]+)", first_type("(" + self.rest)[0])
 
     @property
     def op_name(self) -> str:
         """The path of `jax.named_scope`s that it belongs to, as far as XLA kept it."""
-        match = re.search(r'op_name="([^"]*)"', self.rest)
-        return match[1] if match else ""
+        return self.find(r'op_name="([^"]*)"') or ""
 
     @property
     def channel(self) -> str | None:
-        match = re.search(r"channel_id=(\d+)", self.rest)
+        return self.find(r"channel_id=(\d+)")
+
+    def find(self, pattern: str) -> str | None:
+        """The first group of a pattern in `rest`."""
+        match = re.search(pattern, self.rest)
         return match[1] if match else None
 
     def called(self, *attributes: str) -> list[str]:
         """Names of the computations that these attributes refer to."""
         found = []
         for attribute in attributes:
-            match = re.search(rf"\b{attribute}=\{{?(%?[\w.-]+(?:, ?%?[\w.-]+)*)", self.rest)
-            if match:
-                found += [name.strip().lstrip("%") for name in match[1].split(",")][
-                    : None if attribute == "branch_computations" else 1
-                ]
+            # Only `branch_computations` has several; after others a comma ends it.
+            several = r"(?:, ?%?[\w.-]+)*" if attribute == "branch_computations" else ""
+            names = self.find(rf"\b{attribute}=\{{?(%?[\w.-]+{several})")
+            found += re.findall(r"[\w.-]+", names or "")
         return found
 
     @property
@@ -110,9 +107,8 @@ class Module:
 
     def trips(self, loop: Instruction) -> int:
         """Rounds of a loop: as XLA noted them, or, on TPU, what the counter is compared with."""
-        match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if match:
-            return int(match[1])
+        if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
         condition = [line for name in loop.called("condition") for line in self.computations[name]]
         limits = [
             re.match(r"\d+", line.rest)

@@ -7,15 +7,15 @@ compiler reserves for everything else is known once a program is compiled.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jax
 
-from glamcli.config import sharding as arrays
 from glamcli.config.schema import Model, Moe, Optimizer, Recipe
+from glamcli.config.sharding import ACTIVATIONS
 from glamcli.config.sizes import capacity
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
@@ -56,7 +56,18 @@ def state_bytes(recipe: Recipe, mesh_shape: Mapping[str, int]) -> StateBytes:
     layout = Layout.of(recipe.mesh)
     settings = (recipe.model, recipe.moe, recipe.optimizer)
     state, axes = _abstract(*settings)  # pyright: ignore[reportArgumentType]
-    weights = _layouts(layout, state.params, axes.params, mesh_shape)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    dims = jax.tree.leaves(axes.params, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    weights = tuple(
+        _laid_out(
+            jax.tree_util.keystr(path, simple=True, separator="."),
+            leaf.shape,
+            map(layout.split, names),
+            leaf.dtype.itemsize,
+            mesh_shape,
+        )
+        for (path, leaf), names in zip(leaves, dims, strict=True)
+    )
     optimizer = layout.bytes_per_device(mesh_shape, state.opt_state, axes.opt_state)
     rows = -(-recipe.batch.rows // layout.parts("batch", mesh_shape))
     batch = rows * (len(TOKEN_FIELDS) * recipe.batch.row_tokens + 1) * INT32
@@ -70,27 +81,14 @@ def _abstract(model: Model, moe: Moe | None, optimizer: Optimizer) -> tuple[Any,
     return abstract_state(decoder, optimizer), state_axes(decoder, optimizer)
 
 
-def _layouts(
-    layout: Layout, shapes: Any, axes: Any, mesh_shape: Mapping[str, int]
-) -> tuple[ArrayLayout, ...]:
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    found = []
-    for (path, leaf), dims in zip(leaves, names, strict=True):
-        name = ".".join(str(getattr(entry, "key", entry)) for entry in path)
-        split = tuple(layout.split(dim) for dim in dims)
-        found.append(_laid_out(name, leaf.shape, split, leaf.dtype.itemsize, mesh_shape))
-    return tuple(found)
-
-
 def _laid_out(
     name: str,
     shape: tuple[int, ...],
-    split: tuple[tuple[str, ...], ...],
+    axes: Iterable[tuple[str, ...]],
     itemsize: int,
     mesh_shape: Mapping[str, int],
 ) -> ArrayLayout:
-    split = tuple(tuple(axis for axis in each if mesh_shape[axis] > 1) for each in split)
+    split = tuple(tuple(axis for axis in each if mesh_shape[axis] > 1) for each in axes)
     parts = [math.prod(mesh_shape[axis] for axis in each) for each in split]
     sizes = (-(-size // n) for size, n in zip(shape, parts, strict=True))
     return ArrayLayout(name, shape, split, math.prod(sizes) * itemsize)
@@ -102,24 +100,18 @@ def passing(recipe: Recipe, mesh_shape: Mapping[str, int]) -> tuple[ArrayLayout,
     layout, model, batch = Layout.of(recipe.mesh), recipe.model, recipe.batch
     rows = batch.rows // batch.accumulate // (recipe.pipeline.microbatches or 1)
     itemsize = 2 if model.activation_dtype == "bfloat16" else 4
-    shapes: dict[str, tuple[int, ...]] = {}
-    shapes["the residual stream"] = (rows, batch.row_tokens, model.model_dim)
-    if (moe := recipe.moe) is not None:
-        groups = rows * batch.row_tokens // moe.group_tokens
-        shapes["tokens by expert"] = (moe.num_experts, groups, capacity(moe), model.model_dim)
-    return tuple(
-        _laid_out(
-            name,
-            shape,
-            tuple(
-                layout.split_of(dim, size, mesh_shape)
-                for dim, size in zip(arrays.ACTIVATIONS[name], shape, strict=True)
-            ),
-            itemsize,
-            mesh_shape,
-        )
-        for name, shape in shapes.items()
-    )
+
+    def laid_out(name: str, *shape: int) -> ArrayLayout:
+        dims = zip(ACTIVATIONS[name], shape, strict=True)
+        split = (layout.split_of(*dim, mesh_shape) for dim in dims)
+        return _laid_out(name, shape, split, itemsize, mesh_shape)
+
+    stream = laid_out("the residual stream", rows, batch.row_tokens, model.model_dim)
+    if (moe := recipe.moe) is None:
+        return (stream,)
+    groups = rows * batch.row_tokens // moe.group_tokens
+    slots = (moe.num_experts, groups, capacity(moe), model.model_dim)
+    return stream, laid_out("tokens by expert", *slots)
 
 
 def by_group(

@@ -1,10 +1,7 @@
 """How long a compiled step takes, read from its schedule: an estimate, never a measurement.
 
 XLA notes for every fusion how many cycles it expects, and writes instructions in the order they
-will run. Walking that order with one clock for the core and one per network gives the time:
-computing adds its cycles; a collective that is started and awaited later runs beside whatever
-the compiler put in between, after earlier transfers over the same mesh axes; one that is not split
-that way stops the core. A loop takes the time of a round as often as it runs.
+will run. That order is walked with one clock for the core and one per network (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -19,13 +16,10 @@ from glamcli.plan.collectives import Collective, at
 from glamcli.plan.hlo import Instruction, Module, arrays
 from glamcli.plan.network import HOP_SECONDS, Network
 
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CYCLES = r'"estimated_cycles":"(\d+)"'
+_RENDEZVOUS = r'_rendezvous="([^"]*)"'
 _ONE_HOT = re.compile(r"experts_.*(GSEC|_one_hot|/ne\b)")
 SCOPES = ("attention", "experts", "router", "ffn", "softmax", "optimizer", "embed", "norm")
-
-
-def _seconds() -> dict[str, float]:
-    return defaultdict(float)
 
 
 @dataclass
@@ -33,11 +27,11 @@ class Time:
     """Seconds of one step on one device."""
 
     compute: float = 0.0
-    exposed: dict[str, float] = field(default_factory=_seconds)
+    exposed: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """waiting for the network, by mesh axes."""
-    network: dict[str, float] = field(default_factory=_seconds)
+    network: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """busy network, hidden or not, by mesh axes."""
-    scopes: dict[str, float] = field(default_factory=_seconds)
+    scopes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """computing, by part of the model."""
 
     @property
@@ -90,7 +84,7 @@ class _Clock:
                 if line.opcode.endswith("-start"):
                     finish[line.name] = (until, key)
                 elif line.opcode == "send":  # to other slices; awaited by its answer
-                    finish[_rendezvous(line)] = (until, key)
+                    finish[line.find(_RENDEZVOUS) or line.name] = (until, key)
                 else:
                     total.exposed[key] += until - now
                     now = until
@@ -98,7 +92,7 @@ class _Clock:
                 for name in finish.keys() & set(line.operands):
                     finish[line.name] = finish.pop(name)
             if line.opcode == "recv":
-                answers[line.name] = _rendezvous(line)
+                answers[line.name] = line.find(_RENDEZVOUS) or line.name
             elif line.opcode.endswith("-done"):
                 for operand in (answers.get(name, name) for name in line.operands):
                     until, key = finish.pop(operand, (now, ""))
@@ -109,8 +103,8 @@ class _Clock:
                 for time, times in inner:
                     total.add(time, times)
                     now += times * time.total
-            elif match := _CYCLES.search(line.rest):
-                seconds = int(match[1]) * self._second
+            elif cycles := line.find(_CYCLES):
+                seconds = int(cycles) * self._second
                 total.compute += seconds
                 total.scopes[scope_of(line.op_name)] += seconds
                 now += seconds
@@ -172,11 +166,6 @@ def scope_of(op_name: str) -> str:
         if any(part.startswith(scope) or f"({scope})" in part for part in parts):
             return scope
     return "other"
-
-
-def _rendezvous(line: Instruction) -> str:
-    match = re.search(r'_rendezvous="([^"]*)"', line.rest)
-    return match[1] if match else line.name
 
 
 def by_kind(found: list[Collective]) -> list[tuple[str, tuple[str, ...], int, int]]:
