@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glamcli.plan.topology import Target
 
 _T = TypeVar("_T")
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -56,15 +57,8 @@ _T = TypeVar("_T")
     default=PUE,
     help="Power usage effectiveness of the data centre.",
 )
-@click.option(
-    "--chips",
-    "chips_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Another table of chips and prices.",
-)
-@click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan as a page."
-)
+@click.option("--chips", "chips_path", type=_FILE, help="Another table of chips and prices.")
+@click.option("--html", type=_FILE, help="Also write the plan as a page.")
 @set_option
 @json_option
 def command(
@@ -96,19 +90,21 @@ def command(
 
     from glamcli.plan import topology
     from glamcli.plan.cost import Prices
+    from glamcli.plan.planner import make_plan
 
     chips = load_chips(chips_path or CHIPS_FILE)
     prices = Prices(price, watts, pue)
     if all_targets:
-        _show_all(
-            loaded, topology.chips_of_kind(target, chips) if target else chips, prices, as_json
-        )
+        chips = topology.chips_of_kind(target, chips) if target else chips
+        _show_all(loaded, chips, prices, as_json)
         return
     devices = topology.parse_target(name, chips)
     if searching:
         _search(loaded, devices, prices, num_compiled, as_json)
         return
-    plan = _plan(loaded, devices, prices, as_json)
+    phase = render.make_progress(as_json).phase(f"planning {loaded.name} for {devices.words}")
+    with loaded.placing(), phase:
+        plan = _interruptible(lambda: make_plan(loaded.recipe, devices, prices))
     if html is not None:
         _write_page(loaded, plan, html)
     if as_json:
@@ -132,14 +128,6 @@ def _prepare(target: str) -> None:
     if target.lower() != "local":
         libtpu.quiet()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # nor the compiler's own warnings
-
-
-def _plan(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> Plan:
-    from glamcli.plan.planner import make_plan
-
-    phase = render.make_progress(as_json).phase(f"planning {loaded.name} for {target.words}")
-    with loaded.placing(), phase:
-        return _interruptible(lambda: make_plan(loaded.recipe, target, prices))
 
 
 def _interruptible(run: Callable[[], _T]) -> _T:
@@ -192,11 +180,8 @@ def _search(
 
     progress = render.make_progress(as_json)
     with progress.phase(f"searching layouts of {loaded.name} for {target.words}"):
-        found = _interruptible(
-            lambda: search(
-                loaded.recipe, target, prices, num_compiled=num_compiled, tell=progress.say
-            )
-        )
+        options = {"num_compiled": num_compiled, "tell": progress.say}
+        found = _interruptible(lambda: search(loaded.recipe, target, prices, **options))
     if as_json:
         _emit_search(loaded, found)
     else:
@@ -209,19 +194,18 @@ def _search(
 def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
     from glamcli.plan import words
 
-    rows: list[Sequence[str]] = []
-    for candidate, plan in found.plans:
-        assert plan.cost is not None
-        rows.append(
-            (
-                " ".join(candidate.settings) or "as in the recipe",
-                "same" if candidate.same_run else "changed",
-                words.seconds_words(plan.cost.step_seconds),
-                f"{plan.cost.tokens_per_second:,.0f}",
-                f"{100 * plan.cost.utilization_frac:.1f} %",
-                words.size(plan.total_bytes),
-            )
+    rows = [
+        (
+            candidate.words,
+            "same" if candidate.same_run else "changed",
+            words.seconds_words(plan.cost.step_seconds),
+            f"{plan.cost.tokens_per_second:,.0f}",
+            f"{100 * plan.cost.utilization_frac:.1f} %",
+            words.size(plan.total_bytes),
         )
+        for candidate, plan in found.plans
+        if plan.cost is not None
+    ]
     columns = ("layout", "run", ">step", ">tokens/s", ">utilization", ">per device")
     if rows:
         render.print_table(columns, rows, title=f"{loaded.name} on {target.words} (estimates)")
@@ -254,12 +238,12 @@ def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
     rows = []
     with progress.phase(f"looking for slices that fit {loaded.name}"):
         while (each := _interruptible(lambda: next(slices, None))) is not None:
-            chip, plan, why = each
-            if as_json and plan is not None:
-                _emit("plan", recipe=loaded.name, chip=chip.name, **plan.to_json())
-            elif as_json:
-                _emit("refused", recipe=loaded.name, chip=chip.name, why=why)
             rows.append(_slice_row(*each))
+            chip, plan, why = each
+            if as_json:
+                values = {"why": why} if plan is None else plan.to_json()
+                event = "refused" if plan is None else "plan"
+                _emit(event, recipe=loaded.name, chip=chip.name, **values)
     columns = ("chip", "smallest slice", ">each device", ">step", ">days", ">price")
     if not as_json:
         title = f"{loaded.name}: smallest slices (estimates)"

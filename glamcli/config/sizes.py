@@ -1,18 +1,7 @@
 """Parameters and FLOPs of a recipe, by arithmetic alone (GLaM section 4 and Table 4).
 
-With letters as everywhere (L layers, M width, H feed-forward width, N heads of width D, V
-vocabulary, E experts, K per token, R position buckets), L/2 of the layers with experts (0 when
-dense):
-
-    embedding       V M               tied with the softmax, counted once
-    attention       4 M N D per layer
-    dense ffn       3 M H             gated: three matrices, in each layer without experts
-    experts         2 M H each        not gated: two matrices, E in each layer with experts
-    router          M E               per expert layer
-    norms           (2 L + 1) M       scale only
-    position bias   N R per layer
-
-There are no biases. A token uses K of E experts; everything else counts fully as active.
+There are no biases. A token uses K of E experts; everything else counts fully as active. Letters
+as in `model/__init__.py`.
 """
 
 from __future__ import annotations
@@ -93,20 +82,20 @@ def num_moe_layers(recipe: Recipe) -> int:
 
 
 def count(recipe: Recipe) -> Sizes:
-    """Parameters of the recipe's model (formulas above); equal to the built model's."""
+    """Parameters of the recipe's model, equal to the built model's."""
     model, moe = recipe.model, recipe.moe
     M, H, L = model.model_dim, model.ffn_dim, model.num_layers
     N, D = model.num_heads, model.head_dim
     expert_layers = num_moe_layers(recipe)
     E, K = (moe.num_experts, moe.experts_per_token) if moe else (0, 0)
     return Sizes(
-        embedding=model.vocab_size * M,
+        embedding=model.vocab_size * M,  # tied with the softmax, counted once
         attention=L * 4 * M * N * D,
-        dense_ffn=(L - expert_layers) * 3 * M * H,
-        experts=expert_layers * E * 2 * M * H,
+        dense_ffn=(L - expert_layers) * 3 * M * H,  # gated: three matrices
+        experts=expert_layers * E * 2 * M * H,  # not gated: two
         active_experts=expert_layers * K * 2 * M * H,
         router=expert_layers * M * E,
-        norms=(2 * L + 1) * M,
+        norms=(2 * L + 1) * M,  # scale only
         position_bias=L * N * model.position_buckets,
     )
 

@@ -42,34 +42,24 @@ def make_mesh(mesh: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
         PlanError: if the axes do not multiply to the devices there are.
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(mesh, len(devices))
-    return Mesh(
-        _grid(devices, shape),
-        MESH_AXES,
-        # Layouts are constraints that the compiler completes (GSPMD), not parts of types.
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    )
-
-
-def _grid(devices: Sequence[Any], shape: dict[str, int]) -> Any:
-    """The devices as an array of that shape, neighbours of the network next to each other.
-
-    A dimension of the network may be shared by two axes (`split`): `jax.make_mesh` allows that on
-    some TPUs only, and refuses several slices.
-    """
+    slice_size, *inner = mesh_shape(mesh, len(devices)).values()
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    sizes = tuple(shape.values())
+    # A dimension of the network may be shared by two axes: `jax.make_mesh` allows that on some
+    # TPUs only, and refuses several slices.
+    split: Any = {"allow_split_physical_axes": True}
     if slices == 1:
-        return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    if shape["slice"] != slices:
+        grid = create_device_mesh((slice_size, *inner), devices, **split)
+    elif slice_size == slices:
+        across = (slices, *(1 for _ in inner))
+        grid = create_hybrid_device_mesh((1, *inner), across, devices, **split)
+    else:
         raise PlanError(
-            f"these devices are {slices} slices, but `mesh.slice` is {shape['slice']}",
+            f"these devices are {slices} slices, but `mesh.slice` is {slice_size}",
             hint=f"use `mesh.slice` {slices}",
             key="mesh.slice",
         )
-    return create_hybrid_device_mesh(
-        (1, *sizes[1:]), (slices, *(1,) * (len(sizes) - 1)), devices, allow_split_physical_axes=True
-    )
+    # Layouts are constraints that the compiler completes (GSPMD), not parts of types.
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def with_mesh_of(arrays: Any, run: Callable[..., Any]) -> Callable[..., Any]:

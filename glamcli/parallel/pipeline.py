@@ -1,16 +1,9 @@
 """Blocks of layers as stages of a pipeline, all in one program (GSPMD, arXiv 2105.04663, 3.3).
 
-Every array has a leading dimension of stages, split over the mesh axis of `layers`, and each tick
-runs all stages at once, each on its own microbatch; what comes out moves to the next stage by a
-collective-permute, and from the last one back to the first. With P stages and U microbatches, of
-which the stages keep U / P each, microbatches go through in turns of P: a turn enters stage 0 on P
-ticks in a row, passes all stages `repeats` times, and leaves the ring at stage 0 exactly as the
-next turn enters. So one queue takes inputs out and results in, and repeats need no other.
-
-Weights are gathered once per step, and their gradients summed once, not on every tick: every data
-shard has a copy of its stage's weights, Z copies in a dimension that is split over the same mesh
-axes, so the gradient of each piles up where it is. What is split over `expert` stays so. A mesh
-axis has copies only where every part of a microbatch that it makes has a routing group of its own.
+Every array has a leading dimension of stages, split over the mesh axis of `layers`. Each tick runs
+all stages at once, each on its own microbatch, and moves what comes out to the next stage. Why
+microbatches go through in turns of as many as there are stages, and why every data shard has a copy
+of its stage's weights: docs/decisions/0007.
 
 While the pipeline fills and empties, stages run on rows without meaning. Nothing of that is kept:
 measurements are masked, and no result, so no gradient, depends on it.

@@ -41,6 +41,11 @@ class Candidate:
     """by arithmetic."""
 
     @property
+    def words(self) -> str:
+        """The settings for a reader."""
+        return " ".join(self.settings) or "as in the recipe"
+
+    @property
     def options(self) -> str:
         """The settings as options of the command line."""
         return " ".join(f"--set {each}" for each in self.settings)

@@ -37,7 +37,7 @@ from glamcli.plan.flops import matrix_flops
 from glamcli.plan.topology import Target
 from glamcli.train import programs
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class Program:
 
 
 class TooLarge(PlanError):
-    """The compiler refuses the step: `needed` bytes of `available`, where its message says so."""
+    """The compiler refuses the step, which needs `needed` bytes where its message says so."""
 
     def __init__(self, message: str):
         self.message = message
-        self.available = _bytes(message, r"(?:available HBM \(|of )([\d.]+)([KMGT]?)")
-        self.needed = _bytes(message, r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)")
+        match = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", message)
+        self.needed = float(match[1]) * _UNITS[match[2]] if match else 0.0
         super().__init__("the step does not fit")
 
     def temporaries(self, arguments: int) -> int:
         """What the program needs beside its arguments, as far as the message says."""
-        needed = int(self.needed or 0)
+        needed = int(self.needed)
         return max(0, needed if "temporaries" in self.message else needed - arguments)
 
 
@@ -164,8 +164,3 @@ def _compiled(
         compiled = lowered.compile({**options, **dump})
         written = sorted(Path(folder).glob("*.after_codegen.txt"))
         return compiled, written[-1].read_text() if written else compiled.as_text() or ""
-
-
-def _bytes(message: str, pattern: str) -> float | None:
-    match = re.search(pattern, message)
-    return float(match[1]) * _UNITS[match[2]] if match else None

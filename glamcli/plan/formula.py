@@ -1,6 +1,6 @@
 """Memory and time of a step by arithmetic alone: for GPUs, and to rank what a search compiles.
 
-Much coarser than a compiled program (docs/decisions/0006). Letters as in `config/sizes.py`; t is
+Much coarser than a compiled program (docs/decisions/0006). Letters as in `model/__init__.py`; t is
 the tokens a device works on at once, m the size of the `model` axis. In a pipeline t is those of
 one microbatch, and every block of a stage runs once per tick, also where a tick's rows mean
 nothing.

@@ -78,21 +78,21 @@ class Network:
 
     def _assumed(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
         """The same without devices: as if the mesh filled the slice's dimensions from its end."""
-        left = list(self.target.shape)[::-1]
+        left = list(self.target.shape)
         found: list[tuple[int, bool]] = []
         for axis in reversed(list(self.shape)):
             size = self.shape[axis]
             if axis == "slice" or size == 1:
                 continue
             while size > 1 and left:
-                part = math.gcd(size, left[0])
+                part = math.gcd(size, left[-1])
                 if axis in axes and part > 1:
                     whole = part == self.target.shape[len(left) - 1]
                     found.append((part, whole and self._is_ring(part)))
-                size //= max(part, 1)
-                left[0] //= max(part, 1)
-                if left[0] == 1:
-                    left.pop(0)
+                size //= part
+                left[-1] //= part
+                if left[-1] == 1:
+                    left.pop()
                 elif part == 1:
                     break
         return found

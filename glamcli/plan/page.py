@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import chain, cycle, repeat
+from pathlib import Path
 
 from glamcli.config.sizes import short
 from glamcli.plan import words
@@ -17,44 +19,7 @@ MAX_CELLS = 1024
 FEW_CELLS, LARGE, SMALL = 128, 28, 14
 """Pixels of a device's square: `LARGE` up to `FEW_CELLS` devices, else `SMALL`."""
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1e23; --soft: #5c6370; --line: #e3e6eb;
-  --back: #fff; --card: #f5f6f8; --free: #e9ebef; --mark: #4269d0; --good: #1a7f37 }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa1ad; --line: #2d3138;
-  --back: #16181c; --card: #1f2228; --free: #2a2e35; --mark: #7f9cf0; --good: #57c46d } }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1.2rem; color: var(--text); background: var(--back) }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere }
-h1 b { color: var(--good) }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
-p { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem }
-.cards { display: grid; gap: .8rem; margin: 1.4rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)) }
-.cards div { background: var(--card); border-radius: .5rem; padding: .7rem .8rem; font-size: .9rem }
-.cards b { display: block; font-size: 1.3rem; line-height: 1.4; overflow-wrap: anywhere }
-.bar { display: flex; height: 2.2rem; border-radius: .4rem; overflow: hidden;
-  background: var(--free); margin-bottom: .6rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--line) }
-th { font-weight: 600; font-size: .9rem; color: var(--soft) }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-td:last-child, th:last-child { padding-right: 0 }
-tr.sum td { font-weight: 600 }
-.key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem;
-  margin-right: .5rem }
-code { font: .88em ui-monospace, monospace; white-space: nowrap }
-.mesh { display: flex; flex-wrap: wrap; gap: .7rem; margin: .8rem 0 }
-.block { display: grid; gap: 2px; align-content: start }
-.block i { aspect-ratio: 1; border-radius: 2px; background: var(--mark); opacity: .3 }
-.block:first-child i { opacity: .65 } .block:first-child i:first-child { opacity: 1 }
-.tile { display: flex; gap: .6rem; white-space: nowrap; font-variant-numeric: tabular-nums }
-.tile svg { width: 72px; height: 22px; background: var(--free); border-radius: 2px }
-.tile rect { fill: var(--mark) }
-"""
-
+STYLE = Path(__file__).with_suffix(".css")
 # fmt: off
 COLOURS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e",
@@ -85,7 +50,7 @@ def page(name: str, plan: Plan) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
@@ -114,28 +79,23 @@ def _cards(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> str:
     """A bar of a device's memory, a piece per group, and its key with sizes."""
-    chip = plan.target.chip
-    whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
-    sizes = {name: float(max(size, 0)) for name, size in plan.bytes.items()}
-    rows = list(_escaped(words.memory_rows(plan)))
-    colours = [*COLOURS[: len(sizes)], *[""] * (len(rows) - len(sizes))]
+    parts = list(zip(COLOURS, plan.bytes.values(), strict=False))
+    rows = _escaped(words.memory_rows(plan))
+    colours = chain((colour for colour, _ in parts), repeat(""))
     keyed = [
-        (_key(colour) + name, held) for colour, (name, held) in zip(colours, rows, strict=True)
+        (_key(colour) + name, held) for colour, (name, held) in zip(colours, rows, strict=False)
     ]
-    return _bar(zip(COLOURS, sizes.values(), strict=False), whole) + _table(
-        ("", ">size"), keyed, sums=len(rows) - len(sizes)
-    )
+    sums = len(rows) - len(plan.bytes)
+    return _bar(parts, plan.whole_bytes) + _table(("", ">size"), keyed, sums)
 
 
 def _time(plan: Plan) -> str:
     """A bar of a step, a piece per part of the model and per network, and its key with seconds."""
     assert plan.time is not None
-    parts, rows, counts = [], [], [0, 0]
+    parts, rows = [], []
+    colours, waiting = cycle(COLOURS), cycle(WAITING)
     for name, seconds in words.time_parts(plan):
-        waits = name.startswith("waiting")
-        palette = WAITING if waits else COLOURS
-        colour = palette[counts[waits] % len(palette)]
-        counts[waits] += 1
+        colour = next(waiting if name.startswith("waiting") else colours)
         parts.append((colour, seconds))
         rows.append((_key(colour) + escape(name), words.seconds_words(seconds)))
     rows.append(("total", words.seconds_words(plan.time.total)))
@@ -143,15 +103,13 @@ def _time(plan: Plan) -> str:
 
 
 def _bar(parts: Iterable[tuple[str, float]], whole: float) -> str:
-    pieces = (
-        f'<div style="width:{100 * size / whole:.2f}%;background:{colour}"></div>'
-        for colour, size in parts
-    )
+    widths = ((colour, f"{100 * size / whole:.2f}%") for colour, size in parts)
+    pieces = (f'<div style="width:{width};background:{colour}"></div>' for colour, width in widths)
     return f"<div class=bar>{''.join(pieces)}</div>"
 
 
 def _key(colour: str) -> str:
-    return f'<span class=key style="background:{colour or "none"}"></span>'
+    return f'<span class=key style="background:{colour}"></span>'
 
 
 def _mesh(plan: Plan) -> str:
@@ -160,9 +118,8 @@ def _mesh(plan: Plan) -> str:
     per_block = mesh.rows * mesh.columns
     shown = max(1, min(mesh.num_blocks, MAX_CELLS // per_block))
     columns = f"repeat({mesh.columns},{LARGE if shown * per_block <= FEW_CELLS else SMALL}px)"
-    block = (
-        f'<div class=block style="grid-template-columns:{columns}">{"<i></i>" * per_block}</div>'
-    )
+    style = f"grid-template-columns:{columns}"
+    block = f'<div class=block style="{style}">{"<i></i>" * per_block}</div>'
     caption = re.sub(r"`(.*?)`", r"<code>\1</code>", escape("; ".join(mesh.caption(shown))))
     return (
         f"<p>{escape(words.mesh_words(plan))}</p><div class=mesh>{block * shown}</div>"

@@ -17,7 +17,7 @@ from glamcli.plan.collectives import collectives
 from glamcli.plan.compile import TooLarge, compile_step
 from glamcli.plan.cost import Cost, Prices, run_cost
 from glamcli.plan.hlo import Module
-from glamcli.plan.memory import ArrayLayout, StateBytes, by_group, state_bytes
+from glamcli.plan.memory import ArrayLayout, by_group, state_bytes
 from glamcli.plan.network import Network
 from glamcli.plan.schedule import Time, by_kind, step_time
 from glamcli.plan.topology import Target
@@ -48,6 +48,12 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         return sum(self.bytes.values())
+
+    @property
+    def whole_bytes(self) -> float:
+        """A device's memory, or what is needed where that is more or its size is not known."""
+        chip = self.target.chip
+        return max(self.total_bytes, chip.hbm_bytes if chip else 0)
 
     @property
     def headroom_frac(self) -> float | None:
@@ -116,13 +122,23 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
     given, (recipe, shape) = recipe, _on_target(recipe, target)
     check_divides(indivisible(recipe, shape))
     state = state_bytes(recipe, shape)
+    room = target.chip.usable_bytes if target.chip else math.inf
     method, seconds, cpu_seconds, time, found = "formula", None, None, None, []
     if target.kind == "gpu":
         guess = formula.estimate(recipe, state, Network(target, None, shape))
         sizes, flops = guess.bytes, guess.flops
         time = Time(guess.compute_seconds, guess.network)
     else:
-        _refuse_state(given, target, state)
+        # Weights, optimizer state and a gradient for every weight are all in memory when the update
+        # begins: what that rules out is refused before compiling.
+        least = {
+            "weights": state.weights,
+            "optimizer state": state.optimizer,
+            "gradients": state.weights,
+            "batch": state.batch,
+        }
+        if sum(least.values()) > room:
+            raise _does_not_fit(given, target, least, "at least ")
         try:
             program = compile_step(recipe, target)
         except TooLarge as error:
@@ -136,7 +152,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         found = by_kind(collectives(module, shape))
         if target.chip is not None and target.chip.clock is not None:
             time = step_time(module, Network(target, program.mesh, shape))
-    if target.chip is not None and sum(sizes.values()) > target.chip.usable_bytes:
+    if sum(sizes.values()) > room:
         raise _does_not_fit(given, target, sizes)
     return Plan(
         recipe=recipe,
@@ -178,19 +194,6 @@ def _on_target(recipe: Recipe, target: Target) -> tuple[Recipe, dict[str, int]]:
             f"--set mesh.slice={target.num_slices}",
         )
     return laid_out, shape
-
-
-def _refuse_state(recipe: Recipe, target: Target, state: StateBytes) -> None:
-    """Refuses before compiling what arithmetic shows to be impossible: weights, optimizer state
-    and a gradient for every weight are all in memory when the update begins."""
-    known = {
-        "weights": state.weights,
-        "optimizer state": state.optimizer,
-        "gradients": state.weights,
-        "batch": state.batch,
-    }
-    if target.chip is not None and sum(known.values()) > target.chip.usable_bytes:
-        raise _does_not_fit(recipe, target, known, "at least ")
 
 
 def _does_not_fit(

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from glamcli.plan.collectives import Collective, at
 from glamcli.plan.hlo import Instruction, Module, arrays
@@ -53,21 +54,15 @@ def step_time(module: Module, network: Network) -> Time:
 
 class _Clock:
     def __init__(self, module: Module, network: Network):
-        self._module = module
-        self._network = network
+        self._module, self._network = module, network
         chip = network.chip
         assert chip.clock is not None
         self._second = 1 / chip.clock
         self._copied = chip.devices / chip.hbm
-        self._done: dict[str, Time] = {}
+        self.run = cache(self._run)
 
-    def run(self, name: str) -> Time:
+    def _run(self, computation: str) -> Time:
         """The time of one run of a computation."""
-        if name not in self._done:
-            self._done[name] = self._walk(name)
-        return self._done[name]
-
-    def _walk(self, computation: str) -> Time:
         total = Time()
         now = 0.0
         # When each direction of a network is free again.

@@ -54,16 +54,19 @@ def search(
     found = SearchResult()
     ranked = sorted(candidates(recipe, target, found.dropped), key=lambda c: c.seconds_per_token)
     if not ranked:
-        raise _nothing(target, found.dropped)
+        reasons = ", ".join(f"{number} {why}" for why, number in found.dropped.most_common())
+        raise PlanError(
+            f"no layout of the recipe fits `{target.name}` ({reasons})",
+            "`--all-targets` finds the smallest slice that does",
+        )
     same = _spread([each for each in ranked if each.same_run])
     others = _spread([each for each in ranked if not each.same_run])
     num_others = min(len(others), num_compiled // 3 if same else num_compiled)
     chosen = same[: num_compiled - num_others] + others[:num_others]
-    slower = len(ranked) - len(chosen)
-    if slower:
+    if slower := len(ranked) - len(chosen):
         found.dropped["slower by arithmetic than those compiled"] = slower
     for number, candidate in enumerate(chosen, 1):
-        tell(f"{number} of {len(chosen)}: {' '.join(candidate.settings) or 'as in the recipe'}")
+        tell(f"{number} of {len(chosen)}: {candidate.words}")
         try:
             found.plans.append((candidate, make_plan(candidate.recipe, target, prices)))
         except NoCompiler:
@@ -108,10 +111,8 @@ def all_targets(
             if (best := fastest(fitting(recipe, target))) is None:
                 skipped += 1
                 continue
-            tell(
-                f"{target.name}: {' '.join(best.settings) or 'as in the recipe'} "
-                f"({skipped} smaller sizes are too small by arithmetic)"
-            )
+            smaller = f"{skipped} smaller sizes are too small by arithmetic"
+            tell(f"{target.name}: {best.words} ({smaller})")
             try:
                 plan, why = make_plan(best.recipe, target, prices), ""
                 break
@@ -120,11 +121,3 @@ def all_targets(
             except PlanError as error:
                 why = f"{target.name}: {error.what}"
         yield chip, plan, why
-
-
-def _nothing(target: Target, dropped: Counter[str]) -> PlanError:
-    reasons = ", ".join(f"{number} {why}" for why, number in dropped.most_common())
-    return PlanError(
-        f"no layout of the recipe fits `{target.name}` ({reasons})",
-        "`--all-targets` finds the smallest slice that does",
-    )

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from glamcli.config.chips import Chip
+from glamcli.config.nearest import divisors
 from glamcli.errors import PlanError
 
 MAX_GPUS = 16384
@@ -132,10 +133,8 @@ def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
         names = " or ".join(f"`{chip.name}-{n}`" for n in near)
         counted = f" ({chip.name} names count {chip.name_counts})"
         raise PlanError(f"there is no slice `{name}`{counted}", f"the nearest sizes are {names}")
-    prefix = f"{slices}x" if slices > 1 else ""
-    return Target(
-        f"{prefix}{chip.name}-{number}", "tpu", chip, number // per_chip * slices, shape, slices
-    )
+    name = f"{slices}x" * (slices > 1) + f"{chip.name}-{number}"
+    return Target(name, "tpu", chip, number // per_chip * slices, shape, slices)
 
 
 def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:
@@ -147,19 +146,17 @@ def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:
     if chip.torus == 2:
         if num_chips in (0, 2) or num_chips & (num_chips - 1):
             return ()
-        side = math.isqrt(num_chips)
-        half = math.isqrt(num_chips // 2)
-        return (side, side) if side * side == num_chips else (half, 2 * half)
+        half, rest = divmod(num_chips.bit_length() - 1, 2)
+        return (2**half, 2 ** (half + rest))
     small = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
     if num_chips in small:
         return small[num_chips]
     if num_chips < 64 or num_chips % 64:
         return ()
     cubes = num_chips // 64
-    sides = [n for n in range(1, cubes + 1) if cubes % n == 0]
-    boxes = [(a, b, cubes // a // b) for a, b in product(sides, sides) if cubes % (a * b) == 0]
-    a, b, c = min((box for box in boxes if box == tuple(sorted(box))), key=sum)
-    return (4 * a, 4 * b, 4 * c)
+    pairs = product(divisors(cubes), repeat=2)
+    boxes = (sorted((a, b, cubes // a // b)) for a, b in pairs if cubes % (a * b) == 0)
+    return tuple(4 * side for side in min(boxes, key=sum))
 
 
 def _nearest(text: str, chips: dict[str, Chip]) -> str:
@@ -179,12 +176,11 @@ def devices(target: Target) -> Sequence[Any]:
 
     Raises: NoCompiler without libtpu; PlanError when it does not know the slice.
     """
-    if target.kind in ("cpu", "local"):
+    if target.chip is None:
         found = jax.devices()
         if target.kind == "cpu" and len(found) != target.num_chips:
             raise PlanError(f"`{target.name}` needs a process of its own with that many devices")
         return found
-    assert target.chip is not None
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"chip_config_name": target.chip.config} if target.chip.config else {}

@@ -78,8 +78,7 @@ class MeshPicture:
 
 def bar(plan: Plan) -> list[str]:
     """A bar of a device's memory, a mark per group, and what the marks mean."""
-    chip = plan.target.chip
-    whole = max(plan.total_bytes, chip.hbm_bytes if chip else 0)
+    whole = plan.whole_bytes
     marks, legend = "", []
     for mark, (name, size) in zip(MARKS, plan.bytes.items(), strict=False):
         width = round(BAR_WIDTH * size / whole) or int(200 * size >= whole)
