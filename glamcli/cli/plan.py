@@ -237,9 +237,8 @@ def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
     slices = all_targets(loaded.recipe, chips, prices, progress.say)
     rows = []
     with progress.phase(f"looking for slices that fit {loaded.name}"):
-        while (each := _interruptible(lambda: next(slices, None))) is not None:
-            rows.append(_slice_row(*each))
-            chip, plan, why = each
+        for chip, plan, why in iter(lambda: _interruptible(lambda: next(slices, None)), None):
+            rows.append(_slice_row(chip, plan, why))
             if as_json:
                 values = {"why": why} if plan is None else plan.to_json()
                 event = "refused" if plan is None else "plan"

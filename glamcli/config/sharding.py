@@ -157,18 +157,14 @@ def contradictions(recipe: Recipe) -> Found:
                 "use [stage] or []",
             )
     reported = []
-    defaults = Rules()
+    given = recipe.mesh.rules.model_dump(exclude_defaults=True)
     for array, axes in _arrays(recipe).items():
         for one, other in combinations([name for name in axes if name is not None], 2):
             both = set(getattr(rules, one)) & set(getattr(rules, other))
             if one == other or not both or {one, other} in reported:
                 continue
             reported.append({one, other})
-            changed = (
-                _key(name)
-                for name in (other, one)
-                if getattr(recipe.mesh.rules, name) != getattr(defaults, name)
-            )
+            changed = (_key(name) for name in (other, one) if name in given)
             dims, axis = ", ".join(name or "-" for name in axes), min(both)
             yield (
                 next(changed, "mesh.residual"),

@@ -103,10 +103,9 @@ def count(recipe: Recipe) -> Sizes:
 def flops_per_token(recipe: Recipe) -> Flops:
     """Operations per token of a full row of one document.
 
-    weights = 2 x (attention + dense ffn + K experts + router); logits = 2 M V; scores = 4 N D per
-    layer and attended position, (row_tokens + 1) / 2 of them on average under the causal mask. A
-    padded expert layer computes E x C slots for every S tokens instead of K for each. Norms, the
-    softmax and moving tokens to experts are not counted.
+    Under the causal mask (row_tokens + 1) / 2 positions are attended on average. A padded expert
+    layer computes E x C slots for every S tokens instead of K for each. Norms, the softmax and
+    moving tokens to experts are not counted.
     """
     model, moe, sizes = recipe.model, recipe.moe, count(recipe)
     per_expert = 4 * model.model_dim * model.ffn_dim

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from glamcli.config.nearest import Found, divisors, multiples, use
-from glamcli.config.schema import Pipeline, Recipe
+from glamcli.config.schema import Recipe
 from glamcli.config.sharding import known_sizes, num_shards, table
 from glamcli.config.sizes import num_blocks
 
@@ -39,8 +39,7 @@ class PipelineSchedule:
 
     @property
     def bubble_of_ideal(self) -> float:
-        """Unused time over the time without any, Megatron-LM's convention:
-        (stages - 1) / (microbatches x repeats)."""
+        """Unused time over the time without any, Megatron-LM's convention."""
         return (self.stages - 1) / (self.microbatches * self.repeats)
 
 
@@ -56,12 +55,10 @@ def wrong(recipe: Recipe) -> Found:
     """(key, what, hint) of everything that a pipeline cannot do."""
     stages, pipeline = recipe.mesh.stage, recipe.pipeline
     if stages == 1:
-        defaults = Pipeline()
-        for name in type(pipeline).model_fields:
-            if getattr(pipeline, name) != getattr(defaults, name):
-                key = f"pipeline.{name}"
-                what = f"`{key}` means nothing with one stage (`mesh.stage` 1)"
-                yield key, what, "remove it, or raise `mesh.stage`"
+        for name in pipeline.model_dump(exclude_defaults=True):
+            key = f"pipeline.{name}"
+            what = f"`{key}` means nothing with one stage (`mesh.stage` 1)"
+            yield key, what, "remove it, or raise `mesh.stage`"
         return
     if not table(recipe.mesh).layers:
         what = f"`mesh.stage` is {stages}, but `mesh.rules.layers` keeps all layers on each"

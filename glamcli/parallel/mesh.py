@@ -38,8 +38,7 @@ def mesh_shape(mesh: schema.Mesh, num_devices: int) -> dict[str, int]:
 def make_mesh(mesh: schema.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The recipe's mesh over `devices` (all of them by default).
 
-    Raises:
-        PlanError: if the axes do not multiply to the devices there are.
+    Raises: PlanError if the axes do not multiply to them, or `mesh.slice` is not theirs.
     """
     devices = jax.devices() if devices is None else devices
     slice_size, *inner = mesh_shape(mesh, len(devices)).values()

@@ -59,7 +59,9 @@ def run_stages(
     segments_UBS = _split(segments_BS, *order)
     segments_UBS = segments_UBS.reshape(schedule.microbatches, -1, segments_BS.shape[1])
     segments_UBS = layout.constrain(segments_UBS, None, "batch", None)
-    shards = _copied_over(layout, order[0])
+    # The mesh axes over which weights have copies, as far as a microbatch has that many parts.
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    shards = dividing(layout.data_axes, order[0], mesh_shape)
     weights = jax.tree.map(
         partial(_copies, schedule, layout, shards), blocks, axes, is_leaf=lambda leaf: leaf is None
     )
@@ -180,16 +182,9 @@ def _order(
     Every microbatch takes neighbouring rows from each data shard, so that rows stay on their
     devices; from fewer, larger parts where a routing group has more rows than that.
     """
-    mesh_shape = jax.sharding.get_abstract_mesh().shape
-    split = layout.split_of("batch", num_rows, mesh_shape)
-    shards = math.prod(mesh_shape[axis] for axis in split)
+    shards = layout.num_parts((num_rows,), ("batch",))
     parts = math.gcd(shards, num_rows // schedule.microbatches // group_rows)
     return parts, schedule.stages, schedule.microbatches // schedule.stages
-
-
-def _copied_over(layout: Layout, parts: int) -> tuple[str, ...]:
-    """The mesh axes over which weights have copies, as far as a microbatch has that many parts."""
-    return dividing(layout.data_axes, parts, jax.sharding.get_abstract_mesh().shape)
 
 
 def _by_shard(x_PBS: Array, shards: tuple[str, ...]) -> Array:

@@ -36,7 +36,6 @@ class Candidate:
     settings: tuple[str, ...]
     same_run: bool
     """whether it trains exactly what the recipe trains."""
-    bytes: int
     seconds_per_token: float
     """by arithmetic."""
 
@@ -82,7 +81,7 @@ def candidates(
             continue
         state = state_bytes(changed, shape)
         guess = formula.estimate(changed, state, Network(target, None, shape))
-        if guess.total > room * chip.usable_bytes:
+        if guess.total_bytes > room * chip.usable_bytes:
             dropped["too large by arithmetic"] += 1
             continue
         words = tuple(
@@ -90,8 +89,8 @@ def candidates(
             for key, value in settings.items()
             if value != attrgetter(key)(recipe) and not (key == "mesh.data" and is_worked_out)
         )
-        seconds = guess.seconds / tokens_per_step(changed)
-        yield Candidate(changed, words, same_run, guess.total, seconds)
+        seconds = guess.time.total / tokens_per_step(changed)
+        yield Candidate(changed, words, same_run, seconds)
 
 
 def fastest(found: Iterable[Candidate]) -> Candidate | None:
@@ -107,13 +106,11 @@ def fitting(recipe: Recipe, target: Target, room: float = 1.0) -> Iterator[Candi
 def remedy(recipe: Recipe, target: Target) -> str:
     """Advice for a step that does not fit: a layout that does, on the target or a larger one."""
     for parts in (1, 2, 4, 8, 16, 32):
-        accumulate: dict[str, object] = (
-            {} if parts == 1 else {"batch.accumulate": parts * recipe.batch.accumulate}
-        )
-        found = fitting(_with(recipe, accumulate), target, SURE)
-        if best := fastest(each for each in found if each.settings or accumulate):
-            sets = (*(f"--set {key}={value}" for key, value in accumulate.items()), best.options)
-            return f"{' '.join(sets).strip()} fits by arithmetic"
+        accumulate = parts * recipe.batch.accumulate
+        found = fitting(_with(recipe, {"batch.accumulate": accumulate}), target, SURE)
+        if best := fastest(each for each in found if each.settings or parts > 1):
+            more = f"--set batch.accumulate={accumulate} " if parts > 1 else ""
+            return f"{more}{best.options}".strip() + " fits by arithmetic"
     for larger in larger_targets(target):
         if best := fastest(fitting(recipe, larger, SURE)):
             options = f"--target {larger.name} {best.options}".strip()

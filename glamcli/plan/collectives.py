@@ -2,8 +2,7 @@
 
 `collectives(compiled.as_text(), mesh.shape)` lists every collective with the mesh axes it runs
 over, the bytes one device contributes or receives, and how often a run of the program executes
-it (trip counts of loops multiplied). Text, because that is all that compilers for CPU, GPU and
-described TPUs have in common. Called by tests of layouts and by the planner.
+it (trip counts of loops multiplied). Called by tests of layouts and by the planner.
 """
 
 from __future__ import annotations

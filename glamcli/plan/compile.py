@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -33,7 +34,6 @@ from glamcli.data.cache import cache_dir, cache_path
 from glamcli.errors import PlanError
 from glamcli.parallel.mesh import make_mesh
 from glamcli.plan import topology
-from glamcli.plan.flops import matrix_flops
 from glamcli.plan.topology import Target
 from glamcli.train import programs
 
@@ -109,6 +109,33 @@ def compile_step(recipe: Recipe, target: Target) -> Program:
     if cached is not None:
         _write_cached(cached, found)
     return Program(mesh=mesh, matrix_flops=flops, **found)
+
+
+def matrix_flops(jaxpr: Any, num_devices: int) -> float:
+    """Operations of all matrix products on all devices; a multiplication and an addition are two.
+
+    Counted before compiling, so nothing depends on how a compiler names its fusions: recomputed
+    activations, the one-hot products of einsum dispatch and empty slots of experts are all there.
+    A loop of unknown length counts as one round; of a conditional the dearest branch counts.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = math.prod(left[dim] for dim in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        elif name == "cond":
+            total += max(matrix_flops(branch, num_devices) for branch in params["branches"])
+        else:
+            times = params.get("length", 1) if name == "scan" else 1
+            # The body of a mapped function speaks of one device's part.
+            times *= num_devices if name == "shard_map" else 1
+            # Whatever the operation calls them; rules for gradients are no part of what runs.
+            inner = [value for value in params.values() if hasattr(value, "eqns")]
+            total += times * sum(matrix_flops(each, num_devices) for each in inner)
+    return total
 
 
 def _cache_file(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from glamcli.config import stages
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import (
     capacity,
@@ -20,11 +19,13 @@ from glamcli.config.sizes import (
     num_moe_layers,
     tokens_per_step,
 )
+from glamcli.config.stages import PipelineSchedule, schedule
 from glamcli.model.kernels import softmax
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.pipeline import COPY_GRADIENTS
 from glamcli.plan.memory import StateBytes
 from glamcli.plan.network import Network
+from glamcli.plan.schedule import Time
 
 EFFICIENCY = 0.55
 """Share of the peak that all operations of a step reach: 58 % of a TPU v4 for PaLM (arXiv
@@ -35,23 +36,17 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """One device's bytes by group, and the seconds of a step."""
+    """One device's bytes by group, and the time of a step."""
 
     bytes: dict[str, int]
-    compute_seconds: float
-    network: dict[str, float]
-    """seconds of sending, by what is sent."""
+    time: Time
+    """computing and sending one after the other, by what is sent."""
     flops: float
     """of all devices together."""
 
     @property
-    def total(self) -> int:
+    def total_bytes(self) -> int:
         return sum(self.bytes.values())
-
-    @property
-    def seconds(self) -> float:
-        """Computing and sending one after the other."""
-        return self.compute_seconds + sum(self.network.values())
 
 
 def estimate(recipe: Recipe, state: StateBytes, network: Network) -> Estimate:
@@ -60,8 +55,7 @@ def estimate(recipe: Recipe, state: StateBytes, network: Network) -> Estimate:
     size = BF16 if recipe.model.activation_dtype == "bfloat16" else FLOAT32
     flops = _hardware_flops(recipe, network)
     compute = flops * chip.devices / (math.prod(network.shape.values()) * chip.peak * EFFICIENCY)
-    if (pipeline := stages.schedule(recipe)) is not None:
-        compute /= 1 - pipeline.bubble_of_total
+    compute /= 1 - _pipeline(recipe).bubble_of_total
     groups = {
         "weights": state.weights,
         "optimizer state": state.optimizer,
@@ -69,24 +63,26 @@ def estimate(recipe: Recipe, state: StateBytes, network: Network) -> Estimate:
         "activations and temporaries": _activations(recipe, network.shape, size),
         "batch": state.batch,
     }
-    return Estimate(groups, compute, _network(recipe, network, size), flops)
+    return Estimate(groups, Time(compute, _network(recipe, network, size)), flops)
 
 
 def _tokens(recipe: Recipe, shape: dict[str, int]) -> int:
     """[t] tokens that one device works on at once, shared with the others of its `model` axis."""
     shards = Layout.of(recipe.mesh).parts("batch", shape)
-    microbatches = recipe.pipeline.microbatches or 1
-    return tokens_per_step(recipe) // (shards * recipe.batch.accumulate * microbatches)
+    parts = recipe.batch.accumulate * _pipeline(recipe).microbatches
+    return tokens_per_step(recipe) // (shards * parts)
+
+
+def _pipeline(recipe: Recipe) -> PipelineSchedule:
+    """The recipe's pipeline; one stage that is all of the model where it has none."""
+    return schedule(recipe) or PipelineSchedule(stages=1, microbatches=1, repeats=1)
 
 
 def _block_runs(recipe: Recipe) -> int:
-    """How often a device runs a block in the forward pass of an accumulated part: once for each of
-    its blocks, or with a pipeline for each of a repeat's blocks at each tick."""
-    blocks = num_blocks(recipe)
-    pipeline = stages.schedule(recipe)
-    if pipeline is None:
-        return blocks
-    return blocks * pipeline.ticks // (pipeline.stages * pipeline.repeats)
+    """How often a device runs a block in the forward pass of an accumulated part: for each of a
+    repeat's blocks at each tick."""
+    pipeline = _pipeline(recipe)
+    return num_blocks(recipe) * pipeline.ticks // (pipeline.stages * pipeline.repeats)
 
 
 def _once_per_step(recipe: Recipe) -> tuple[str, ...]:

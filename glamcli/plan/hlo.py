@@ -13,7 +13,6 @@ from functools import cached_property
 DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 
 _HEAD = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
-_BRANCHES = ("branch_computations", "true_computation", "false_computation")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Instruction:
         """Computations that a `call` runs, or of which a `conditional` runs one."""
         if self.opcode == "call":
             return self.called("to_apply", "calls")
-        return self.called(*_BRANCHES) if self.opcode == "conditional" else []
+        names = ("branch_computations", "true_computation", "false_computation")
+        return self.called(*names) if self.opcode == "conditional" else []
 
 
 class Module:

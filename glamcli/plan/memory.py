@@ -119,10 +119,9 @@ def by_group(
 ) -> dict[str, int]:
     """What state and temporaries take of one device, by group; adds up to both.
 
-    Gradients are float32 and complete before the update, one set as large as the weights (a second
-    one while parts accumulate). Compilers do not separate them from other temporaries, so they are
-    taken out by arithmetic. Where that leaves less than one residual stream and its slots, part of
-    these arrays is in on-chip memory, which does not count, and they stay one group.
+    Gradients are float32, one set as large as the weights (a second one while parts accumulate),
+    and are taken out of the temporaries by arithmetic. Where that leaves less than one residual
+    stream and its slots they stay one group (docs/decisions/0006).
     """
     gradients = (1 + (recipe.batch.accumulate > 1)) * state.weights
     rest = temporaries - gradients

@@ -34,7 +34,9 @@ class Network:
         if "slice" in axes:
             return chip.dcn / chip.devices, 1e-5, group
         if self.target.kind == "gpu":
-            inside = group <= chip.per_host and self._inside_host(axes)
+            # In one host where the axes end the mesh.
+            first = min(map(list(self.shape).index, axes))
+            inside = math.prod(list(self.shape.values())[first:]) <= chip.per_host
             return (chip.link, 3e-6, group) if inside else (chip.dcn, 1e-5, group)
         spans = self._spans(axes)
         rate = sum(chip.link * (2 if wraps else 1) for _, wraps in spans)
@@ -49,31 +51,23 @@ class Network:
         chip = self.chip
         return (chip.dcn if "slice" in axes else chip.link) / chip.devices
 
-    def _inside_host(self, axes: tuple[str, ...]) -> bool:
-        """Whether devices along these axes sit in one host: the axes end the mesh."""
-        names = list(self.shape)
-        first = min(names.index(axis) for axis in axes)
-        return math.prod(self.shape[axis] for axis in names[first:]) <= self.chip.per_host
-
     def _spans(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
         """(extent, whether it is a ring) in every dimension of the slice that a group covers."""
-        grid = self.target.shape
         if self._mesh is None:
             return self._assumed(axes)
         index = tuple(slice(None) if axis in axes else 0 for axis in self._mesh.axis_names)
         group = np.asarray(self._mesh.devices[index]).reshape(-1)
         coords = np.array([device.coords for device in group])
         found = []
-        for dim, length in enumerate(grid):
+        for dim, length in enumerate(self.target.shape):
             extent = len(set(coords[:, dim].tolist()))
             if extent > 1:
                 found.append((extent, extent == length and self._is_ring(length)))
         return found
 
     def _is_ring(self, length: int) -> bool:
-        grid = self.target.shape
         if self.chip.wraps == "cubes":
-            return all(side % 4 == 0 for side in grid)
+            return all(side % 4 == 0 for side in self.target.shape)
         return length == self.chip.wraps
 
     def _assumed(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:

@@ -81,10 +81,8 @@ def _memory(plan: Plan) -> str:
     """A bar of a device's memory, a piece per group, and its key with sizes."""
     parts = list(zip(COLOURS, plan.bytes.values(), strict=False))
     rows = _escaped(words.memory_rows(plan))
-    colours = chain((colour for colour, _ in parts), repeat(""))
-    keyed = [
-        (_key(colour) + name, held) for colour, (name, held) in zip(colours, rows, strict=False)
-    ]
+    keys = map(_key, chain((colour for colour, _ in parts), repeat("none")))
+    keyed = [(key + name, held) for key, (name, held) in zip(keys, rows, strict=False)]
     sums = len(rows) - len(plan.bytes)
     return _bar(parts, plan.whole_bytes) + _table(("", ">size"), keyed, sums)
 

@@ -126,8 +126,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
     method, seconds, cpu_seconds, time, found = "formula", None, None, None, []
     if target.kind == "gpu":
         guess = formula.estimate(recipe, state, Network(target, None, shape))
-        sizes, flops = guess.bytes, guess.flops
-        time = Time(guess.compute_seconds, guess.network)
+        sizes, flops, time = guess.bytes, guess.flops, guess.time
     else:
         # Weights, optimizer state and a gradient for every weight are all in memory when the update
         # begins: what that rules out is refused before compiling.

@@ -133,12 +133,7 @@ class _Clock:
 
 
 def transfer_seconds(each: Collective, network: Network) -> float:
-    """How long one collective takes when it has its network for itself.
-
-    Rings in both directions over every dimension of the slice that the group spans: gathering and
-    scattering move (n - 1) / n of the whole, reducing twice that; in an exchange of all with all
-    a byte travels a quarter of the longest ring; a permutation uses one link.
-    """
+    """How long one collective takes when it has its network for itself (docs/planning.md)."""
     rate, latency, longest = network.rate(each.axes)
     size, n = float(each.bytes), max(each.group, 1)
     if each.kind == "collective-permute":

@@ -97,12 +97,8 @@ def all_targets(
     prices: Prices,
     tell: Callable[[str], None],
 ) -> Iterator[tuple[Chip, Plan | None, str]]:
-    """For every TPU the smallest slice that the compiler finds the recipe to fit, or why none.
-
-    Sizes on which no layout fits by arithmetic are passed over. On the next one the layout that
-    arithmetic likes best is compiled; a refusal moves on. GPUs are left out: nothing compiles for
-    them here.
-    """
+    """For every TPU the smallest slice that the compiler finds the recipe to fit, or why none
+    (docs/planning.md). GPUs are left out: nothing compiles for them here."""
     for chip in chips.values():
         if chip.family != "tpu":
             continue

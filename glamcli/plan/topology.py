@@ -108,8 +108,8 @@ def slice_sizes(chip: Chip) -> list[int]:
 
 def target_of(chip: Chip, num_chips: int, num_slices: int = 1) -> Target:
     """Slices of so many chips each."""
-    number = num_chips * chip.names_per_chip
-    return _slice(f"{chip.name}-{number}", chip, number, num_slices)
+    name = f"{num_slices}x" * (num_slices > 1) + f"{chip.name}-{num_chips * chip.names_per_chip}"
+    return Target(name, "tpu", chip, num_chips * num_slices, _grid(chip, num_chips), num_slices)
 
 
 def larger_targets(target: Target) -> Iterator[Target]:
@@ -125,16 +125,18 @@ def larger_targets(target: Target) -> Iterator[Target]:
 
 
 def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
-    per_chip = chip.names_per_chip
-    shape = () if number % per_chip else _grid(chip, number // per_chip)
-    if not shape or number > chip.max_chips * per_chip:
-        known = [n * per_chip for n in slice_sizes(chip)]
+    """Slices by the number in their name.
+
+    Raises: PlanError when there are none of this size.
+    """
+    num_chips, rest = divmod(number, chip.names_per_chip)
+    if rest or num_chips > chip.max_chips or not _grid(chip, num_chips):
+        known = [n * chip.names_per_chip for n in slice_sizes(chip)]
         near = sorted(sorted(known, key=lambda n: abs(math.log(n / max(number, 1))))[:2])
         names = " or ".join(f"`{chip.name}-{n}`" for n in near)
         counted = f" ({chip.name} names count {chip.name_counts})"
         raise PlanError(f"there is no slice `{name}`{counted}", f"the nearest sizes are {names}")
-    name = f"{slices}x" * (slices > 1) + f"{chip.name}-{number}"
-    return Target(name, "tpu", chip, number // per_chip * slices, shape, slices)
+    return target_of(chip, num_chips, slices)
 
 
 def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:

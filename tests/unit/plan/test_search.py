@@ -117,7 +117,7 @@ def test_the_best_of_every_model_size_comes_first_unless_it_is_far_behind():
     def candidate(model: int, seconds: float) -> search.Candidate:
         mesh = TINY.mesh.model_copy(update={"model": model})
         recipe = TINY.model_copy(update={"mesh": mesh})
-        return search.Candidate(recipe, (), True, 0, seconds)
+        return search.Candidate(recipe, (), True, seconds)
 
     ranked = [candidate(*each) for each in ((2, 1.0), (2, 1.1), (4, 1.2), (2, 1.3), (8, 2.1))]
     order = [each.seconds_per_token for each in search._spread(ranked)]
