@@ -112,13 +112,15 @@ def _key(colour: str) -> str:
 
 def _mesh(plan: Plan) -> str:
     """The devices: a block per shard of the outer axis, the inner axes down and across it."""
-    mesh = words.MeshPicture.of(plan)
-    per_block = mesh.rows * mesh.columns
-    shown = max(1, min(mesh.num_blocks, MAX_CELLS // per_block))
-    columns = f"repeat({mesh.columns},{LARGE if shown * per_block <= FEW_CELLS else SMALL}px)"
+    mesh = plan.mesh
+    blocks, rows = words.block_axes(mesh)
+    per_block = mesh[rows] * mesh["model"]
+    shown = max(1, min(mesh[blocks], MAX_CELLS // per_block))
+    columns = f"repeat({mesh['model']},{LARGE if shown * per_block <= FEW_CELLS else SMALL}px)"
     style = f"grid-template-columns:{columns}"
     block = f'<div class=block style="{style}">{"<i></i>" * per_block}</div>'
-    caption = re.sub(r"`(.*?)`", r"<code>\1</code>", escape("; ".join(mesh.caption(shown))))
+    caption = "; ".join(words.mesh_caption(mesh, words.device(plan), shown))
+    caption = re.sub(r"`(.*?)`", r"<code>\1</code>", escape(caption))
     return (
         f"<p>{escape(words.mesh_words(plan))}</p><div class=mesh>{block * shown}</div>"
         f"<p class=soft>{caption}</p>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, zip_longest
 
 from glamcli.config.sizes import count, flops_per_token, short, tokens_total
@@ -40,40 +40,26 @@ def mesh_words(plan: Plan) -> str:
     return " x ".join(axes) or "one device"
 
 
-@dataclass(frozen=True)
-class MeshPicture:
-    """A mesh to draw: blocks of rows x columns of devices, all of it once per slice and stage.
+def block_axes(mesh: dict[str, int]) -> tuple[str, str]:
+    """(axis of the blocks, axis of the rows in one) of a picture, the columns being `model`.
 
-    A block is a shard of experts, with `data` down and `model` across; without experts on several
-    devices it is a shard of `data`.
+    A block is a shard of experts, or of `data` without experts on several devices. All of it is
+    there once per slice and stage.
     """
+    return ("expert", "data") if mesh["expert"] > 1 else ("data", "expert")
 
-    block_axis: str
-    num_blocks: int
-    row_axis: str
-    rows: int
-    columns: int
-    outer: tuple[tuple[str, int], ...]
-    device: str
 
-    @classmethod
-    def of(cls, plan: Plan) -> MeshPicture:
-        """The picture of a plan's mesh."""
-        mesh = plan.mesh
-        outer = tuple((axis, mesh[axis]) for axis in ("slice", "stage") if mesh[axis] > 1)
-        blocks, rows = ("expert", "data") if mesh["expert"] > 1 else ("data", "expert")
-        return cls(blocks, mesh[blocks], rows, mesh[rows], mesh["model"], outer, device(plan))
-
-    def caption(self, shown: int) -> list[str]:
-        """What the picture shows, in parts of a sentence; `shown` blocks were drawn."""
-        found = [f"a square is a {self.device}"]
-        shards = f"one of {self.num_blocks:,} shards of `{self.block_axis}`"
-        inside = ((self.rows, f"`{self.row_axis}` goes down"), (self.columns, "`model` across"))
-        directions = " and ".join(what for n, what in inside if n > 1)
-        found[0] += f", a block {shards}" if directions else f", {shards}"
-        found += [f"{directions} a block"] if directions else []
-        found += [f"the first {shown} are shown"] if shown < self.num_blocks else []
-        return found + [f"there are {n} of this, one per `{axis}`" for axis, n in self.outer]
+def mesh_caption(mesh: dict[str, int], device_name: str, shown: int) -> list[str]:
+    """What the picture shows, in parts of a sentence; `shown` blocks were drawn."""
+    blocks, rows = block_axes(mesh)
+    shards = f"one of {mesh[blocks]:,} shards of `{blocks}`"
+    inside = ((rows, f"`{rows}` goes down"), ("model", "`model` across"))
+    directions = " and ".join(what for axis, what in inside if mesh[axis] > 1)
+    found = [f"a square is a {device_name}, {'a block ' if directions else ''}{shards}"]
+    found += [f"{directions} a block"] if directions else []
+    found += [f"the first {shown} are shown"] if shown < mesh[blocks] else []
+    outer = (axis for axis in ("slice", "stage") if mesh[axis] > 1)
+    return found + [f"there are {mesh[axis]} of this, one per `{axis}`" for axis in outer]
 
 
 def bar(plan: Plan) -> list[str]:
@@ -93,15 +79,16 @@ def bar(plan: Plan) -> list[str]:
 
 def mesh_lines(plan: Plan) -> list[str]:
     """The mesh, and its devices as blocks of squares."""
-    mesh = MeshPicture.of(plan)
-    rows, columns = min(mesh.rows, MAX_ROWS), min(mesh.columns, BAR_WIDTH // 2)
-    shown = min(mesh.num_blocks, max(1, BAR_WIDTH // (columns + 1)))
-    cut = (" ..." if shown < mesh.num_blocks else "", " ..." if columns < mesh.columns else "")
+    mesh = plan.mesh
+    num_blocks, num_rows = (mesh[axis] for axis in block_axes(mesh))
+    columns = min(mesh["model"], BAR_WIDTH // 2)
+    shown = min(num_blocks, max(1, BAR_WIDTH // (columns + 1)))
+    cut = (" ..." if shown < num_blocks else "", " ..." if columns < mesh["model"] else "")
     line = " ".join(["▪" * columns] * shown) + "".join(cut)
-    lines = [f"mesh: {mesh_words(plan)}", *[f" {line}"] * rows]
-    if rows < mesh.rows:
-        lines.append(f" ... {mesh.rows} rows")
-    return [*lines, *(f" {sentence}" for sentence in mesh.caption(shown))]
+    lines = [f"mesh: {mesh_words(plan)}", *[f" {line}"] * min(num_rows, MAX_ROWS)]
+    if num_rows > MAX_ROWS:
+        lines.append(f" ... {num_rows} rows")
+    return [*lines, *(f" {each}" for each in mesh_caption(mesh, device(plan), shown))]
 
 
 def flops_rows(plan: Plan) -> _TextRows:

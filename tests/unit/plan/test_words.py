@@ -5,7 +5,7 @@ import pytest
 from glamcli.config.load import load_recipe
 from glamcli.plan import words
 from glamcli.plan.memory import by_group, passing, state_bytes
-from glamcli.plan.words import MeshPicture, join_names
+from glamcli.plan.words import join_names, mesh_caption
 
 MESH = {"slice": 1, "stage": 1, "data": 4, "expert": 64, "model": 4}
 
@@ -44,15 +44,14 @@ def test_what_passes_between_layers_is_of_one_part_of_the_batch():
 
 
 def test_a_caption_says_what_lies_down_and_across_a_block_and_what_is_left_out():
-    full = MeshPicture("expert", 64, "data", 4, 4, (("slice", 2),), "chip")
-    assert full.caption(10) == [
+    assert mesh_caption({**MESH, "slice": 2}, "chip", 10) == [
         "a square is a chip, a block one of 64 shards of `expert`",
         "`data` goes down and `model` across a block",
         "the first 10 are shown",
         "there are 2 of this, one per `slice`",
     ]
-    flat = MeshPicture("data", 16, "expert", 1, 1, (), "core")
-    assert flat.caption(16) == ["a square is a core, one of 16 shards of `data`"]
+    flat = {**MESH, "data": 16, "expert": 1, "model": 1}
+    assert mesh_caption(flat, "core", 16) == ["a square is a core, one of 16 shards of `data`"]
 
 
 def test_memory_by_group_adds_up_and_no_group_is_smaller_than_its_arrays():
