@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from glamcli.config.schema import Model, Moe
-from glamcli.model.experts import MoeLayer
+from glamcli.model.experts import MoeLayer, Routing
 from glamcli.model.params import blueprint
 from glamcli.model.routing import summary
 
@@ -45,7 +45,7 @@ def candidate(options, num_experts, dtype, dispatch):
     dy_BSM = jax.random.normal(jax.random.key(2), x_BSM.shape, dtype)
 
     def loss(params, x_BSM):
-        y_BSM, sums = plan.bind(params)(x_BSM, mask_BS, dispatch=dispatch)
+        y_BSM, sums = plan.bind(params)(x_BSM, mask_BS, Routing(dispatch))
         stats = summary(sums)
         total = jnp.sum((y_BSM * dy_BSM).astype(jnp.float32))
         return total + 0.01 * stats["balance_loss"], stats["dropped_frac"]

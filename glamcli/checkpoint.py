@@ -5,13 +5,10 @@ path, so no Python class is part of the format; and `meta`, a JSON object saying
 it (the caller's identity) together with the name, shape and dtype of every array.
 
 What the library leaves open is closed here. Steps are found by looking at the folders
-(`step_folders.py`), newest complete one first, because orbax would also name an empty folder or a
-renamed copy as its latest step. Names, shapes and dtypes are compared before anything is read,
-because a restore casts silently. Deletion is a rename, because deleting file by file leaves torn
-steps behind when the process is killed. Whether a background save failed is checked as soon as it
-can be known.
-
-Called by the training loop, evaluation and generation.
+(`step_folders.py`), because orbax would also name an empty folder or a renamed copy as its latest
+step. Names, shapes and dtypes are compared before anything is read, because a restore casts
+silently. Deletion is a rename, because deleting file by file leaves torn steps behind when the
+process is killed.
 """
 
 from __future__ import annotations
@@ -35,14 +32,7 @@ import orbax.checkpoint as ocp
 from glamcli import step_folders
 from glamcli.errors import CheckpointError
 from glamcli.hosts.join import ALONE, Host
-from glamcli.named_leaves import (
-    described_leaves,
-    difference,
-    named_leaves,
-    nested,
-    unlike,
-    with_leaves,
-)
+from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
 from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, step_meta
 
 # What Adafactor kept for attention's weights before format 3.
@@ -96,7 +86,8 @@ class Checkpoints:
         folder = self.folder / str(step)
         meta, wanted = self.meta(step), named_leaves(target)
         saved, described = meta["tree"], described_leaves(wanted)
-        names = unlike(saved, described)
+        every = sorted({*saved, *described})
+        names = [name for name in every if saved.get(name) != described.get(name)]
         anew = {name for name in names if meta["format"] < 3 and FACTORS_BEFORE_3.fullmatch(name)}
         if names := [name for name in names if name not in anew]:
             raise CheckpointError(
@@ -114,7 +105,7 @@ class Checkpoints:
                 f" statistics of {num_weights} attention weights start from zero"
                 " (`optimizer.factor_heads: separate` keeps them)"
             )
-        return with_leaves(target, arrays)
+        return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted])
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing `state`; returns once it is copied off the devices.
@@ -197,7 +188,6 @@ class Checkpoints:
                         max_to_keep=self.keep,
                         todelete_subdir=TRASH,
                         cleanup_tmp_directories=True,
-                        enable_async_checkpointing=True,
                     ),
                 )
             except OSError as error:

@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     )
 
 
+def first_of(items: list[str], limit: int) -> list[str]:
+    """At most `limit` of them, and how many more there are."""
+    return items[:limit] + [f"and {len(items) - limit} more"] * (len(items) > limit)
+
+
 class GlamError(Exception):
     """A mistake that a user can act on; its texts never contain credentials of URLs."""
 

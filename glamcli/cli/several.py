@@ -64,8 +64,7 @@ def one_of_several(
 
 
 def _tell(what: str, hint: str | None) -> None:
-    from glamcli.hosts.signals import SHOW_CURSOR
+    from glamcli.hosts.signals import show_cursor
 
-    if os.isatty(2):
-        os.write(2, SHOW_CURSOR)  # live bars hide it
+    show_cursor()
     complain(what, hint)

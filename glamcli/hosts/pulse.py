@@ -13,10 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Pulse:
-    """The exchange of `width` numbers per process; a single process gets its own back at once."""
+    """The exchange of some numbers per process; a single process gets its own back at once."""
 
-    def __init__(self, width: int):
-        self.width = width
+    def __init__(self) -> None:
         self._pending: jax.Array | None = None
         if jax.process_count() == 1:
             return
@@ -27,18 +26,17 @@ class Pulse:
         # The first device of every process stands for it.
         first = {device.process_index: number for number, device in reversed([*enumerate(devices)])}
         self._first_rows = [first[process] for process in sorted(first)]
-        shape = jax.ShapeDtypeStruct((len(devices), width), np.float32, sharding=self._each)
-        self._gather = jax.jit(lambda x: x, out_shardings=everywhere).lower(shape).compile()
-        self._shape = shape.shape
+        self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
 
     def beat(self, *mine: float) -> np.ndarray | None:
-        """Sends `mine`; returns the numbers [processes, width] of all processes at the last beat.
+        """Sends `mine`; returns [processes, numbers] of all processes at the last beat.
 
         None at the first beat. Every process must call this the same number of times.
         """
         row = np.array([mine], np.float32)
         if jax.process_count() == 1:
             return row
-        sent = jax.make_array_from_callback(self._shape, self._each, lambda _: row)
+        shape = (jax.device_count(), len(mine))
+        sent = jax.make_array_from_callback(shape, self._each, lambda _: row)
         previous, self._pending = self._pending, self._gather(sent)
         return None if previous is None else np.asarray(previous)[self._first_rows]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from jax._src.clusters import ClusterEnv
 
-from glamcli.errors import GlamError, HostError, RecipeError
+from glamcli.errors import GlamError, HostError, RecipeError, first_of
 from glamcli.hosts.wire import Connection, Wire
 
 HELLO_SECONDS = 5.0
@@ -177,8 +177,8 @@ def _receive_all(address: str, server: socket.socket, count: int, seconds: float
                 sock, _ = server.accept()
             except TimeoutError:
                 missing = [f"process {k}" for k in range(1, count) if k not in connections]
-                more = [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
-                what = f"{', '.join(missing[:SHOWN] + more)} of {count} did not come to {address}"
+                missing = ", ".join(first_of(missing, SHOWN))
+                what = f"{missing} of {count} did not come to {address}"
                 hint = "start them with the same command, or raise `runtime.join_seconds`"
                 _refuse_all(connections, HostError(f"{what} within {seconds:g} s", hint=hint))
             sock.settimeout(HELLO_SECONDS)

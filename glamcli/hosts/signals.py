@@ -24,7 +24,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # GNU `timeout` sends its signal to the process and to the process's group.
 REPEAT_SECONDS = 1.0
 """within these, a signal that comes again is the same request."""
-SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+def show_cursor() -> None:
+    """Shows the terminal's cursor, which live bars hide."""
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")
 
 
 class Stop:
@@ -82,8 +87,7 @@ def _listen(receiver: socket.socket, stop: Stop, progress: Progress) -> None:
             if number not in SIGNALS or now - last.get(number, -math.inf) < REPEAT_SECONDS:
                 continue
             if last:
-                if os.isatty(2):
-                    os.write(2, SHOW_CURSOR)  # live bars hide it
+                show_cursor()
                 os._exit(128 + number)
             last[number] = now
             stop.signal = signal.Signals(number)

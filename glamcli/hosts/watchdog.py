@@ -51,13 +51,8 @@ class Watchdog(AbstractContextManager["Watchdog"]):
             self._thread = threading.Thread(target=self._watch, args=(self.seconds,), daemon=True)
             self._thread.start()
 
-    def rest(self) -> None:
-        """Nothing is expected until the next beat."""
-        self._until = (math.inf, "")
-        faulthandler.cancel_dump_traceback_later()
-
     def __exit__(self, *error: object) -> None:
-        self.rest()
+        faulthandler.cancel_dump_traceback_later()
         self._over.set()
 
     def _watch(self, seconds: float) -> None:

@@ -1,9 +1,5 @@
-"""One TCP connection from every process of a run to process 0, for as long as the run lives.
-
-`jax.distributed` lets processes compute together, but when another process is missing or dies it
-aborts this one from C++, naming nobody, and only after its heartbeat. A connection of our own tells
-at once who died and why, and carries small values between all processes. `rendezvous.meet` makes
-the connections.
+"""One TCP connection from every process of a run to process 0, for as long as the run lives: it
+tells at once who died and why, and carries small values between all (docs/decisions/0008).
 
 A message is one JSON object per line. Nothing is authenticated: the address belongs in a private
 network, as that of `jax.distributed` does.
@@ -74,18 +70,13 @@ class Connection:
 
 
 class Wire:
-    """The connections of this process: to all others in process 0, to process 0 in the others.
-
-    `ended(what, hint, code)` is called once, by a thread of its own, when another process failed
-    (`what` contains its error) or is gone.
-    """
+    """The connections of this process: to all others in process 0, to process 0 in the others."""
 
     def __init__(self, index: int, names: list[str], connections: dict[int, Connection]):
         self.index = index
         self.names = names
         """`process 1 (its machine)` of every process."""
         self.connections = connections
-        self.ended: Callable[[str, str | None, int], None] = lambda what, hint, code: None
         self._changed = threading.Condition()
         self._coming: dict[str, dict[int, Any]] = {}
         self._gathered: dict[str, list[Any]] = {}
@@ -98,8 +89,12 @@ class Wire:
         ]
 
     def start(self, ended: Callable[[str, str | None, int], None]) -> None:
-        """Begins to listen to the others."""
-        self.ended = ended
+        """Begins to listen to the others.
+
+        `ended(what, hint, code)` is called once, by a thread of its own, when another process
+        failed (`what` contains its error) or is gone.
+        """
+        self._ended = ended
         for thread in self._threads:
             thread.start()
 
@@ -182,7 +177,7 @@ class Wire:
             hint = "see the last lines of its output; rerun the same command on every machine"
         else:
             what, hint = f"{name} failed: {message['what']}", message["hint"]
-        self.ended(what, hint, message["code"])
+        self._ended(what, hint, message["code"])
 
     def _send_all(self, message: Message) -> None:
         for connection in self.connections.values():

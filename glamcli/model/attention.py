@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.nn.initializers import normal
 
 from glamcli.config import schema
 from glamcli.config.sharding import ATTENTION
 from glamcli.model import kv_cache
 from glamcli.model.kernels.attention import attend, attend_rows
 from glamcli.model.kernels.linear import linear
-from glamcli.model.params import gaussian, param
+from glamcli.model.params import param
 from glamcli.model.position import RelativeBias
 from glamcli.parallel.axes import GLAM, Layout
 
@@ -38,10 +39,10 @@ class Attention(nnx.Module):
         M, N, D = model.model_dim, model.num_heads, model.head_dim
         folded = model.attention_scale == "folded"
         query_std = (M * D) ** -0.5 if folded else M**-0.5
-        self.query = param(rngs, (M, N, D), ATTENTION["attention.query"], gaussian(query_std))
-        self.key = param(rngs, (M, N, D), ATTENTION["attention.key"], gaussian(M**-0.5))
-        self.value = param(rngs, (M, N, D), ATTENTION["attention.value"], gaussian(M**-0.5))
-        self.out = param(rngs, (N, D, M), ATTENTION["attention.out"], gaussian((N * D) ** -0.5))
+        self.query = param(rngs, (M, N, D), ATTENTION["attention.query"], normal(query_std))
+        self.key = param(rngs, (M, N, D), ATTENTION["attention.key"], normal(M**-0.5))
+        self.value = param(rngs, (M, N, D), ATTENTION["attention.value"], normal(M**-0.5))
+        self.out = param(rngs, (N, D, M), ATTENTION["attention.out"], normal((N * D) ** -0.5))
         self.bias = RelativeBias(rngs, N, model.position_buckets, model.position_max_distance)
         self.scale = None if folded else 1.0 / math.sqrt(D)
         self.zero_logit = model.zero_logit

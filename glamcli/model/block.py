@@ -6,7 +6,6 @@ and scans blocks; what a layer measures is returned, never written aside.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -15,23 +14,13 @@ from jax import Array
 
 from glamcli.config import schema
 from glamcli.model.attention import Attention
-from glamcli.model.experts import Dispatch, MoeLayer
+from glamcli.model.experts import MoeLayer, Routing
 from glamcli.model.kv_cache import Past
 from glamcli.model.layers import GatedFfn, RmsNorm
 from glamcli.parallel.axes import Layout
 
 Stats = dict[str, Array]
 Remat = Literal["none", "attention", "dots", "full"]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """How one pass routes tokens: the dispatch strategy, a key for drawn second experts, and a
-    capacity factor other than training's."""
-
-    dispatch: Dispatch
-    key: Array | None
-    capacity_factor: float | None = None
 
 
 class Layer(nnx.Module):
@@ -64,13 +53,7 @@ class Layer(nnx.Module):
         x_BSM = self._residual(x_BSM + a_BSM)
         normed_BSM = self.ffn_norm(x_BSM)
         if isinstance(self.ffn, MoeLayer):
-            y_BSM, stats = self.ffn(
-                normed_BSM,
-                segments_BS != 0,
-                dispatch=routing.dispatch,
-                capacity_factor=routing.capacity_factor,
-                key=routing.key,
-            )
+            y_BSM, stats = self.ffn(normed_BSM, segments_BS != 0, routing)
         else:
             y_BSM, stats = self.ffn(normed_BSM), {}
         return self._residual(x_BSM + y_BSM), stats, new
@@ -82,18 +65,10 @@ class Layer(nnx.Module):
 class Block(nnx.Module):
     """What the scan repeats: an expert layer and a dense layer, or a dense layer alone."""
 
-    def __init__(
-        self,
-        rngs: nnx.Rngs,
-        model: schema.Model,
-        moe: schema.Moe | None,
-        remat: Remat,
-        layout: Layout,
-    ):
-        if moe is not None:
-            self.expert_layer = Layer(rngs, model, moe, remat, layout)
-        self.dense_layer = Layer(rngs, model, None, remat, layout)
-        self.names = ("dense_layer",) if moe is None else ("expert_layer", "dense_layer")
+    def __init__(self, **layers: Layer):
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.names = tuple(layers)
 
     def __call__(
         self, x_BSM: Array, segments_BS: Array, routing: Routing, past: Past | None = None

@@ -20,8 +20,8 @@ from glamcli.config import schema
 from glamcli.config.sizes import group_rows
 from glamcli.config.stages import PipelineSchedule
 from glamcli.model import kv_cache
-from glamcli.model.block import Block, Remat, Routing, Stats
-from glamcli.model.experts import Dispatch
+from glamcli.model.block import Block, Layer, Remat, Stats
+from glamcli.model.experts import Dispatch, Routing
 from glamcli.model.kernels import softmax
 from glamcli.model.kernels.linear import platform
 from glamcli.model.layers import Embedding, RmsNorm
@@ -53,7 +53,11 @@ class Decoder:
     @cached_property
     def _parts(self) -> dict[str, Blueprint[Any]]:
         def block(rngs: Any) -> Block:
-            return Block(rngs, self.model, self.moe, self.remat, self.layout)
+            def layer(moe: schema.Moe | None) -> Layer:
+                return Layer(rngs, self.model, moe, self.remat, self.layout)
+
+            experts = {"expert_layer": layer(self.moe)} if self.moe else {}
+            return Block(**experts, dense_layer=layer(None))
 
         copies = unstacked if self.apart else stacked
         return {
@@ -203,9 +207,9 @@ class Decoder:
         dispatch: Dispatch | None = None,
         key: Array | None = None,
     ) -> tuple[Array, kv_cache.Cache]:
-        """Hidden states of S more tokens per row, and the cache after them.
+        """Hidden states of S more tokens per row (a prompt is one big step), and the cache after.
 
-        A prompt is one big step. Tokens of segment 0 are padding, on either side; without
+        Tokens of segment 0 are padding, on either side; without
         `segments_BS` every token is real and of segment 1. The caller keeps rows within the
         cache's length. Dropless unless the recipe's `moe.eval_dispatch` or `dispatch` says
         otherwise, and then equal to `hidden` over the same tokens.

@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-
 
 def digest(params: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and content sums of all arrays of a tree."""
@@ -30,14 +28,9 @@ def digest(params: Any) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-@jax.jit
-def _content(leaves: list[Array]) -> list[tuple[Array, Array]]:
-    return [_sums(leaf) for leaf in leaves]
-
-
 def _sums(x: Array) -> tuple[Array, Array]:
     """Two sums over all elements, each of a different hash of (position, bits)."""
-    bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):  # axis by axis, so that no number of elements overflows
         along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
@@ -45,6 +38,9 @@ def _sums(x: Array) -> tuple[Array, Array]:
     first = _mixed(bits ^ position)
     second = _mixed(bits + _mixed(position ^ jnp.uint32(0x5BD1E995)))
     return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
+
+
+_content = jax.jit(lambda leaves: [_sums(leaf) for leaf in leaves])
 
 
 def _mixed(h: Array) -> Array:

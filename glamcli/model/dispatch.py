@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from glamcli.config.nearest import divisors
 from glamcli.model.kernels import rows
 from glamcli.model.kernels.experts import Experts
 from glamcli.model.routing import Route, queue_positions
@@ -108,7 +109,8 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
 
         (G, S, M), K, H = x_GSM.shape, expert_GSK.shape[-1], w_in_EMH.shape[-1]
         num_shares = math.prod(mesh_shape[axis] for axis in shared)
-        rounds = _rounds(G * S, K * num_shares * (2 * M + H) * 4)
+        needed = G * S * K * num_shares * (2 * M + H) * 4 / ROUND_BYTES
+        rounds = next(n for n in divisors(G * S) if n >= needed)
         parts = [
             a.reshape(rounds, 1, G * S // rounds, a.shape[-1])
             for a in (x_GSM, expert_GSK, weight_GSK)
@@ -146,12 +148,6 @@ def _on_this_device(x_GSM: Array, expert_GSK: Array, weight_GSK: Array, experts:
     x_QM = rows.collect(x_GSM.reshape(F, M), choice_Q, row_FK)
     out_QM = experts.on_blocks(x_QM, expert_of_block, end_E[-1])
     return rows.combine(out_QM, weight_FK, choice_Q, row_FK).reshape(G, S, M)
-
-
-def _rounds(num_tokens: int, token_bytes: int) -> int:
-    """The fewest equal parts of the tokens whose rows stay below `ROUND_BYTES`."""
-    needed = num_tokens * token_bytes / ROUND_BYTES
-    return next(n for n in range(1, num_tokens + 1) if num_tokens % n == 0 and n >= needed)
 
 
 def block_rows(num_choices: int, num_experts: int) -> int:

@@ -5,6 +5,7 @@ holds the parameters, forms the groups and returns what it measured. `block.py` 
 position of a feed-forward layer.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -25,6 +26,17 @@ from glamcli.parallel.axes import GLAM, Layout
 Dispatch = Literal["einsum", "gather", "dropless"]
 
 
+@dataclass(frozen=True)
+class Routing:
+    """How one pass routes tokens."""
+
+    dispatch: Dispatch
+    key: Array | None = None
+    """randomness of second experts; None (scoring, generation) decides like policy `all`."""
+    capacity_factor: float | None = None
+    """None is that of training, `moe.capacity_factor`."""
+
+
 class MoeLayer(nnx.Module):
     """Ungated experts behind a top-K router (GLaM section 4)."""
 
@@ -41,22 +53,13 @@ class MoeLayer(nnx.Module):
         )
 
     def __call__(
-        self,
-        x_BSM: Array,
-        mask_BS: Array,
-        *,
-        dispatch: Dispatch,
-        capacity_factor: float | None = None,
-        key: Array | None = None,
+        self, x_BSM: Array, mask_BS: Array, how: Routing
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the experts' outputs, 0 for padding and dropped tokens, and `routing.tally`.
 
         Args:
             x_BSM: activations; products run in their dtype, the router in float32.
             mask_BS: bool, True for real tokens.
-            capacity_factor: None is that of training, `moe.capacity_factor`.
-            key: randomness for the second-expert policies; None (scoring, generation) decides
-                like policy `all`.
 
         Note: tokens are routed in groups of `moe.group_tokens`, in order. A call whose tokens do
         not divide into such groups (decoding) is one group of all its tokens, which changes
@@ -65,14 +68,14 @@ class MoeLayer(nnx.Module):
         B, S, M = x_BSM.shape
         group_tokens = self.moe.group_tokens
         if (B * S) % group_tokens:
-            group_tokens = S if dispatch == "dropless" else B * S
+            group_tokens = S if how.dispatch == "dropless" else B * S
         x_BSM = self.layout.constrain(x_BSM, "batch", None, "act_expert_embed")
         x_GSM = x_BSM.reshape(-1, group_tokens, M)
         x_GSM = self.layout.constrain(x_GSM, "group", None, "act_expert_embed")
         real_GS = mask_BS.reshape(-1, group_tokens)
         slots = None
-        if dispatch != "dropless":
-            factor = capacity_factor or self.moe.capacity_factor
+        if how.dispatch != "dropless":
+            factor = how.capacity_factor or self.moe.capacity_factor
             slots = slots_per_expert(group_tokens, self.moe.num_experts, factor)
         with jax.named_scope("router"):
             # By default a TPU or GPU would round the factors to bfloat16 or TF32.
@@ -82,13 +85,13 @@ class MoeLayer(nnx.Module):
                 self.router[...].astype(jnp.float32),
                 precision=jax.lax.Precision.HIGHEST,
             )
-            route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, key)
+            route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, how.key)
             sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, self.moe.balance_padding)
         experts = Experts(self.w_in[...], self.w_out[...], self.moe.expert_activation, self.layout)
-        with jax.named_scope(f"experts_{dispatch}"):
+        with jax.named_scope(f"experts_{how.dispatch}"):
             if slots is None:
                 y_GSM = moves.dropless(x_GSM, route, experts)
             else:
-                move = moves.einsum if dispatch == "einsum" else moves.gather
+                move = moves.einsum if how.dispatch == "einsum" else moves.gather
                 y_GSM = move(x_GSM, route, slots, experts)
         return y_GSM.reshape(B, S, M), sums

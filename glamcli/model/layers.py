@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.nn.initializers import normal, ones
 
 from glamcli.config import schema
 from glamcli.config.sharding import DENSE, NORM, OUTSIDE
 from glamcli.model.kernels.embedding import read_table
 from glamcli.model.kernels.linear import linear
-from glamcli.model.params import gaussian, ones, param
+from glamcli.model.params import param
 from glamcli.parallel.axes import GLAM, Layout
 
 
@@ -54,7 +55,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, model: schema.Model, layout: Layout = GLAM):
         shape = (model.vocab_size, model.model_dim)
-        self.table = param(rngs, shape, OUTSIDE["embedding.table"], gaussian(1.0))
+        self.table = param(rngs, shape, OUTSIDE["embedding.table"], normal(1.0))
         self.dtype = jnp.dtype(model.activation_dtype)
         self.layout = layout
 

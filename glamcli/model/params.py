@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -32,21 +33,6 @@ def uniform_fan_in(key: Array, shape: tuple[int, ...], contracted: int = -2) -> 
     """
     bound = math.sqrt(3.0 / shape[contracted])
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def gaussian(std: float) -> Init:
-    """Gaussian values of mean zero and standard deviation `std`."""
-
-    def init(key: Array, shape: tuple[int, ...]) -> Array:
-        return std * jax.random.normal(key, shape, jnp.float32)
-
-    return init
-
-
-def ones(key: Array, shape: tuple[int, ...]) -> Array:
-    """All ones (norm scales)."""
-    del key
-    return jnp.ones(shape, jnp.float32)
 
 
 def param(
@@ -98,13 +84,10 @@ def blueprint(make: Callable[[nnx.Rngs], _Module]) -> Blueprint[_Module]:
         keys = jax.tree.unflatten(jax.tree.structure(shapes), list(keys))
         return jax.tree.map(lambda start, key, s: start(key, s.shape), inits, keys, shapes)
 
-    def bind(params: dict[str, Any]) -> _Module:
-        return nnx.merge(graph, params)
-
-    return Blueprint(shapes, metadata("axes"), init, bind)
+    return Blueprint(shapes, metadata("axes"), init, partial(nnx.merge, graph))
 
 
-def stacked(layer: Blueprint[_Module], num: int, axis: str = "layers") -> Blueprint[_Module]:
+def stacked(layer: Blueprint[_Module], num: int) -> Blueprint[_Module]:
     """The blueprint of `num` copies of `layer`, stacked along a new first axis.
 
     Each copy is initialised from its own key. `bind` still takes the parameters of one copy:
@@ -112,7 +95,7 @@ def stacked(layer: Blueprint[_Module], num: int, axis: str = "layers") -> Bluepr
     """
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct((num, *s.shape), s.dtype), layer.shapes)
     axes = jax.tree.map(
-        lambda names: (axis, *names), layer.axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+        lambda names: ("layers", *names), layer.axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
 
     def init(key: Array) -> dict[str, Any]:
@@ -126,11 +109,9 @@ def unstacked(layer: Blueprint[_Module], num: int) -> Blueprint[_Module]:
 
     Initial values are those of `stacked`, bit for bit.
     """
-
-    def init(key: Array) -> list[Any]:
-        return unstack(stacked(layer, num).init(key), num)
-
-    return Blueprint([layer.shapes] * num, [layer.axes] * num, init, layer.bind)
+    init = stacked(layer, num).init
+    shapes, axes = [layer.shapes] * num, [layer.axes] * num
+    return Blueprint(shapes, axes, lambda key: unstack(init(key), num), layer.bind)
 
 
 def stack(trees: list[Any]) -> Any:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.nn.initializers import normal
 
 from glamcli.config.sharding import ATTENTION
-from glamcli.model.params import gaussian, param
+from glamcli.model.params import param
 
 
 @lru_cache
@@ -25,13 +26,12 @@ def bucket_table(num_buckets: int, max_distance: int) -> np.ndarray:
     """
     exact = num_buckets // 2
     num_wide = num_buckets - exact
-    starts = list(range(exact)) if exact else [0]
+    starts = list(range(exact)) or [0]
+    distance = exact
     for wide in range(num_wide if exact else 0):
         # Smallest d with log(d / exact) / log(max_distance / exact) * num_wide >= wide, in
         # integers: d^num_wide * exact^wide >= max_distance^wide * exact^num_wide.
-        distance = starts[-1]
-        threshold = max_distance**wide * exact**num_wide
-        while distance < exact or distance**num_wide * exact**wide < threshold:
+        while distance**num_wide * exact**wide < max_distance**wide * exact**num_wide:
             distance += 1
         starts.append(distance)
     distances = np.arange(starts[-1] + 1)
@@ -42,26 +42,21 @@ class RelativeBias(nnx.Module):
     """A learned float32 number per head and bucket of distance (query minus key position)."""
 
     def __init__(self, rngs: nnx.Rngs, num_heads: int, num_buckets: int, max_distance: int):
-        init = gaussian((num_heads * num_buckets) ** -0.5)
+        init = normal((num_heads * num_buckets) ** -0.5)
         self.table = param(rngs, (num_heads, num_buckets), ATTENTION["attention.bias.table"], init)
         self.num_buckets = num_buckets
         self.max_distance = max_distance
 
-    def __call__(self, num_queries: int, num_keys: int, start: Array | None = None) -> Array:
-        """Bias of queries at `start`, `start` + 1, ... over keys at 0, 1, ...
-
-        Shapes: [N, S, T]; [B, N, S, T] when `start` holds one position per row.
-        """
-        if start is None:
-            return self.of(self.table[...], num_queries, num_keys)
+    def __call__(self, num_queries: int, num_keys: int, start_B: Array) -> Array:
+        """Bias [B, N, S, T] of queries at `start_B`, `start_B` + 1, ... over keys at 0, 1, ..."""
         buckets = bucket_table(self.num_buckets, self.max_distance)
         offset = _offset(num_queries, num_keys)
-        distance_Bd = jnp.clip(start[:, None] - offset[None, :], 0, len(buckets) - 1)
+        distance_Bd = jnp.clip(start_B[:, None] - offset[None, :], 0, len(buckets) - 1)
         values_NBd = jnp.take(self.table[...], jnp.asarray(buckets)[distance_Bd], axis=1)
         return diagonals(jnp.swapaxes(values_NBd, 0, 1), num_queries, num_keys)
 
     def of(self, table_XNR: Array, num_queries: int, num_keys: int) -> Array:
-        """The same for these tables, queries starting at 0: [..., N, S, T] of [..., N, R].
+        """That of these tables, queries starting at 0: [..., N, S, T] of [..., N, R].
 
         Depends on distances only, so S + T - 1 values are looked up and laid out along diagonals;
         the gradient is sums along diagonals, with no scatter over S x T.

@@ -1,19 +1,11 @@
 """`mesh: auto`: a layout for the devices at hand.
 
 Of all ways to divide the devices into `data` x `expert` x `model` that divide the recipe's rows and
-widths, the one with
-
-1. the smallest `model` with which weights, gradients, optimizer state and the weights of one layer
-   pair, gathered to be used, take at most `ROOM` of a device (with stages: also a data shard's copy
-   of its stage's weights, and gradients of those): splitting matrices costs collectives of
-   activations in every layer, so it is done only to fit, or where rows are too few;
-2. then the largest `expert`: experts that stay on their devices exchange tokens, where `data` would
-   gather their weights;
-3. and the rest as `data`.
-
-Where none leaves that much room, the one that takes least is chosen; where that is more than a
-device has, the run is refused. `slice` and `stage` stay as the recipe says. Activations are not
-counted: `glam plan` compiles the step and knows them.
+widths, the one with the smallest `model` with which the state takes at most `ROOM` of a device
+(splitting matrices costs collectives of activations in every layer), then the largest `expert`
+(experts that stay on their devices exchange tokens, where `data` would gather their weights): see
+docs/parallelism.md. Where none leaves that much room, the one that takes least is chosen; where
+that is more than a device has, the run is refused. `slice` and `stage` stay as the recipe says.
 """
 
 from __future__ import annotations

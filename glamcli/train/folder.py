@@ -15,7 +15,7 @@ from glamcli.config.dump import dump
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.data.tokenizer import TOKENIZER_FILE, SentencePiece, Tokenizer
-from glamcli.errors import CheckpointError
+from glamcli.errors import CheckpointError, first_of
 from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.named_leaves import SHOWN_DIFFERENCES
@@ -92,7 +92,7 @@ def check_resumption(
 
 def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> None:
     if differences:
-        shown = identity.first_of(differences, SHOWN_DIFFERENCES)
+        shown = first_of(differences, SHOWN_DIFFERENCES)
         raise CheckpointError(
             f"{run_dir} (step {step}) is another run: " + "; ".join(shown),
             hint=f"continue with {run_dir / 'recipe.yaml'}, or train elsewhere with `--run`",

@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from glamcli.config.schema import Recipe
 from glamcli.config.sharding import MESH_AXES
 from glamcli.data.cache import json_digest
 from glamcli.data.open import Dataset
-from glamcli.errors import RecipeError
+from glamcli.data.workers import num_cores
+from glamcli.errors import RecipeError, first_of
 from glamcli.hosts.join import Host
 
 # Keys that change neither a step's rows nor, up to the order of sums and the draws of second
@@ -91,25 +91,19 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that compute, by name."""
-    found = {"glamcli": glamcli.__version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"glamcli": glamcli.__version__, "python": platform.python_version()}
+    return own | {library: version(library) for library in _LIBRARIES}
 
 
 def topology(mesh: Mesh) -> dict[str, Any]:
     """The devices; and the threads, because on a CPU the order of a sum depends on them."""
     device = mesh.devices.flat[0]
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": device.platform,
         "device_kind": device.device_kind,
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
-        "threads": threads if device.platform == "cpu" else None,
+        "threads": num_cores() if device.platform == "cpu" else None,
     }
 
 
@@ -199,11 +193,6 @@ def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
         "the processes of this run differ: " + "; ".join(found),
         hint="start all of them with the same command, code and libraries, on the same data",
     )
-
-
-def first_of(items: list[str], limit: int) -> list[str]:
-    """At most `limit` of them, and how many more there are."""
-    return items[:limit] + [f"and {len(items) - limit} more"] * (len(items) > limit)
 
 
 def _code() -> str:

@@ -2,12 +2,9 @@
 
     data -> mesh -> checkpoint or new state -> compile once -> step, step, step ... -> saved
 
-Order matters in three places. A step is dispatched before the numbers of the step before are
-read, and its batch was on the devices by then, so the devices never wait for this program. What
-is due at a step (held-out loss, scores, metrics) is written before the checkpoint of that step, so
-that a run resumed from it has lost nothing and repeats nothing; only a run asked to stop saves
-without its held-out loss and scores, which it computes when it is resumed (`events.py`). And every
-mistake of the user's is refused before anything is compiled.
+A step is dispatched before the numbers of the step before are read, and its batch was on the
+devices by then, so the devices never wait for this program. Every mistake of the user's is refused
+before anything is compiled. What is due between steps, and in which order, is in `events.py`.
 """
 
 from __future__ import annotations
@@ -105,7 +102,7 @@ def train(
 
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
         stack.enter_context(closing(checkpoints))
-        pace, pulse = Pace(host.name), Pulse(3)
+        pace, pulse = Pace(host.name), Pulse()
         folder = run_dir if host.is_first else None
         meter = stack.enter_context(
             Meter(recipe, dataset.source_names, folder, start, progress, pace, checkpoints, saved)

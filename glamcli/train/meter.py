@@ -9,7 +9,6 @@ training. Every line has `tokens_seen`, positions of rows up to its step, paddin
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -25,7 +24,7 @@ from glamcli.errors import CheckpointError, TrainError
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Progress
 from glamcli.train import metrics
-from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoard
+from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoard, finite
 
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
 WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
@@ -63,15 +62,14 @@ class Meter(AbstractContextManager["Meter"]):
         self._first = start + 1
         self._pending: tuple[int, Any] | None = None
         self._latest: dict[str, Any] = {}
-        self._path = None if run_dir is None else run_dir / "metrics.jsonl"
         self._files: list[MetricsFile | TensorBoard] = []
-        if run_dir is not None and self._path is not None:
+        if run_dir is not None:
+            self._path = run_dir / "metrics.jsonl"
             self._files = [
                 MetricsFile(self._path, start, progress),
                 TensorBoard(run_dir / "tensorboard", start, progress),
             ]
-        self._clock = time.monotonic()
-        self._steps_timed = 0
+        self._restart()
 
     def __exit__(self, *error: object) -> None:
         for file in self._files:
@@ -107,8 +105,8 @@ class Meter(AbstractContextManager["Meter"]):
         self, step: int, nats: Mapping[str, float], unigram_nats: Mapping[str, float]
     ) -> None:
         """Records held-out losses, nats per token, and what the routers look like by now."""
-        values = {f"heldout/{name}": _finite(value) for name, value in nats.items()}
-        values |= {f"unigram/{name}": _finite(unigram_nats[name]) for name in nats}
+        values = {f"heldout/{name}": finite(value) for name, value in nats.items()}
+        values |= {f"unigram/{name}": finite(unigram_nats[name]) for name in nats}
         self._write({"step": step, **values})
         losses = ", ".join(
             f"{name} {value:.3f} ({unigram_nats[name]:.3f})" for name, value in nats.items()
@@ -121,7 +119,7 @@ class Meter(AbstractContextManager["Meter"]):
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Records scores of tasks by name, `eval/...`."""
-        self._write({"step": step, **{name: _finite(value) for name, value in values.items()}})
+        self._write({"step": step, **{name: finite(value) for name, value in values.items()}})
         shown = [
             f"{name.removeprefix('eval/')} {value:.3f}"
             for name, value in values.items()
@@ -134,7 +132,7 @@ class Meter(AbstractContextManager["Meter"]):
         """Whether the metrics have numbers of `step` with this prefix. Only right while there are
         no lines of later steps."""
         try:
-            text = self._path.read_text() if self._path else ""
+            text = self._path.read_text() if self._files else ""
             lines = [json.loads(line) for line in text.splitlines()[-3:]]
         except (OSError, ValueError):
             return False
@@ -192,7 +190,3 @@ class Meter(AbstractContextManager["Meter"]):
             file.write(values)
         if "loss" in values:
             self.progress.step({**values, "steps": self.recipe.train.steps})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -8,6 +8,7 @@ summary and names expert layers in trouble.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from glamcli import atomic
 from glamcli.config.schema import Moe, Recipe
 from glamcli.progress import Progress
 
-Summary = dict[str, Any]
 LossSums = tuple[float, int]
 """Summed loss in nats, and the number of targets it is summed over."""
 
@@ -58,31 +58,28 @@ def add_losses(
     }
 
 
-def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: Recipe) -> Summary:
-    """A line of numbers after one training step, flat, in the order they are written.
+def summarise(
+    sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: Recipe
+) -> dict[str, Any]:
+    """A line of numbers after one training step, flat, in the order they are written: those of
+    docs/metrics.md, None where they are not finite or have no targets.
 
     `loss`, `perplexity` and `loss/<source>` are means over the real targets of all steps in
-    `losses` (`add_losses`), everything else is of this step. `total_loss` is what was
-    differentiated, and `balance` the balance loss, 1 when ideal. `softmax_z` and `router_z` are
-    means of logsumexp^2, without coefficients. Router numbers are means over expert layers;
-    `_by_layer` lists start at the lowest layer; `load_by_layer` is each expert's share of choices,
-    before capacity. Numbers that are not finite, and losses without targets, are None.
-
-    Units: losses and entropies in nats (a uniform router has ln E).
+    `losses` (`add_losses`), everything else is of this step.
     """
     num_targets = int(sums["num_targets"])
     means = {name: _mean(*total) for name, total in losses.items()}
     loss = means.pop("")
-    summary: Summary = {
+    summary: dict[str, Any] = {
         "step": int(sums["step"]),
         "loss": loss,
         "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
         **{f"loss/{name}": mean for name, mean in means.items()},
-        "total_loss": _finite(sums["loss"]),
+        "total_loss": finite(sums["loss"]),
         "softmax_z": _mean(sums["z_sum"], num_targets),
-        "learning_rate": _finite(sums["learning_rate"]),
-        "grad_norm": _finite(sums["grad_norm"]),
-        "param_norm": _finite(sums["param_norm"]),
+        "learning_rate": finite(sums["learning_rate"]),
+        "grad_norm": finite(sums["grad_norm"]),
+        "param_norm": finite(sums["param_norm"]),
         "num_targets": num_targets,
         "padding_frac": 1.0 - num_targets / (recipe.batch.rows * recipe.batch.row_tokens),
         "bad_steps": int(sums["bad_steps"]),
@@ -93,7 +90,7 @@ def summarise(sums: Mapping[str, Any], losses: Mapping[str, LossSums], recipe: R
     return summary
 
 
-def _routing(stats: Mapping[str, Any]) -> Summary:
+def _routing(stats: Mapping[str, Any]) -> dict[str, Any]:
     """Router statistics [expert layers, ...] as means and lists."""
     layers = {n.removesuffix("_loss"): np.asarray(stats[n], np.float64) for n in ROUTING}
     served = ("unserved_frac", "served_one_frac", "served_two_frac")
@@ -102,15 +99,15 @@ def _routing(stats: Mapping[str, Any]) -> Summary:
     load = np.asarray(stats["wanted_E"], np.float64)
     dead = np.sum(load == 0, axis=1)
     return {
-        **{name: _finite(values.mean()) for name, values in layers.items()},
+        **{name: finite(values.mean()) for name, values in layers.items()},
         "dead_experts": int(dead.sum()),
-        **{f"{name}_by_layer": [_finite(v) for v in vs] for name, vs in layers.items()},
+        **{f"{name}_by_layer": [finite(v) for v in vs] for name, vs in layers.items()},
         "dead_experts_by_layer": [int(count) for count in dead],
-        "load_by_layer": [[_finite(share) for share in layer] for layer in load],
+        "load_by_layer": [[finite(share) for share in layer] for layer in load],
     }
 
 
-def alarms(summary: Summary, moe: Moe) -> list[str]:
+def alarms(summary: Mapping[str, Any], moe: Moe) -> list[str]:
     """What is wrong with the routers at this step: a line per expert layer and problem, naming
     the layer and the setting to change. Empty when all is well."""
     balance = f"`moe.balance_coef` (now {moe.balance_coef:g})"
@@ -136,10 +133,11 @@ def alarms(summary: Summary, moe: Moe) -> list[str]:
 
 
 def _mean(total: Any, count: Any) -> float | None:
-    return _finite(float(total) / int(count)) if int(count) else None
+    return finite(float(total) / int(count)) if int(count) else None
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """The number, for JSON: None where it is none or infinite."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -169,28 +167,27 @@ class MetricsFile(_Output):
 
     def __init__(self, path: Path, step: int, progress: Progress):
         super().__init__(path, progress)
-        self._file: int | None = None
+        self._file: io.FileIO | None = None
         with self._tolerating():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 _keep_up_to(path, step)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._file = os.open(path, flags, 0o666)
+            self._file = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends one line, numbers that are not finite as null; a line that cannot be written is
         omitted."""
-        known = {name: _known(value) for name, value in values.items()}
-        line = (json.dumps(known, allow_nan=False) + "\n").encode()
+        known = json.loads(json.dumps(dict(values)), parse_constant=lambda not_finite: None)
+        line = (json.dumps(known) + "\n").encode()
         if self._file is None:
             return
         with self._tolerating():
-            end = os.fstat(self._file).st_size
+            end = self._file.seek(0, os.SEEK_END)
             try:
-                if os.write(self._file, line) < len(line):
+                if self._file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                os.ftruncate(self._file, end)
+                self._file.truncate(end)
                 raise
 
     def flush(self) -> None:
@@ -202,14 +199,8 @@ class MetricsFile(_Output):
     def close(self) -> None:
         self.flush()
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
-
-
-def _known(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_known(part) for part in value]
-    return _finite(value) if isinstance(value, float) else value
 
 
 def _keep_up_to(path: Path, step: int) -> None:

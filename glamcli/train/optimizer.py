@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -94,18 +93,18 @@ def global_norm(tree: Tree) -> Array:
 
 def parameter_norm(params: Tree, axes: Tree) -> Array:
     """Root of the sum of squares of all parameters, from the sums that scaling needs anyway."""
-    sums = _map(lambda names, p: _reread(_sum_of_squares(p, own_dims(names))), params, axes, params)
+    sums = jax.tree.map(lambda p, a: _reread(_sum_of_squares(p, own_dims(a))), params, axes)
     return jnp.sqrt(sum((jnp.sum(x) for x in jax.tree.leaves(sums)), start=jnp.float32(0.0)))
 
 
 def init_opt_state(settings: Optimizer, axes: Tree, params: Tree) -> dict[str, Tree]:
     """The optimizer's state before the first update, all zeros."""
 
-    def empty(names: Axes, p: Array) -> dict[str, Array]:
+    def empty(p: Array, names: Axes) -> dict[str, Array]:
         dims = slot_dims(settings, names, p.shape)
         return {k: jnp.zeros([p.shape[i] for i in d], p.dtype) for k, d in dims.items()}
 
-    return {"count": jnp.zeros((), jnp.int32), "slots": _map(empty, params, axes, params)}
+    return {"count": jnp.zeros((), jnp.int32), "slots": jax.tree.map(empty, params, axes)}
 
 
 def checked_update(
@@ -124,10 +123,8 @@ def checked_update(
     update_leaf = _adafactor if settings.name == "adafactor" else _adamw
 
     tree = jax.tree.structure(params)
-    leaves = [
-        update_leaf(settings, t, *each)
-        for each in _leaves(tree, axes, grads, state["slots"], params)
-    ]
+    trees = [tree.flatten_up_to(each) for each in (axes, grads, state["slots"], params)]
+    leaves = [update_leaf(settings, t, *each) for each in zip(*trees, strict=True)]
     updates, slots, bounds = (tree.unflatten(part) for part in zip(*leaves, strict=True))
     finite = jnp.isfinite(sum((jnp.sum(x) for x in jax.tree.leaves(bounds)), start=0.0))
     return updates, {"count": t, "slots": slots}, finite
@@ -136,11 +133,11 @@ def checked_update(
 def optimizer_axes(settings: Optimizer, axes: Tree, shapes: Tree) -> dict[str, Tree]:
     """Axis names of every array of the optimizer state, in its structure."""
 
-    def names_of(names: Axes, shape: jax.ShapeDtypeStruct) -> dict[str, Axes]:
+    def names_of(shape: jax.ShapeDtypeStruct, names: Axes) -> dict[str, Axes]:
         dims = slot_dims(settings, names, shape.shape)
         return {k: tuple(names[i] for i in d) for k, d in dims.items()}
 
-    return {"count": (), "slots": _map(names_of, shapes, axes, shapes)}
+    return {"count": (), "slots": jax.tree.map(names_of, shapes, axes)}
 
 
 def slot_dims(
@@ -249,13 +246,3 @@ def _norm(x: Array) -> Array:
 def _size(shape: tuple[int, ...], dims: tuple[int, ...]) -> float:
     """Elements; as a float, for all experts of a layer together may be more than an int32 holds."""
     return float(math.prod(shape[i] for i in dims))
-
-
-def _map(function: Callable[..., Any], params: Tree, axes: Tree, *trees: Tree) -> Tree:
-    """function(axis names, one subtree of each tree) for every parameter."""
-    tree = jax.tree.structure(params)
-    return tree.unflatten([function(*each) for each in _leaves(tree, axes, *trees)])
-
-
-def _leaves(tree: Any, *trees: Tree) -> Iterator[tuple[Any, ...]]:
-    return zip(*(tree.flatten_up_to(each) for each in trees), strict=True)

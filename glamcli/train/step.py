@@ -132,10 +132,14 @@ def gradient(
             nats_BS, logz_BS = decoder.losses(params, x_BSM, part["targets"])
             sums = _loss_sums(nats_BS, logz_BS, part, num_sources)
             loss = _loss(sums, stats, part, recipe.loss, recipe.moe)
-            return loss, sums | {"loss": loss, "routing": _weighted(stats, part)}
+            # Times the part's share, so that parts add up to means over the batch.
+            routing = {
+                name: x * part["group_share" if name == "balance_loss" else "token_share"]
+                for name, x in stats.items()
+            }
+            return loss, sums | {"loss": loss, "routing": routing}
 
-        grads, sums = jax.grad(objective, has_aux=True)(state.params)
-        return grads, sums
+        return jax.grad(objective, has_aux=True)(state.params)
 
     if num_parts == 1:
         return part_gradient({name: x[0] for name, x in parts.items()})
@@ -217,14 +221,6 @@ def _loss(sums: Sums, stats: Sums, part: _Batch, loss: Loss, moe: Moe | None) ->
         router_z = over_layers(stats["router_z_loss"]) * part["token_share"]
         total = total + moe.router_z_coef * router_z
     return total
-
-
-def _weighted(stats: Sums, part: _Batch) -> Sums:
-    """Router statistics times the part's share, so that parts add up to means over the batch."""
-    return {
-        name: value * part["group_share" if name == "balance_loss" else "token_share"]
-        for name, value in stats.items()
-    }
 
 
 def _router_key(recipe: Recipe, step: Array) -> Array | None:

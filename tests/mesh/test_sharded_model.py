@@ -8,7 +8,7 @@ from flax import nnx
 
 from glamcli.config import schema
 from glamcli.model.decoder import Decoder
-from glamcli.model.experts import MoeLayer
+from glamcli.model.experts import MoeLayer, Routing
 from glamcli.parallel.axes import GLAM
 from glamcli.parallel.mesh import make_mesh
 
@@ -61,7 +61,7 @@ def test_one_expert_layer_over_two_dimensions_equals_one_device(dispatch):
     x_BSM = jax.random.normal(jax.random.key(1), (ROWS, TOKENS, MODEL.model_dim))
 
     def run(x_BSM):
-        return layer(x_BSM, jnp.ones((ROWS, TOKENS), bool), dispatch=dispatch)[0]
+        return layer(x_BSM, jnp.ones((ROWS, TOKENS), bool), Routing(dispatch))[0]
 
     expected = jax.jit(run)(x_BSM)
     mesh = make_mesh(schema.Mesh(data=2, expert=2, model=2))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.model.kernels.linear import on_one_cpu
+from glamcli.model.kernels.linear import einsum32, on_one_cpu
 
 MASKED = -1e9
 
@@ -50,11 +50,11 @@ def _weights(logits: Array, zero_logit: bool) -> tuple[Array, Array, Array]:
 
 
 def _queries(q_BSND: Array, k_BTND: Array) -> Array:
-    return jnp.einsum("BSND,BTND->BNST", q_BSND, k_BTND, preferred_element_type=jnp.float32)
+    return einsum32("BSND,BTND->BNST", q_BSND, k_BTND)
 
 
 def _sums(weight_BNST: Array, v_BTND: Array) -> Array:
-    return jnp.einsum("BNST,BTND->BSND", weight_BNST, v_BTND, preferred_element_type=jnp.float32)
+    return einsum32("BNST,BTND->BSND", weight_BNST, v_BTND)
 
 
 def _one_query(q_B1ND: Array, k_BTND: Array) -> Array:
@@ -69,28 +69,20 @@ def _one_sum(weight_BN1T: Array, v_BTND: Array) -> Array:
     return jnp.sum(weight_BTN1 * v_BTND.astype(jnp.float32), axis=1, keepdims=True)
 
 
-def attend_rows(
-    q_BSND: Array,
-    k_BTND: Array,
-    v_BTND: Array,
-    bias_BNST: Array,
-    mask_BST: Array,
-    *,
-    zero_logit: bool,
-) -> Array:
+def attend_rows(*arrays: Array, zero_logit: bool) -> Array:
     """`attend` of whole rows over themselves, on one CPU one row of the batch at a time.
 
     There the softmax is bound by memory and one row's logits stay in the cache: about twice as
     fast. The backward pass computes the logits again instead of reading them back.
     """
     if on_one_cpu():
-        return _by_row(zero_logit, q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST)
-    return attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=zero_logit)
+        return _by_row(zero_logit, *arrays)
+    return attend(*arrays, zero_logit=zero_logit)
 
 
 def _row_logits(q_SND: Array, k_TND: Array, bias_NST: Array, mask_ST: Array) -> Array:
-    logits_NST = jnp.einsum("SND,TND->NST", q_SND, k_TND, preferred_element_type=jnp.float32)
-    return jnp.where(mask_ST[None], logits_NST + bias_NST, MASKED)
+    logits_NST = einsum32("SND,TND->NST", q_SND, k_TND) + bias_NST
+    return jnp.where(mask_ST[None], logits_NST, MASKED)
 
 
 def _rows_forward(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST):
@@ -98,12 +90,7 @@ def _rows_forward(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST):
         q_SND, k_TND, v_TND, mask_ST = part
         logits_NST = _row_logits(q_SND, k_TND, bias_1NST[0], mask_ST)
         weight_NST, total_NS1, top_NS1 = _weights(logits_NST, zero_logit)
-        sum_SND = jnp.einsum(
-            "NST,TND->SND",
-            weight_NST.astype(v_TND.dtype),
-            v_TND,
-            preferred_element_type=jnp.float32,
-        )
+        sum_SND = einsum32("NST,TND->SND", weight_NST.astype(v_TND.dtype), v_TND)
         a_SND = (sum_SND / jnp.swapaxes(total_NS1, 0, 1)).astype(v_TND.dtype)
         return carry, (a_SND, top_NS1 + jnp.log(total_NS1))
 
@@ -119,9 +106,7 @@ def _rows_backward(zero_logit, kept, d_a_BSND):
     def row(d_bias_NST, part):
         q_SND, k_TND, v_TND, mask_ST, logz_NS1, a_SND, d_a_SND = part
         weight_NST = jnp.exp(_row_logits(q_SND, k_TND, bias_1NST[0], mask_ST) - logz_NS1)
-        d_weight_NST = jnp.einsum(
-            "SND,TND->NST", d_a_SND, v_TND, preferred_element_type=jnp.float32
-        )
+        d_weight_NST = einsum32("SND,TND->NST", d_a_SND, v_TND)
         shared_SN1 = jnp.sum((d_a_SND * a_SND).astype(jnp.float32), axis=-1, keepdims=True)
         d_logits_NST = weight_NST * (d_weight_NST - jnp.swapaxes(shared_SN1, 0, 1))
         d_NST = d_logits_NST.astype(dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.model.kernels.linear import on_one_cpu, platform, sum_over_rows
+from glamcli.model.kernels.linear import einsum32, on_one_cpu, platform, sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout
 
 Activation = Literal["relu", "gelu"]
@@ -132,11 +132,7 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_QM: Array)
             _put(dw_out_EMH, dw_out_1MH, expert),
         )
 
-    nothing = (
-        jnp.zeros(x_QM.shape, jnp.float32),
-        jnp.zeros(w_in_EMH.shape, jnp.float32),
-        jnp.zeros(w_out_EMH.shape, jnp.float32),
-    )
+    nothing = tuple(jnp.zeros(a.shape, jnp.float32) for a in (x_QM, w_in_EMH, w_out_EMH))
     dx_QM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
     return dx_QM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
 
@@ -148,12 +144,11 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 def _float32(spec: str, a: Array, b: Array) -> Array:
     """The einsum, accumulated and returned in float32."""
     if a.dtype == jnp.float32 or platform() != "cpu":
-        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+        return einsum32(spec, a, b)
     # XLA on CPU folds a neighbour's transpose into a product and then may find that it has no
     # batched bfloat16 product of that layout: an error at run time. The barriers keep it out.
     a, b = jax.lax.optimization_barrier((a, b))
-    out = jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(out)
+    return jax.lax.optimization_barrier(einsum32(spec, a, b))
 
 
 def _weight_gradient(outside_EGCM: Array, inside_EGCH: Array) -> Array:

@@ -23,6 +23,9 @@ from jax.experimental.layout import with_layout_constraint
 
 from glamcli.parallel.axes import num_devices
 
+einsum32 = partial(jnp.einsum, preferred_element_type=jnp.float32)
+"""`jnp.einsum`, accumulated and returned in float32."""
+
 
 def platform() -> str:
     """Where the traced program will run, by its mesh, which may only be described."""
@@ -56,8 +59,7 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
         pair = (x_rK, dy_rN) if w_letters[0] in x_letters else (dy_rN, x_rK)
         dw = sum_over_rows(*pair).reshape(w.shape)
     else:
-        sum_over_batch = f"{x_letters},{y_letters}->{w_letters}"
-        dw = jnp.einsum(sum_over_batch, x, dy, preferred_element_type=jnp.float32)
+        dw = einsum32(f"{x_letters},{y_letters}->{w_letters}", x, dy)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -71,7 +73,7 @@ def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
     comes first where that and turning the result is less to move.
     """
     if not on_one_cpu():
-        return jnp.einsum("...rK,...rN->...KN", a_rK, b_rN, preferred_element_type=jnp.float32)
+        return einsum32("...rK,...rN->...KN", a_rK, b_rN)
     (rows, K), N = a_rK.shape[-2:], b_rN.shape[-1]
     if rows * K <= rows * N + K * N:
         return _rows_turned(a_rK, b_rN)
@@ -84,7 +86,7 @@ def _rows_turned(a_rK: Array, b_rN: Array) -> Array:
     transpose from being folded into the product, which would undo that."""
     layout = ArrayLayout(major_to_minor=tuple(range(a_rK.ndim)))
     a_Kr = with_layout_constraint(a_rK.swapaxes(-1, -2), layout)
-    out_KN = jnp.einsum("...Kr,...rN->...KN", a_Kr, b_rN, preferred_element_type=jnp.float32)
+    out_KN = einsum32("...Kr,...rN->...KN", a_Kr, b_rN)
     return jax.lax.optimization_barrier(out_KN)
 
 
@@ -101,13 +103,10 @@ def _product(spec: str, x: Array, w: Array) -> Array:
         w_2D, dim = w.reshape(contracted, -1), 0
     else:
         w_2D, dim = w.reshape(-1, contracted), 1
-    y = _dot(x.reshape(-1, contracted), w_2D, 1, dim)
+    dims = (((1,), (dim,)), ((), ()))
+    x_2D = x.reshape(-1, contracted)
+    y = jax.lax.dot_general(x_2D, w_2D, dims, preferred_element_type=jnp.float32)
     return y.reshape([sizes[letter] for letter in y_letters])
-
-
-def _dot(a: Array, b: Array, a_dim: int, b_dim: int) -> Array:
-    dims = (((a_dim,), (b_dim,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
 def _letters(spec: str) -> tuple[str, str, str]:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glamcli.model.kernels.linear import sum_over_rows
+from glamcli.config.nearest import divisors
+from glamcli.model.kernels.linear import einsum32, sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout, first_row, num_devices
 
 CHUNK_BYTES = 512 * 2**20
@@ -63,8 +64,7 @@ def losses(
 def num_chunks(rows: int, row_tokens: int, vocab_size: int, chunk_bytes: int) -> int:
     """The fewest equal parts of a row whose logits stay below `chunk_bytes` (or single tokens)."""
     needed = math.ceil(rows * row_tokens * vocab_size * 4 / chunk_bytes)
-    divisors = (n for n in range(1, row_tokens + 1) if row_tokens % n == 0)
-    return next((n for n in divisors if n >= needed), row_tokens)
+    return next((n for n in divisors(row_tokens) if n >= needed), row_tokens)
 
 
 def _forward(layout: Layout, num: int, x_BSM: Array, table_VM: Array, targets_BS: Array):
@@ -81,9 +81,9 @@ def _forward(layout: Layout, num: int, x_BSM: Array, table_VM: Array, targets_BS
             total_BS = jnp.sum(jnp.exp(logits_BSV - top_BS[..., None]), axis=-1)
             logz_BS = jnp.log(_over(jax.lax.psum, total_BS, vocab)) + top_BS
             chosen_BS = _over(jax.lax.psum, _chosen(logits_BSV, targets_BS - first), vocab)
-            return logz_BS - chosen_BS, logz_BS, logits_BSV if keep else None
+            return None, (logz_BS - chosen_BS, logz_BS, logits_BSV if keep else None)
 
-        return _by_chunk(chunk, num, (x_BSM, targets_BS))
+        return _by_chunk(chunk, num, (x_BSM, targets_BS))[1]
 
     split = layout.on_each_device(
         run, (ROWS, TABLE, BY_TOKEN), (BY_TOKEN, BY_TOKEN, LOGITS if keep else None)
@@ -116,7 +116,7 @@ def _backward(layout: Layout, num: int, kept, gradients: tuple[Array, Array]):
             d_table_VM = sum_over_rows(_by_rows(d_logits_BSV), _by_rows(x_BSM))
             return d_table_VM.astype(table_dtype), d_x_BSM
 
-        d_table_VM, d_x_BSM = _add_by_chunk(chunk, num, (x_BSM, targets_BS, *by_token))
+        d_table_VM, d_x_BSM = _by_chunk(chunk, num, (x_BSM, targets_BS, *by_token))
         d_x_BSM = layout.summed(d_x_BSM, vocab, x_axes, sizes)
         return d_x_BSM, layout.summed(d_table_VM, rows, table_axes, sizes)
 
@@ -132,8 +132,7 @@ _losses = jax.custom_vjp(lambda *a: _forward(*a)[0], nondiff_argnums=(0, 1))
 _losses.defvjp(_forward, _backward)
 
 
-def _logits(x_BSM: Array, table_VM: Array) -> Array:
-    return jnp.einsum("BSM,VM->BSV", x_BSM, table_VM, preferred_element_type=jnp.float32)
+_logits = partial(einsum32, "BSM,VM->BSV")
 
 
 def _by_rows(x: Array) -> Array:
@@ -169,27 +168,22 @@ def _is_target(targets_BS: Array, logits_BSV: Array) -> Array:
     return jnp.equal(vocab_BSV, targets_BS[..., None])
 
 
-def _by_chunk(run: Callable[..., Any], num: int, rows: Any) -> Any:
-    """`run` over equal parts of the rows [B, S, ...], one after the other, put together again."""
-    if num == 1:
-        return run(rows)
-    return jax.tree.map(_join, jax.lax.map(run, jax.tree.map(partial(_cut, num), rows)))
-
-
-def _add_by_chunk(run: Callable[..., Any], num: int, rows: Any) -> tuple[Array, Array]:
-    """The same for a function of two results, the first of which is a sum over the parts."""
+def _by_chunk(run: Callable[..., Any], num: int, rows: Any) -> tuple[Any, Any]:
+    """`run` over equal parts of the rows [B, S, ...], one after the other: the sum of its first
+    results, and its second ones put together again."""
     if num == 1:
         return run(rows)
 
-    def add(total: Array, part: Any) -> tuple[Array, Array]:
+    def add(total: Any, part: Any) -> tuple[Any, Any]:
         more, result = run(part)
-        return total + more, result
+        return jax.tree.map(jnp.add, total, more), result
 
     parts = jax.tree.map(partial(_cut, num), rows)
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
     shape = jax.eval_shape(run, first)[0]
-    total, results = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)
-    return total, _join(results)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    total, results = jax.lax.scan(add, zeros, parts)
+    return total, jax.tree.map(_join, results)
 
 
 def _cut(num: int, x_BS: Array) -> Array:

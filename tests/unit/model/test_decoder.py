@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from glamcli.config import schema
-from glamcli.model.block import Routing
 from glamcli.model.decoder import UNROLLED_LAYERS, Decoder
+from glamcli.model.experts import Routing
 from glamcli.model.params import unstack_blocks
 from unit.model import decoder_reference
 

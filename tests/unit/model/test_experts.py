@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.config.schema import Model, Moe
-from glamcli.model.experts import MoeLayer
+from glamcli.model.experts import MoeLayer, Routing
 from glamcli.model.params import blueprint
 from glamcli.model.routing import summary
 from unit.model import moe_oracle
@@ -25,7 +25,7 @@ def run(plan, params, x_BSM, mask_BS, dispatch):
     """Outputs and statistics."""
 
     def call(params, x_BSM, mask_BS):
-        y_BSM, sums = plan.bind(params)(x_BSM, mask_BS, dispatch=dispatch)
+        y_BSM, sums = plan.bind(params)(x_BSM, mask_BS, Routing(dispatch))
         return y_BSM, summary(sums)
 
     return jax.jit(call)(params, x_BSM, mask_BS)
@@ -131,7 +131,7 @@ def test_the_router_product_is_float32_on_every_device():
     # What a device makes of the default, bfloat16 or TF32, a CPU cannot show; the program can.
     plan, params = build()
     x_BSM, mask_BS = inputs(jnp.bfloat16)
-    program = jax.make_jaxpr(lambda p, x, m: plan.bind(p)(x, m, dispatch="gather"))(
+    program = jax.make_jaxpr(lambda p, x, m: plan.bind(p)(x, m, Routing("gather")))(
         params, x_BSM, mask_BS
     )
     router = next(e for e in program.eqns if e.primitive.name == "dot_general")
@@ -146,5 +146,5 @@ def test_dropless_is_no_product_with_every_expert_on_an_accelerator(monkeypatch)
         name = f"glamcli.model.{module}.platform"
         monkeypatch.setattr(name, lambda: "gpu", raising=False)
     plan, params = build()
-    call = partial(plan.bind(params), dispatch="dropless")
+    call = partial(plan.bind(params), how=Routing("dropless"))
     assert "ragged_dot" not in str(jax.make_jaxpr(call)(*inputs()))

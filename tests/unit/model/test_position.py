@@ -45,7 +45,7 @@ def test_bias_depends_on_distance_and_on_any_start():
             for t in range(first + s + 1):
                 expected = table[:, decoder_reference.bucket(first + s - t)]
                 np.testing.assert_array_equal(moved[row, :, s, t], expected)
-    np.testing.assert_array_equal(np.asarray(bias(7, 200)), moved[0])
+    np.testing.assert_array_equal(np.asarray(bias.of(bias.table[...], 7, 200)), moved[0])
 
 
 def test_gradient_sums_over_diagonals():
@@ -55,7 +55,8 @@ def test_gradient_sums_over_diagonals():
     graph, state = nnx.split(bias)
 
     def loss(state):
-        return jnp.sum(nnx.merge(graph, state)(S, S) * weight_NST)
+        bias = nnx.merge(graph, state)
+        return jnp.sum(bias.of(bias.table[...], S, S) * weight_NST)
 
     found = np.asarray(nnx.to_pure_dict(jax.grad(loss)(state))["table"])
     expected = np.zeros_like(table, dtype=np.float64)
