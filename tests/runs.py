@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from glamcli.hosts.pace import PACE_KEYS
+
+# Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
+WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
 STEPS = 40
 RECIPE = f"""
 extends: test-tiny
@@ -143,8 +147,6 @@ def weights(folder: Path, step: int) -> dict[str, Any]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` without what depends on the clock."""
-    from glamcli.train.meter import WALL_CLOCK
-
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
 

@@ -1,10 +1,8 @@
 """How fast each process of a run would be if it did not have to wait for the others.
 
-All processes finish a step together, so their step times are equal. What differs is how long each
-waited for its devices: a process that is late with its part (slow to read its rows, or on a busy
-machine) waits least, because the others have done theirs. Its own work plus the shortest wait is
-what a step would take it alone. A slow device cannot be recognised: its process waits for it as the
-others do.
+Their step times are equal. What differs is how long each waited for its devices: a process that is
+late with its part waits least. Its own work plus the shortest wait is what a step would take it
+alone. What this shows, and that it does not show a slow device, is in docs/hosts.md.
 """
 
 from __future__ import annotations

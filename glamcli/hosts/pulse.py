@@ -1,8 +1,7 @@
 """A few numbers of every process, exchanged once per step without waiting for any of them.
 
-A tiny program after each step gathers them from all processes. Like the numbers of the step itself
-they are read one step late, when they have arrived long ago. So all processes know the same things
-at the same step: whether one of them should stop, and which one is slow.
+A tiny program after each step gathers them; like the numbers of the step itself they are read one
+step late. So all processes know the same things at the same step (docs/decisions/0008).
 """
 
 from __future__ import annotations

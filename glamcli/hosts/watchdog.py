@@ -1,9 +1,8 @@
 """Ends a process that gets no further: says where it is, shows its stacks, exits with 86.
 
 A process whose peer hangs waits in a collective without end, while its heartbeat says that all is
-well. A thread watches the time. It cannot run while a library keeps the interpreter's lock; then
-`faulthandler`, whose own thread needs no lock, shows the stacks a little later and exits with 1,
-the only code it has.
+well. A thread watches the time; for when a library keeps the interpreter's lock from it,
+`faulthandler` shows the stacks a little later and exits with 1 (docs/decisions/0008).
 """
 
 from __future__ import annotations

@@ -29,12 +29,7 @@ class Attention(nnx.Module):
     """Projections around `attend`; heads x head width need not equal the model width."""
 
     def __init__(
-        self,
-        rngs: nnx.Rngs,
-        model: schema.Model,
-        layout: Layout = GLAM,
-        *,
-        recompute: bool = False,
+        self, rngs: nnx.Rngs, model: schema.Model, layout: Layout = GLAM, recompute: bool = False
     ):
         M, N, D = model.model_dim, model.num_heads, model.head_dim
         folded = model.attention_scale == "folded"

@@ -1,8 +1,7 @@
 """The GLaM decoder: shapes, initial values, and the forward pass as functions of plain dicts.
 
-Layers come in blocks that a scan repeats: (expert layer, dense layer) with the experts first, or
-one dense layer. What a layer measures is returned and stacked by the scan, never written aside.
-Who calls it: training, scoring, generation and the planner, all through `Decoder`.
+Layers come in blocks that a scan repeats (`block.py`). Training, scoring, generation and the
+planner call it, all through `Decoder`.
 """
 
 from __future__ import annotations
@@ -73,11 +72,7 @@ class Decoder:
     @property
     def num_blocks(self) -> int:
         """Repetitions of the scan: layers, or pairs of layers when there are experts."""
-        if self.moe is None:
-            return self.model.num_layers
-        if self.model.num_layers % 2:
-            raise ValueError("layers with experts come in pairs")
-        return self.model.num_layers // 2
+        return self.model.num_layers // (1 if self.moe is None else 2)
 
     @property
     def is_shallow(self) -> bool:

@@ -36,8 +36,6 @@ def decide(
         slots: capacity C; None is dropless, every wanted choice is kept.
         key: randomness of `random` and `sampling`; None decides like policy `all`.
     """
-    if moe.experts_per_token > moe.num_experts:
-        raise ValueError(f"top-{moe.experts_per_token} of {moe.num_experts} experts")
     probs_GSE = jax.nn.softmax(logits_GSE, axis=-1)
     expert_GSK, wanted_GSK, weight_GSK = _choose(logits_GSE, probs_GSE, moe, key)
     wanted_GSK &= real_GS[:, :, None]

@@ -29,12 +29,23 @@ from glamcli.data.workers import num_cores
 from glamcli.errors import RecipeError, first_of
 from glamcli.hosts.join import Host
 
-# Keys that change neither a step's rows nor, up to the order of sums and the draws of second
-# experts, its arithmetic. The mixture and the tokenizer are compared by content, not by path; how
-# heads are factored by the shapes of the optimizer's state.
-MAY_CHANGE = (
+# Settings that may differ between the processes of a run: the data is compared by content.
+MAY_DIFFER_BETWEEN_PROCESSES = (
     "about",
     "notes",
+    "data.mixture",
+    "data.cache_dir",
+    "data.prepare_processes",
+    "data.tokenizer.path",
+)
+# Settings that change only the order of sums and the draws of second experts.
+LAYOUT = ("mesh", "pipeline")
+# All that a resumed run may change: the others change neither a step's rows nor its arithmetic. The
+# mixture and the tokenizer are compared by content, how heads are factored by the shapes of the
+# optimizer's state.
+MAY_CHANGE = (
+    *MAY_DIFFER_BETWEEN_PROCESSES,
+    *LAYOUT,
     "train.steps",
     "train.max_bad_steps",
     "optimizer.factor_heads",
@@ -44,23 +55,6 @@ MAY_CHANGE = (
     "eval",
     "finish",
     "runtime",
-    "mesh",
-    "pipeline",
-    "data.mixture",
-    "data.cache_dir",
-    "data.prepare_processes",
-    "data.tokenizer.path",
-)
-# Of those, the ones that do change the order of sums or the draws.
-LAYOUT = ("mesh", "pipeline")
-# Settings that may differ between the processes of a run: the data is compared by content.
-MAY_DIFFER_BETWEEN_PROCESSES = (
-    "about",
-    "notes",
-    "data.mixture",
-    "data.cache_dir",
-    "data.prepare_processes",
-    "data.tokenizer.path",
 )
 SHOWN_PROCESSES = 4
 SHOWN_SETTINGS = 4
@@ -148,14 +142,12 @@ def _draws(run: Mapping[str, Any]) -> Any:
 
 def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:
     """What must be the same in all processes of a run, for JSON: recipe, versions, code."""
-    if host.count == 1:
-        return {}
     settings = {
         key: value
         for key, value in _flat(recipe.model_dump(mode="json")).items()
         if not _is_under(key, MAY_DIFFER_BETWEEN_PROCESSES)
     }
-    return {"recipe": settings, "versions": versions(), "code of glamcli": _code()}
+    return of_command(host, {"recipe": settings})
 
 
 def of_command(host: Host, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from glamcli.hosts.pulse import Pulse
 from glamcli.hosts.signals import Stop, listening
 from glamcli.hosts.watchdog import LONG, Watchdog
 from glamcli.model.params import unstack_blocks
-from glamcli.parallel.mesh import global_batch, make_mesh
+from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
@@ -153,8 +153,8 @@ def _device_batches(
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
     """Training batches after step `start`: this process's rows of each, as part of one array over
     all devices. Reading ahead starts at once and overlaps with compilation."""
-    rows = programs.rows_here(recipe, mesh)
     layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
+    rows = local_rows(layout["source"].sharding, recipe.batch.rows)
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
         yield (global_batch(batch, rows, layout) for batch in stream)
 

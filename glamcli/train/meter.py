@@ -2,8 +2,7 @@
 
 Reading a number waits for the step that computes it. So the numbers of a step are read when the
 next one is already dispatched. Time spent on held-out loss and on saving does not count as
-training. Every line has `tokens_seen`, positions of rows up to its step, padding included, and
-`unix_seconds`, when it was written.
+training. docs/metrics.md explains every key.
 """
 
 from __future__ import annotations
@@ -21,13 +20,10 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import tokens_per_step
 from glamcli.errors import CheckpointError, TrainError
-from glamcli.hosts.pace import PACE_KEYS, Pace
+from glamcli.hosts.pace import Pace
 from glamcli.progress import Progress
 from glamcli.train import metrics
 from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoard, finite
-
-# Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
-WALL_CLOCK = ("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left", *PACE_KEYS)
 
 
 class Meter(AbstractContextManager["Meter"]):

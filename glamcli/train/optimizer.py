@@ -7,7 +7,7 @@ root mean square for all experts of a layer, as in the reference code) but is ne
 
 The state is plain nested dicts: `count` (updates applied so far) and `slots`, which mirrors the
 parameters with a dict for each: `v_row` and `v_col` when factored, else `v`, and `m`
-when there is momentum. Sharding and checkpoints read the axes of the same tree.
+when there is momentum.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ ADAM_EPSILON = 1e-8
 
 STACKED = "layers"
 NEVER_FACTORED = (STACKED, "expert")
-HEADS = ("heads", "head_dim")
-POSITION_AXIS = "buckets"
 
 
 def own_dims(axes: Axes) -> tuple[int, ...]:
@@ -54,7 +52,7 @@ def factored_dims(
         return None
     candidates = [(i,) for i, axis in enumerate(axes) if axis not in NEVER_FACTORED]
     if settings.factor_heads == "merged" and "head_dim" in axes:
-        heads = tuple(axes.index(axis) for axis in HEADS)
+        heads = (axes.index("heads"), axes.index("head_dim"))
         candidates = [heads, *(dims for dims in candidates if dims[0] not in heads)]
     largest = sorted(candidates, key=lambda dims: (_size(shape, dims), dims))[-2:]
     if len(largest) < 2 or _size(shape, largest[0]) < settings.factored_min_dim:
@@ -214,7 +212,7 @@ def _adamw(
     largest_m = _norm(slot["m"]) + float(np.finfo(np.float32).max) ** 0.5
     bound = largest_m / (1.0 - beta1**time) / ADAM_EPSILON
     # Not of norm scales, nor of the relative position bias.
-    if settings.weight_decay and len(own_dims(axes)) > 1 and POSITION_AXIS not in axes:
+    if settings.weight_decay and len(own_dims(axes)) > 1 and "buckets" not in axes:
         step = step + settings.weight_decay * p
         bound = bound + settings.weight_decay * _norm(p)
     rate = learning_rate(settings, t)

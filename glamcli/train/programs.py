@@ -21,13 +21,8 @@ from glamcli.config.sharding import check_divides, indivisible
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
-from glamcli.parallel.mesh import local_rows
 from glamcli.train.state import abstract_state, state_shardings
 from glamcli.train.step import make_heldout_step, make_train_step
-
-WINDOWED_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
-UNCUT = "1000000"
-"""MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any."""
 
 
 def make_decoder(recipe: Recipe, mesh_shape: Mapping[str, int]) -> Decoder:
@@ -58,7 +53,8 @@ def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: M
 def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
     """Options of XLA for both programs."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
-    return {WINDOWED_FROM_MIB: UNCUT} if off else {}
+    # MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any.
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if off else {}
 
 
 def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:
@@ -83,12 +79,6 @@ def abstract_batch(recipe: Recipe, mesh: Mesh, num_rows: int) -> dict[str, Shape
     return {
         name: ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()
     }
-
-
-def rows_here(recipe: Recipe, mesh: Mesh) -> tuple[range, ...]:
-    """The rows of every training batch that the devices of this process hold."""
-    rows = abstract_batch(recipe, mesh, recipe.batch.rows)["source"]
-    return local_rows(rows.sharding, recipe.batch.rows)
 
 
 def _everywhere(mesh: Mesh) -> NamedSharding:

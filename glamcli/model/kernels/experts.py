@@ -141,6 +141,9 @@ _blocked = jax.custom_vjp(lambda *a: _blocked_forward(*a)[0], nondiff_argnums=(5
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
+_slice = jax.lax.dynamic_slice_in_dim
+
+
 def _float32(spec: str, a: Array, b: Array) -> Array:
     """The einsum, accumulated and returned in float32."""
     if a.dtype == jnp.float32 or platform() != "cpu":
@@ -183,10 +186,6 @@ def _slope(act: Activation, kept: Array, dh: Array) -> Array:
 
 def _one(w_EMH: Array, expert: Array, dtype: jnp.dtype) -> Array:
     return jax.lax.dynamic_index_in_dim(w_EMH, expert, keepdims=False).astype(dtype)
-
-
-def _slice(a: Array, start: Array, rows: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(a, start, rows)
 
 
 def _put(a: Array, rows: Array, start: Array) -> Array:

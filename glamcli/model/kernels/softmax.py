@@ -113,7 +113,7 @@ def _backward(layout: Layout, num: int, kept, gradients: tuple[Array, Array]):
             d_logits_BSV = _take_off(d_logits_BSV, targets_BS - first, d_nats_BS)
             d_logits_BSV = d_logits_BSV.astype(x_BSM.dtype)
             d_x_BSM = jnp.einsum("BSV,VM->BSM", d_logits_BSV, table_VM)
-            d_table_VM = sum_over_rows(_by_rows(d_logits_BSV), _by_rows(x_BSM))
+            d_table_VM = sum_over_rows(*(x.reshape(-1, x.shape[-1]) for x in (d_logits_BSV, x_BSM)))
             return d_table_VM.astype(table_dtype), d_x_BSM
 
         d_table_VM, d_x_BSM = _by_chunk(chunk, num, (x_BSM, targets_BS, *by_token))
@@ -133,10 +133,6 @@ _losses.defvjp(_forward, _backward)
 
 
 _logits = partial(einsum32, "BSM,VM->BSV")
-
-
-def _by_rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
 
 
 def _over(reduce: Callable[..., Array], x: Array, axes: tuple[str, ...]) -> Array:

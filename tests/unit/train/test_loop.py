@@ -19,7 +19,7 @@ from glamcli.errors import CheckpointError, DataError, Preempted
 from glamcli.progress import Silent
 from glamcli.train import loop
 from glamcli.train.loop import train
-from glamcli.train.meter import WALL_CLOCK
+from runs import WALL_CLOCK
 
 SETS = (
     "model.num_layers=1",

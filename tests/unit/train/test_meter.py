@@ -12,7 +12,8 @@ from glamcli.errors import TrainError
 from glamcli.hosts.join import ALONE
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Silent
-from glamcli.train.meter import WALL_CLOCK, Meter
+from glamcli.train.meter import Meter
+from runs import WALL_CLOCK
 
 RECIPE = load_recipe("test-tiny", ["moe=null", "every.log_steps=3", "train.steps=8"]).recipe
 LIMIT = RECIPE.train.max_bad_steps
