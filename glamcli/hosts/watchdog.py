@@ -36,7 +36,8 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         self._until = (math.inf, "")
         """when this process is stuck, and what it then says."""
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        if seconds is not None:
+            threading.Thread(target=self._watch, args=(seconds,), daemon=True).start()
 
     def beat(self, where: str, times: float = 1) -> None:
         """Starts the time again: what begins now, `where`, may take `times` as long as a step."""
@@ -46,9 +47,6 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         what = f"error: {self.name} got no further for {seconds:g} s, {where}; its stacks:\n"
         self._until = (time.monotonic() + seconds, what)
         faulthandler.dump_traceback_later(seconds + self._exit_after + LOCKED_SECONDS, exit=True)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, args=(self.seconds,), daemon=True)
-            self._thread.start()
 
     def __exit__(self, *error: object) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -78,8 +78,8 @@ class Wire:
         """`process 1 (its machine)` of every process."""
         self.connections = connections
         self._changed = threading.Condition()
-        self._coming: dict[str, dict[int, Any]] = {}
-        self._gathered: dict[str, list[Any]] = {}
+        self._values: dict[str, dict[int, Any]] = {}
+        """of every gathering under way, by process."""
         self._num_gathered = 0
         self._closing = False
         self._over = False
@@ -105,10 +105,14 @@ class Wire:
         if self.index:
             self._send_all({"put": key, "value": value})
         else:
-            self._put(0, key, value)
+            self._add(key, {0: value})
         with self._changed:
-            self._changed.wait_for(lambda: key in self._gathered)
-            return self._gathered.pop(key)
+            self._changed.wait_for(lambda: len(self._values.get(key, ())) == len(self.names))
+            values = self._values.pop(key)
+        ordered = [values[index] for index in range(len(self.names))]
+        if self.index == 0:
+            self._send_all({"all": key, "values": ordered})
+        return ordered
 
     def fail(self, what: str, hint: str | None, code: int) -> None:
         """Tells all others that this process failed and why."""
@@ -136,9 +140,9 @@ class Wire:
     def _read(self, peer: int, connection: Connection) -> None:
         while (message := connection.receive()) is not None:
             if "put" in message:
-                self._put(peer, message["put"], message["value"])
+                self._add(message["put"], {peer: message["value"]})
             elif "all" in message:
-                self._hand_out(message["all"], message["values"])
+                self._add(message["all"], dict(enumerate(message["values"])))
             elif "failed" in message:
                 self._end(message)
             elif "bye" in message:
@@ -147,21 +151,9 @@ class Wire:
             time.sleep(GONE_SECONDS)
         self._end({"failed": peer, "what": None, "hint": None, "code": HostError.exit_code})
 
-    def _put(self, peer: int, key: str, value: Any) -> None:
-        """In process 0: collects a value, and sends all of them after the last one."""
+    def _add(self, key: str, values: dict[int, Any]) -> None:
         with self._changed:
-            values = self._coming.setdefault(key, {})
-            values[peer] = value
-            if len(values) < len(self.names):
-                return
-            del self._coming[key]
-        ordered = [values[index] for index in range(len(self.names))]
-        self._send_all({"all": key, "values": ordered})  # before this process may leave
-        self._hand_out(key, ordered)
-
-    def _hand_out(self, key: str, values: list[Any]) -> None:
-        with self._changed:
-            self._gathered[key] = values
+            self._values.setdefault(key, {}).update(values)
             self._changed.notify_all()
 
     def _end(self, message: Message) -> None:

@@ -29,8 +29,7 @@ from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoa
 class Meter(AbstractContextManager["Meter"]):
     """The numbers of a run, from `start` on: `metrics.jsonl`, `tensorboard/` and the progress.
 
-    Without a `run_dir` no file is written: of several processes only the first writes. Of several
-    processes, the step times of the slowest and the fastest are among the numbers (`pace`).
+    Without a `run_dir` no file is written: of several processes only the first writes.
 
     A logged loss is the mean since the line before. A checkpoint carries the sums of the steps
     since then (`loss_sums`), so that a resumed run writes the lines of an uninterrupted one.

@@ -72,9 +72,8 @@ def heldout_rows(recipe: Recipe) -> int:
 
 def abstract_batch(recipe: Recipe, mesh: Mesh, num_rows: int) -> dict[str, ShapeDtypeStruct]:
     """Shapes and layout of a batch; rows are split and their tokens stay together."""
-    shapes = dict.fromkeys(TOKEN_FIELDS, (num_rows, recipe.batch.row_tokens)) | {
-        "source": (num_rows,)
-    }
+    tokens = (num_rows, recipe.batch.row_tokens)
+    shapes = {**dict.fromkeys(TOKEN_FIELDS, tokens), "source": (num_rows,)}
     rows = Layout.of(recipe.mesh).sharding(mesh, ("batch",))
     return {
         name: ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()

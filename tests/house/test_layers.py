@@ -29,6 +29,7 @@ ROWS = (
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 5),
     ("glamcli.step_folders", 2),
+    ("glamcli.named_leaves", 2),
     ("glamcli.generate", 5),
     ("glamcli.trained", 6),
     ("glamcli.evals", 7),

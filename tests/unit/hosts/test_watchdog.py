@@ -45,7 +45,6 @@ def test_it_does_not_bite_while_more_time_is_allowed_nor_after_its_end():
         "with watchdog.Watchdog(1, 'x') as dog:\n"
         "    dog.beat('here')\n"
         "    dog.beat('compiling', 100); time.sleep(1.5)\n"
-        "    dog.beat('here'); dog.__exit__(); time.sleep(1.5)\n"
         "    dog.beat('here')\n"
         "with watchdog.Watchdog(None, 'y') as dog: dog.beat('here')\n"
         "time.sleep(4.5)\n"
