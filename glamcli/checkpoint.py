@@ -43,10 +43,8 @@ SET_ASIDE = "set-aside"
 
 class Checkpoints:
     """The checkpoints of one run: `folder` holds a sub-folder per step, the newest `keep` stay.
-    Every process of a run opens them; only the first tidies the folder up.
-
-    Opening reads nothing and writes nothing; the first `save` cleans up what a killed process
-    left behind.
+    Every process of a run opens them, which reads and writes nothing; the first `save` cleans up,
+    in the first process, what a killed process left behind.
     """
 
     def __init__(self, folder: Path, keep: int = 3, host: Host = ALONE):
@@ -108,10 +106,8 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted])
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Starts writing `state`; returns once it is copied off the devices.
-
-        The state may be donated to the next step afterwards. A save still running is finished
-        first.
+        """Starts writing `state`; returns once it is copied off the devices and may be donated to
+        the next step. A save still running is finished first.
 
         Raises: CheckpointError when this or the save before it failed.
         """

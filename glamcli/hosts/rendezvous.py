@@ -107,9 +107,8 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def meet(address: str, listen: str, index: int, count: int, seconds: float) -> Wire:
-    """The wire of process `index` of `count`, once all of them have connected to `address`.
-
-    Process 0 listens at `listen`.
+    """The wire of process `index` of `count`, once all of them have connected to `address`; process
+    0 listens at `listen`.
 
     Raises:
         RecipeError: the address cannot be used, or the processes were started differently.

@@ -47,14 +47,11 @@ class Stop:
 
 @contextmanager
 def listening(progress: Progress) -> Iterator[Stop]:
-    """Turns SIGINT and SIGTERM into requests for as long as the context is open.
-
-    Until `at_once` is set to False, a request raises KeyboardInterrupt in the main thread.
-    """
+    """Turns SIGINT and SIGTERM into requests for as long as the context is open. Until `at_once` is
+    set to False, a request raises KeyboardInterrupt in the main thread."""
     stop = Stop()
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-
     interrupted = False
 
     def interrupt(signum: int, frame: object) -> None:

@@ -72,7 +72,10 @@ class Decoder:
     @property
     def num_blocks(self) -> int:
         """Repetitions of the scan: layers, or pairs of layers when there are experts."""
-        return self.model.num_layers // (1 if self.moe is None else 2)
+        per_block = 1 if self.moe is None else 2
+        if self.model.num_layers % per_block:
+            raise ValueError("layers with experts come in pairs")
+        return self.model.num_layers // per_block
 
     @property
     def is_shallow(self) -> bool:
@@ -119,7 +122,8 @@ class Decoder:
         key: Array | None = None,
         schedule: PipelineSchedule | None = None,
     ) -> tuple[Array, Stats]:
-        """Hidden states ready for the softmax, and what routing measured, by expert layer.
+        """Hidden states [B, S, M] in the activation dtype, ready for the softmax, and what routing
+        measured, [expert layers, ...] each.
 
         Without `dispatch` tokens are routed as for training; scoring passes `eval_dispatch`,
         and gets the capacity of evaluation. Padding (segment 0) takes no part in routing; what
@@ -127,8 +131,6 @@ class Decoder:
 
         With a `schedule` the blocks are stages of a pipeline, which is the same but for drawn
         second experts: those are drawn per microbatch and data shard.
-
-        Shapes: [B, S, M] in the activation dtype; stats [expert layers, ...].
         """
         routing = self._routing(dispatch, training=dispatch is None)
 
@@ -202,14 +204,13 @@ class Decoder:
         dispatch: Dispatch | None = None,
         key: Array | None = None,
     ) -> tuple[Array, kv_cache.Cache]:
-        """Hidden states of S more tokens per row (a prompt is one big step), and the cache after.
+        """Hidden states [B, S, M], in the activation dtype, of S more tokens per row (a prompt is
+        one big step), and the cache after them.
 
         Tokens of segment 0 are padding, on either side; without
         `segments_BS` every token is real and of segment 1. The caller keeps rows within the
         cache's length. Dropless unless the recipe's `moe.eval_dispatch` or `dispatch` says
         otherwise, and then equal to `hidden` over the same tokens.
-
-        Shapes: [B, S, M] in the activation dtype.
         """
         routing = self._routing(dispatch, training=False, key=key)
         if segments_BS is None:

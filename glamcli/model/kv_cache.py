@@ -50,10 +50,8 @@ def extended(cache: Cache, num: int) -> Cache:
 
 
 def insert(cache_BT: Array, new_BS: Array, start_B: Array) -> Array:
-    """The cache with new entries from `start_B` on; those past its end are left out.
-
-    Shapes: [B, T, ...] and [B, S, ...].
-    """
+    """The cache [B, T, ...] with new entries [B, S, ...] from `start_B` on; those past its end are
+    left out."""
     row_B1 = jnp.arange(cache_BT.shape[0], dtype=jnp.int32)[:, None]
     return cache_BT.at[row_B1, positions(start_B, new_BS.shape[1])].set(new_BS, mode="drop")
 

@@ -27,10 +27,8 @@ _Module = TypeVar("_Module", bound=nnx.Module)
 
 
 def uniform_fan_in(key: Array, shape: tuple[int, ...], contracted: int = -2) -> Array:
-    """Uniform in +-sqrt(3 / fan_in), variance 1 / fan_in (feed-forward, expert and gate weights).
-
-    `contracted` is the dimension summed over in the product with the input.
-    """
+    """Uniform in +-sqrt(3 / fan_in), variance 1 / fan_in (feed-forward, expert and gate weights);
+    fan_in is the size of the dimension that the product with the input sums over."""
     bound = math.sqrt(3.0 / shape[contracted])
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -50,11 +48,8 @@ def param(
 
 @dataclass(frozen=True, eq=False)
 class Blueprint(Generic[_Module]):
-    """What a module is made of, with nothing allocated.
-
-    `shapes` and `axes` are nested dicts of the same form as the parameters that `init` makes
-    and `bind` takes.
-    """
+    """What a module is made of, with nothing allocated: `shapes` and `axes` have the form of the
+    parameters that `init` makes and `bind` takes."""
 
     shapes: Any
     axes: Any
@@ -105,10 +100,8 @@ def stacked(layer: Blueprint[_Module], num: int) -> Blueprint[_Module]:
 
 
 def unstacked(layer: Blueprint[_Module], num: int) -> Blueprint[_Module]:
-    """The blueprint of `num` copies of `layer`, each with arrays of its own, in a list.
-
-    Initial values are those of `stacked`, bit for bit.
-    """
+    """The blueprint of `num` copies of `layer`, each with arrays of its own, in a list. Initial
+    values are those of `stacked`, bit for bit."""
     init = stacked(layer, num).init
     shapes, axes = [layer.shapes] * num, [layer.axes] * num
     return Blueprint(shapes, axes, lambda key: unstack(init(key), num), layer.bind)

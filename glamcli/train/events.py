@@ -122,9 +122,8 @@ class HeldoutLoss:
         run = self._running
         run.watchdog.beat("compiling the held-out step", LONG)
         with run.progress.phase("compiling the held-out step"):
-            lowered = programs.lower_heldout_step(
-                run.decoder, run.recipe, len(run.dataset.source_names), run.mesh
-            )
+            num_sources = len(run.dataset.source_names)
+            lowered = programs.lower_heldout_step(run.decoder, run.recipe, num_sources, run.mesh)
             return lowered.compile(programs.compiler_options(run.recipe, run.mesh))
 
 

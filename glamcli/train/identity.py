@@ -102,10 +102,8 @@ def topology(mesh: Mesh) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Why a run with identity `now` may not continue a checkpoint; empty when it may.
-
-    Both carry the history of rows up to the checkpoint's step (`at_step`).
-    """
+    """Why a run with identity `now` may not continue a checkpoint; empty when it may. Both are
+    those `at_step` of the checkpoint."""
     return recipe_differences(saved, now["recipe"]) + _data(saved["data"], now["data"])
 
 

@@ -32,9 +32,7 @@ def make_decoder(recipe: Recipe, mesh_shape: Mapping[str, int]) -> Decoder:
     """
     check_divides(indivisible(recipe, mesh_shape))
     decoder = Decoder(recipe.model, recipe.moe, recipe.train.remat, Layout.of(recipe.mesh))
-    if math.prod(mesh_shape.values()) == 1:
-        decoder = decoder.for_one_device()
-    return decoder
+    return decoder.for_one_device() if math.prod(mesh_shape.values()) == 1 else decoder
 
 
 def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Traced:

@@ -33,10 +33,8 @@ class State(NamedTuple):
 
 
 def init_state(decoder: Decoder, settings: Optimizer, seed: int, mesh: Mesh | None = None) -> State:
-    """The state before the first step; on a mesh every device computes its own parts.
-
-    The values depend on the seed alone, not on the mesh.
-    """
+    """The state before the first step, which depends on the seed alone; on a mesh every device
+    computes its own parts."""
     shardings = None if mesh is None else state_shardings(decoder, settings, mesh)
     return jax.jit(lambda: _new_state(decoder, settings, seed), out_shardings=shardings)()
 

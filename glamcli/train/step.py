@@ -148,9 +148,8 @@ def gradient(
         return jax.tree.map(jnp.add, total, part_gradient(part)), None
 
     first = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in parts.items()}
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_gradient, first)
-    )
+    shapes = jax.eval_shape(part_gradient, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     with jax.named_scope("accumulate"):
         return jax.lax.scan(add, zeros, parts)[0]
 

@@ -33,10 +33,7 @@ BY_TOKEN = ("outer_batch", None)
 
 
 def logits(x_BSM: Array, table_VM: Array, layout: Layout = GLAM) -> Array:
-    """Float32 logits of hidden states in their own dtype against the embedding table.
-
-    Shapes: [B, S, V].
-    """
+    """Float32 logits [B, S, V] of hidden states in their own dtype against the embedding table."""
     return layout.constrain(_logits(x_BSM, table_VM.astype(x_BSM.dtype)), *LOGITS)
 
 
@@ -48,11 +45,9 @@ def losses(
     *,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Array, Array]:
-    """-log p of every target, and logsumexp of its logits (for the z-loss), float32.
+    """-log p of every target, and logsumexp of its logits (for the z-loss), float32 [B, S] each.
 
     With more than one chunk logits are computed again for the gradient.
-
-    Shapes: [B, S] each.
     """
     (B, S, _), V = x_BSM.shape, table_VM.shape[0]
     parts = layout.num_parts((B, S, V), LOGITS)
