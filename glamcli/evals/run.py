@@ -29,7 +29,7 @@ from glamcli.evals.tasks.suites import SuiteFile, TaskFile
 from glamcli.progress import Phase, Progress
 from glamcli.trained import Trained
 
-BATCH_TOKENS, CPU_BATCH_TOKENS = 32_768, 2_048
+_BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048
 """Tokens that one program reads at once."""
 
 
@@ -39,9 +39,7 @@ def make_likelihoods(trained: Trained, journal: Journal | None = None) -> Likeli
         trained.decoder,
         trained.params,
         window=trained.window,
-        vocab_size=trained.decoder.model.vocab_size,
-        dispatch=trained.decoder.eval_dispatch,
-        batch_tokens=CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS,
+        batch_tokens=_CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else _BATCH_TOKENS,
         journal=journal,
     )
 

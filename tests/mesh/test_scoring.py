@@ -34,7 +34,7 @@ REQUESTS = [make_requests(Bytes(), pairs, 256) or [] for pairs in ITEMS]
 
 
 def answers(params):
-    model = Likelihoods(DECODER, params, window=256, vocab_size=260, batch_tokens=2048, min_saved=0)
+    model = Likelihoods(DECODER, params, window=256, batch_tokens=2048, min_saved=0)
     found = [each for group in model.score(REQUESTS) for each in group]
     assert any(shape.trunk for shape in model._compiled)
     generator = Generator(DECODER, params, Bytes())

@@ -78,30 +78,24 @@ def compare(
         where = (score.task, score.setting)
         if where not in others:
             continue
-        common = _common(first_items.get(where, ()), second_items.get(where, ()))
+        mine, theirs = (_by_item(each.get(where, ())) for each in (first_items, second_items))
+        common = [(mine[key], theirs[key]) for key in mine if key in theirs]
         reason = _unlike(score, others[where], common)
         if reason is not None:
             refused.append(NotCompared(*where, reason))
             continue
         notes |= dict.fromkeys(_notes(score, others[where], common))
         known = {each.metric for each in others[where].measured}
-        paired += [
-            _paired(where, each.metric, common) for each in score.measured if each.metric in known
-        ]
+        metrics = [each.metric for each in score.measured if each.metric in known]
+        paired += [_paired(*where, metric, common) for metric in metrics]
     lonely = {each.task for each in first.scores} ^ {each.task for each in second.scores}
     if lonely:
         notes[f"scored in one of them only: {', '.join(sorted(lonely))}"] = None
     return Comparison(tuple(paired), tuple(refused), tuple(notes))
 
 
-def _common(first: Sequence[_Record], second: Sequence[_Record]) -> list[tuple[_Record, _Record]]:
-    """Pairs of records of the same item; equal items are matched by their order."""
-    others = _by_item(second)
-    mine = _by_item(first)
-    return [(mine[key], others[key]) for key in mine if key in others]
-
-
 def _by_item(records: Sequence[_Record]) -> dict[tuple[str, int], _Record]:
+    """Records by item; equal items are told apart by their order."""
     seen: Counter[str] = Counter()
     found = {}
     for record in records:
@@ -151,7 +145,7 @@ def _notes(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]
 
 
 def _paired(
-    where: tuple[str, str], metric: str, common: Sequence[tuple[_Record, _Record]]
+    task: str, setting: str, metric: str, common: Sequence[tuple[_Record, _Record]]
 ) -> Paired:
     from scipy.stats import binomtest  # slow to import
 
@@ -159,8 +153,8 @@ def _paired(
     up, down = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     is_mean = metric in common[0][0]
     return Paired(
-        task=where[0],
-        setting=where[1],
+        task=task,
+        setting=setting,
         metric=metric,
         first=total_value(metric, [mine for mine, _ in common]),
         second=total_value(metric, [other for _, other in common]),

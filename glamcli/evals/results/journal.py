@@ -50,12 +50,22 @@ class Journal:
         name = hashlib.sha256(head).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"unfinished-{name}.jsonl"
+        lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+        if not lines or lines[0] != head + b"\n":
+            path.write_bytes(head + b"\n")
+            lines = [head + b"\n"]
         journal = cls(path, warn)
-        journal._read(path, head, fresh)
+        size = len(lines[0])
+        for line in lines[1:]:
+            entry = None
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+            if not line.endswith(b"\n") or not isinstance(entry, dict) or "key" not in entry:
+                break  # torn by what ended that run
+            journal.known[entry["key"]] = entry
+            size += len(line)
+        os.truncate(path, size)
         return journal
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self.known.get(key)
 
     def add(self, key: str, found: Mapping[str, Any]) -> None:
         """Keeps a batch; it is in the file when this returns."""
@@ -72,23 +82,6 @@ class Journal:
         """Removes the file: the results are written, there is nothing to resume."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-    def _read(self, path: Path, head: bytes, fresh: bool) -> None:
-        """Takes in the whole lines of the file and cuts off what is behind them."""
-        lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
-        if not lines or lines[0] != head + b"\n":
-            path.write_bytes(head + b"\n")
-            return
-        size = len(lines[0])
-        for line in lines[1:]:
-            entry = None
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-            if not line.endswith(b"\n") or not isinstance(entry, dict) or "key" not in entry:
-                break  # torn by what ended that run
-            self.known[entry["key"]] = entry
-            size += len(line)
-        os.truncate(path, size)
 
 
 def inputs_digest(given: Iterable[Any]) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
@@ -24,49 +24,60 @@ from glamcli.evals.results.scores import (
 )
 from glamcli.progress import Progress
 
-_Kind = TypeVar("_Kind")
-
 RESULTS_FOLDER = "eval"
 """of a run folder"""
-_NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?")
+_NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?\Z")
+"""what was asked, and of which step"""
 
 
-def keep_results(results: Results, run_dir: Path, progress: Progress) -> None:
-    """Writes results into their run's folder; a full or read-only disk costs a warning."""
+def keep_results(results: Results, run_dir: Path, progress: Progress) -> Path | None:
+    """Writes results into their run's folder; the file, or None after a warning that the disk is
+    full or read-only.
+
+    What is there is replaced by the same evaluation only. One that differs in what its name
+    does not contain (the files of the suite, the items) becomes NAME-2.
+    """
     if not results.scores:
-        return
-    folder = run_dir / RESULTS_FOLDER
-    try:
-        summary, items = _write_results(results, folder)
-    except OSError as error:
-        progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
-        return
-    progress.say(f"kept in {summary}, items in {items.name}")
+        return None
+    items = (item for score in results.scores for item in score.items)
+    is_same, folder = partial(_says_all_of, results), run_dir / RESULTS_FOLDER
+    return _keep(folder, results.name, is_same, results.to_json(), items, progress)
 
 
 def keep_harness(
     content: Mapping[str, Any],
-    lines: Iterable[Mapping[str, Any]],
+    items: Iterable[Mapping[str, Any]],
     run_dir: Path,
     name: str,
     progress: Progress,
 ) -> None:
-    """Writes lm-eval's results and items as NAME.json and NAME.items.jsonl, or NAME-2 where the
-    results of other items have the name; a full or read-only disk costs a warning."""
-    folder = run_dir / RESULTS_FOLDER / "harness"
+    """The same for lm-eval's results, whose tasks and items must be the same."""
+    is_same = partial(_is_same, content, ("configs", "task_hashes"))
+    _keep(run_dir / RESULTS_FOLDER / "harness", name, is_same, content, items, progress)
+
+
+def _keep(
+    folder: Path,
+    name: str,
+    is_same: Callable[[Path], bool],
+    content: Mapping[str, Any],
+    items: Iterable[Mapping[str, Any]],
+    progress: Progress,
+) -> Path | None:
+    """Writes NAME.json and NAME.items.jsonl, or NAME-2 where other results have the name."""
+    lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keys = ("configs", "task_hashes")
-        summary = _free_path(folder, name, partial(_is_same, content, keys))
-        items = _items_path(summary)
-        with items.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        summary.write_text(text, encoding="utf-8")
+        summary = _free_path(folder, name, is_same)
+        beside = _items_path(summary)
+        atomic.write(beside, "".join(lines).encode(errors="replace"))
+        atomic.write(summary, text.encode(errors="replace"))
     except OSError as error:
         progress.warn(f"results were not kept: {error.strerror or error}: {folder}")
-        return
-    progress.say(f"kept in {summary}, items in {items.name}")
+        return None
+    progress.say(f"kept in {summary}, items in {beside.name}")
+    return summary
 
 
 def keep_analysis(content: Mapping[str, Any], folder: Path, name: str, progress: Progress) -> None:
@@ -91,22 +102,6 @@ def _is_same(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> boo
         return False
 
 
-def _write_results(results: Results, folder: Path) -> tuple[Path, Path]:
-    """Writes NAME.json and NAME.items.jsonl into the folder; both paths.
-
-    What is there is replaced by the same evaluation only. One that differs in what its name
-    does not contain (the files of the suite, the items) becomes NAME-2.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = _free_path(folder, results.name, partial(_says_all_of, results))
-    items = _items_path(summary)
-    lines = (_json(item) for score in results.scores for item in score.items)
-    atomic.write(items, "".join(line + "\n" for line in lines).encode(errors="replace"))
-    text = _json(results.to_json(), indent=2) + "\n"
-    atomic.write(summary, text.encode(errors="replace"))
-    return summary, items
-
-
 def _items_path(summary: Path) -> Path:
     """The file of the items that belong to a file of results."""
     return summary.with_name(f"{summary.stem}.items.jsonl")
@@ -123,22 +118,20 @@ def _free_path(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path
 
 def _says_all_of(results: Results, path: Path) -> bool:
     """Whether results hold every score of the file, by the same conventions on the same items."""
+
+    def conditions(results: Results) -> set[str]:
+        # As text: JSON has no tuples. Where items were read from does not matter, their digest is
+        # among the conditions.
+        named = [
+            [each.task, each.setting, {**each.conditions, "items_from": None}]
+            for each in results.scores
+        ]
+        return {json.dumps(each, sort_keys=True) for each in named}
+
     try:
-        others = _conditions(load_results(path))
+        return conditions(load_results(path)) <= conditions(results)
     except DataError:
         return False
-    return others.items() <= _conditions(results).items()
-
-
-def _conditions(results: Results) -> dict[tuple[str, str], str]:
-    """The conventions of every score, as text: JSON has no tuples. Where its items were read from
-    does not matter, their digest is among them."""
-    return {
-        (score.task, score.setting): json.dumps(
-            {**score.conditions, "items_from": None}, sort_keys=True
-        )
-        for score in results.scores
-    }
 
 
 def find_results(path: Path, suite: str | None = None) -> Path:
@@ -150,9 +143,8 @@ def find_results(path: Path, suite: str | None = None) -> Path:
     if path.is_file():
         return path
     folder = path / RESULTS_FOLDER if (path / RESULTS_FOLDER).is_dir() else path
-    found: dict[str, Path] = {}
-    for each in sorted(folder.glob("*.json"), key=_age) if folder.is_dir() else []:
-        found[_kind(each)] = each
+    files = sorted(folder.glob("*.json"), key=_age)
+    found = {_NAME.sub(r"\g<kind>", each.stem): each for each in files}
     meant = [name for name in found if suite is None or name.startswith(f"{suite}-")]
     if suite is not None and suite in found:
         return found[suite]
@@ -184,15 +176,9 @@ def results_of_suite(run: Path, suite: str, preset: str) -> list[Path]:
     return [path for path, results in sorted(at_newest, key=lambda each: each[1].seed)]
 
 
-def _kind(path: Path) -> str:
-    """The name without the step: what was asked."""
-    named = _NAME.fullmatch(path.stem)
-    return named["kind"] if named else path.stem
-
-
 def _age(path: Path) -> tuple[int, int]:
     """For sorting files of results: by step, and those of a step as they were made."""
-    named = _NAME.fullmatch(path.stem)
+    named = _NAME.match(path.stem)
     return (int(named["step"]), int(named["number"] or 1)) if named else (-1, 1)
 
 
@@ -206,7 +192,12 @@ def load_results(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] > RESULTS_FORMAT:
             raise DataError(f"{path}: written by a newer version (format {content['format']})")
-        return _results(content)
+        failures = tuple(
+            Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
+            for each in content.pop("failures")
+        )
+        del content["format"]
+        return _from_json(Results, {**content, "failures": failures})
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -237,30 +228,17 @@ def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return found
 
 
-def _results(content: Mapping[str, Any]) -> Results:
-    failures = [
-        Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
-        for each in content["failures"]
-    ]
-    return Results(
-        suite=content["suite"],
-        model=content["model"],
-        scores=tuple(_from_json(Score, each) for each in content["scores"]),
-        failures=tuple(failures),
-        averages=tuple(_from_json(Average, each) for each in content["averages"]),
-        averaging=content["averaging"],
-        preset=content["preset"],
-        shots=None if content.get("shots") is None else tuple(content["shots"]),
-        seed=content["seed"],
-        limit=content["limit"],
-    )
-
-
-_PARTS = {"measured": Measured, "published": Reported, "subsets": Subset}
+_PARTS = {
+    "averages": Average,
+    "measured": Measured,
+    "published": Reported,
+    "scores": Score,
+    "subsets": Subset,
+}
 """Fields that hold tuples of these."""
 
 
-def _from_json(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
+def _from_json(kind: Callable[..., Any], content: Mapping[str, Any]) -> Any:
     values = {
         name: tuple(_from_json(_PARTS[name], each) if name in _PARTS else each for each in value)
         if isinstance(value, list)
@@ -268,7 +246,3 @@ def _from_json(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
         for name, value in content.items()
     }
     return kind(**values)
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)

@@ -111,7 +111,7 @@ def best_texts(
         batch = [prompts[index] for index in members]
         batch += [batch[-1]] * (size - len(batch))  # every batch has one shape
         key = inputs_digest([batch, search])
-        known = journal.get(key)
+        known = journal.known.get(key)
         if known is None:
             best = [found[0] for found in generator.beams(batch, **search, room=room)]
             journal.add(key, {"best": [asdict(each) for each in best]})

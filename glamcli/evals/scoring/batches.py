@@ -141,11 +141,6 @@ def rounded(count: int, smallest: int) -> int:
     return between if size > smallest and count <= between else size
 
 
-def power_above(count: int) -> int:
-    """The first power of two that is not below `count`."""
-    return 1 << (count - 1).bit_length()
-
-
 def power_within(count: int) -> int:
     """The largest power of two that is not above `count`, and 1 below that."""
     return 1 << (max(1, count).bit_length() - 1)
@@ -220,13 +215,6 @@ class RequestBatch:
             positions_BOY[at][:num] = np.arange(end - num, end)
             wanted_BOY[at][:num] = request.ids[-num:]
         return trunk_B, prefix, (tokens_BOT, segments_BOT), (positions_BOY, wanted_BOY)
-
-    @property
-    def inputs(self) -> list[np.ndarray]:
-        """Every array that the answer depends on besides the model."""
-        trunk_B, prefix, options, scored = self.arrays
-        trunk = [] if self.trunk is None or trunk_B is None else [*self.trunk.arrays, trunk_B]
-        return [*trunk, *(prefix or ()), *options, *scored]
 
     def likelihoods(self, logp_BOY: np.ndarray, greedy_BOY: np.ndarray) -> list[Likelihood]:
         """Of all requests, in order.

@@ -27,7 +27,6 @@ from glamcli.evals.scoring.batches import (
     Shape,
     Trunk,
     plan_shapes,
-    power_above,
     power_within,
     rounded,
     shape_for,
@@ -50,33 +49,27 @@ class Likelihoods:
         params: Any,
         *,
         window: int,
-        vocab_size: int,
-        dispatch: str | None = "dropless",
         batch_tokens: int = 4096,
-        share_prefixes: bool = True,
         min_saved: int | None = None,
         journal: Journal | None = None,
     ):
         self.window = window
-        self.vocab_size = vocab_size
+        self.vocab_size: int = decoder.model.vocab_size
         self.remembered: dict[Request, Likelihood] = {}
         """likelihoods that callers expect to need again"""
         self.num_tokens = 0
         """tokens read so far, padding included"""
         self._params = params
-        self._budget = Budget(batch_tokens, vocab_size, _position_bytes(decoder))
-        self._share = share_prefixes
+        model = decoder.model
+        width = model.num_heads * model.head_dim
+        position_bytes = 2 * model.num_layers * width * decoder.dtype.itemsize
+        self._budget = Budget(batch_tokens, self.vocab_size, position_bytes)
         self._compile_tokens = COMPILE_BATCHES * batch_tokens
         self._min_saved = self._compile_tokens if min_saved is None else min_saved
         self._journal = journal or Journal()
-        self._read, self._score = _programs(decoder, dispatch)
+        self._read, self._score = _programs(decoder)
         self._compiled: set[Shape] = set()
         self._cached: tuple[Trunk, Cache] | None = None
-
-    @property
-    def num_shapes(self) -> int:
-        """Programs compiled so far."""
-        return self._read._cache_size() + self._score._cache_size()
 
     def score(
         self,
@@ -92,13 +85,12 @@ class Likelihoods:
         Raises:
             CheckpointError: a likelihood is not a number.
         """
-        apart = items if self._share else [[each] for item in items for each in item]
-        groups = [group for item in apart for group in group_requests(item)]
+        groups = [group for item in items for group in group_requests(item)]
         found: dict[int, list[Likelihood]] = {}
         waiting: list[tuple[RequestBatch, str, Any]] = []
         for batch in self._batches(groups):
-            key = inputs_digest(batch.inputs)
-            answer = self._journal.get(key) or self._start(batch)
+            key = inputs_digest(jax.tree.leaves((batch.trunk and batch.trunk.arrays, batch.arrays)))
+            answer = self._journal.known.get(key) or self._start(batch)
             waiting.append((batch, key, answer))
             if len(waiting) > _AHEAD:
                 found |= self._collect(*waiting.pop(0), advance)
@@ -115,7 +107,8 @@ class Likelihoods:
         shared = {index for some in clusters.values() for _, each in some for index in each}
         yield from self._planned({i: each for i, each in enumerate(groups) if i not in shared})
         for positions, some in sorted(clusters.items()):
-            rows = min(power_above(len(some)), power_within(self._budget.positions // positions))
+            wanted = power_within(2 * len(some) - 1)  # not below their number
+            rows = min(wanted, power_within(self._budget.positions // positions))
             for start in range(0, len(some), rows):
                 behind = {
                     index: groups[index].behind(length)
@@ -128,7 +121,7 @@ class Likelihoods:
     def _clusters(self, groups: Sequence[Group]) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
         """Groups behind a common trunk, with its length, by its positions in a cache."""
         clusters: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for length, members in find_trunks([each.head for each in groups]) if self._share else ():
+        for length, members in find_trunks([each.head for each in groups]):
             clusters.setdefault(rounded(length, MIN_ROW_TOKENS), []).append((length, members))
         known = {shape.trunk for shape in self._compiled}
         return {
@@ -182,34 +175,21 @@ class Likelihoods:
         return {index: [next(each) for _ in group.requests] for index, group in groups}
 
 
-def _position_bytes(decoder: Any) -> int:
-    """Bytes of one position of a cache: keys and values of all layers."""
-    model = decoder.model
-    width = model.num_heads * model.head_dim
-    return 2 * model.num_layers * width * decoder.dtype.itemsize
-
-
 @lru_cache(maxsize=8)
-def _programs(decoder: Any, dispatch: str | None) -> tuple[Any, Any]:
+def _programs(decoder: Any) -> tuple[Any, Any]:
     """`_read` and `_score`, compiled once per shape for all weights of the same decoder."""
-    read = jax.jit(partial(_read, decoder, dispatch), static_argnames="rows")
-    return read, jax.jit(partial(_score, decoder, dispatch))
+    read = jax.jit(partial(_read, decoder), static_argnames="rows")
+    return read, jax.jit(partial(_score, decoder))
 
 
 def _read(
-    decoder: Any,
-    dispatch: Any,
-    params: Any,
-    tokens_GS: jax.Array,
-    segments_GS: jax.Array,
-    *,
-    rows: int,
+    decoder: Any, params: Any, tokens_GS: jax.Array, segments_GS: jax.Array, *, rows: int
 ) -> Cache:
     """A cache that holds these tokens, read so many rows at a time."""
 
     def some(part: tuple[jax.Array, jax.Array]) -> Cache:
         cache = decoder.init_cache(*part[0].shape)
-        return decoder.step(params, cache, *part, dispatch=dispatch)[1]
+        return decoder.step(params, cache, *part)[1]
 
     G, S = tokens_GS.shape
     if rows == G:
@@ -230,7 +210,6 @@ def _joined(x: jax.Array, axis: int) -> jax.Array:
 
 def _score(
     decoder: Any,
-    dispatch: Any,
     params: Any,
     trunk: tuple[Cache, jax.Array] | None,
     prefix: Any,
@@ -246,14 +225,18 @@ def _score(
     num_rows, num_options, T = options[0].shape
     tokens_BT, segments_BT = (x.reshape(-1, T) for x in options)
     if trunk is None and prefix is None:
+        dispatch = decoder.eval_dispatch
         x_BTM, _ = decoder.hidden(params, tokens_BT, segments_BT, dispatch=dispatch)
     else:
         length = T if prefix is None else T + prefix[0].shape[1]
-        cache = decoder.init_cache(num_rows, length) if trunk is None else _room(*trunk, length)
+        if trunk is None:
+            cache = decoder.init_cache(num_rows, length)
+        else:
+            cache = extended(select_rows(*trunk), length)
         if prefix is not None:
-            _, cache = decoder.step(params, cache, *prefix, dispatch=dispatch)
+            _, cache = decoder.step(params, cache, *prefix)
         cache = select_rows(cache, jnp.repeat(jnp.arange(num_rows, dtype=jnp.int32), num_options))
-        x_BTM, _ = decoder.step(params, cache, tokens_BT, segments_BT, dispatch=dispatch)
+        x_BTM, _ = decoder.step(params, cache, tokens_BT, segments_BT)
     positions_BY, targets_BY = (x.reshape(num_rows * num_options, -1) for x in scored)
     x_BYM = jnp.take_along_axis(x_BTM, positions_BY[:, :, None], axis=1)
     logits_BYV = decoder.logits(params, x_BYM).astype(jnp.float32)
@@ -262,7 +245,3 @@ def _score(
     greedy_BY = jnp.argmax(logits_BYV, axis=-1).astype(jnp.int32) == targets_BY
     shape = (num_rows, num_options, -1)
     return logp_BY.reshape(shape), greedy_BY.reshape(shape)
-
-
-def _room(cache: Cache, rows_B: jax.Array, num: int) -> Cache:
-    return extended(select_rows(cache, rows_B), num)

@@ -21,7 +21,7 @@ _WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
 
 _Record = Mapping[str, Any]
 _Values = Callable[[np.ndarray], np.ndarray]
-"""Metric values [...] of column sums [..., columns]."""
+"""Metric values [units] or [], of a table or of sums over its units."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,16 @@ def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
     `question_em` read `gold`, `chosen`, `tied` and `group`; `macro_f1` reads `wanted_class`,
     `found_class`, `tied` and `classes`; `perplexity` reads `answer_nats`.
     """
-    table, values = _TABLES.get(name, _mean)(name, items)
+    table, values = _table(name, items)
     value = float(values(table.sum(axis=0)))
-    is_mean = name not in _TABLES or name == "question_em"
+    is_mean = name not in ("f1a", "macro_f1", "perplexity")
     stderr = mean_and_error(values(table).tolist())[1] if is_mean else None
-    if name not in _WITH_INTERVAL or len(table) < 2:
+    count = len(table)
+    if name not in _WITH_INTERVAL or count < 2:
         return Total(value, stderr)
-    resampled = _resampled(table, values, seed)
+    rng = np.random.default_rng(seed)
+    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(_RESAMPLES)]
+    resampled = values(np.array(sums))
     tail = 100 * (1 - _CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail]).tolist()
     return Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
@@ -56,7 +59,7 @@ def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
 
 def total_value(name: str, items: Sequence[_Record]) -> float:
     """The value of `total` alone."""
-    table, values = _TABLES.get(name, _mean)(name, items)
+    table, values = _table(name, items)
     return float(values(table.sum(axis=0)))
 
 
@@ -88,67 +91,41 @@ def _class_shares(item: _Record) -> dict[str, float]:
     return shares
 
 
-def _resampled(table: np.ndarray, values: _Values, seed: int) -> np.ndarray:
-    """The metric of as many units drawn with replacement, again and again."""
-    rng = np.random.default_rng(seed)
-    count = len(table)
-    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(_RESAMPLES)]
-    return values(np.array(sums))
+def _table(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
+    """What a metric sums over units [units, ...], and its values of such sums."""
+    if name == "macro_f1":
+        # Unweighted mean of the F1 of every class (CB): those that the task knows, which the
+        # records hold as `classes`, else those that items want.
+        classes = items[0].get("classes") or sorted({item["wanted_class"] for item in items})
+        found = [(_class_shares(item), item["wanted_class"]) for item in items]
+        rows = [
+            [_counts(shares.get(each, 0.0), wanted == each) for each in classes]
+            for shares, wanted in found
+        ]
+        return np.array(rows), lambda sums: _f1(sums).mean(axis=-1)
+    if name == "perplexity":
+        # exp of the mean negative log-likelihood of an answer (LAMBADA: of the last word).
+        rows = [(float(item["answer_nats"]), 1.0) for item in items]
+        return np.array(rows), lambda sums: np.exp(-_ratio(sums))
+    if name not in ("f1a", "question_em"):
+        return np.array([(float(item[name]), 1.0) for item in items]), _ratio
+    groups: dict[Any, list[_Record]] = {}
+    for item in items:
+        groups.setdefault(item["group"], []).append(item)
+    if name == "f1a":
+        # F1 of the answers judged true (option 1), over all answers of all questions (MultiRC).
+        rows = [
+            np.sum([_counts(_shares(each).get(1, 0.0), each["gold"] == 1) for each in some], axis=0)
+            for some in groups.values()
+        ]
+        return np.array(rows), _f1
+    # Share of questions whose answers are all judged rightly (MultiRC's exact match).
+    right = [[_shares(each).get(each["gold"], 0.0) for each in some] for some in groups.values()]
+    return np.array([(math.prod(each), 1.0) for each in right]), _ratio
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
-
-
-def _mean(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    return np.array([(float(item[name]), 1.0) for item in items]), _ratio
-
-
-def _question_em(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    """Share of questions whose answers are all judged rightly (MultiRC's exact match)."""
-    rows = [
-        (math.prod(_shares(item).get(item["gold"], 0.0) for item in group), 1.0)
-        for group in _groups(items)
-    ]
-    return np.array(rows), _ratio
-
-
-def _f1a(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    """F1 of the answers judged true (option 1), over all answers of all questions (MultiRC)."""
-    rows = [
-        np.sum([_counts(_shares(item).get(1, 0.0), item["gold"] == 1) for item in group], axis=0)
-        for group in _groups(items)
-    ]
-    return np.array(rows), _f1
-
-
-def _groups(items: Sequence[_Record]) -> list[list[_Record]]:
-    found: dict[Any, list[_Record]] = {}
-    for item in items:
-        found.setdefault(item["group"], []).append(item)
-    return list(found.values())
-
-
-def _macro_f1(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    """Unweighted mean of the F1 of every class (CB): those that the task knows, which the records
-    hold as `classes`, else those that items want."""
-    classes = items[0].get("classes") or sorted({item["wanted_class"] for item in items})
-    rows = []
-    for item in items:
-        shares = _class_shares(item)
-        counts = [_counts(shares.get(each, 0.0), item["wanted_class"] == each) for each in classes]
-        rows.append(counts)
-
-    def values(sums: np.ndarray) -> np.ndarray:
-        return _f1(sums.reshape(*sums.shape[:-1], len(classes), 3)).mean(axis=-1)
-
-    return np.array(rows).reshape(len(items), -1), values
-
-
-def _perplexity(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    """exp of the mean negative log-likelihood of an answer (LAMBADA: of the last word)."""
-    table = np.array([(float(item["answer_nats"]), 1.0) for item in items])
-    return table, lambda sums: np.exp(-_ratio(sums))
 
 
 def _counts(found: float, wanted: bool) -> tuple[float, float, float]:
@@ -159,14 +136,6 @@ def _counts(found: float, wanted: bool) -> tuple[float, float, float]:
 def _f1(sums: np.ndarray) -> np.ndarray:
     denominator = sums[..., 1] + sums[..., 2]
     return 2 * sums[..., 0] / np.where(denominator > 0, denominator, 1.0)
-
-
-_TABLES: dict[str, Callable[[str, Sequence[_Record]], tuple[np.ndarray, _Values]]] = {
-    "f1a": _f1a,
-    "question_em": _question_em,
-    "macro_f1": _macro_f1,
-    "perplexity": _perplexity,
-}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

@@ -8,9 +8,10 @@ import pytest
 from glamcli.errors import DataError, RecipeError
 from glamcli.evals.results.compare import compare
 from glamcli.evals.results.scores import Failure, Measured, Reported, Results, Score, Subset
-from glamcli.evals.results.store import _write_results, find_results, load_items, load_results
+from glamcli.evals.results.store import find_results, keep_results, load_items, load_results
 from glamcli.evals.scoring.totals import averages, averaging_rule
 from glamcli.evals.tasks.suites import load_suite
+from glamcli.progress import Silent
 
 CONDITIONS = {"scorer": "sum", "dispatch": "dropless", "dtype": "float32", "seed": 0, "window": 64}
 BASE = {"random": 0.5, "position": None, "majority": 0.6}
@@ -37,6 +38,13 @@ def results(*scores, suite="s", step=3, **model):
     return Results(suite, {"step": step, "tokenizer": "t", **model}, scores, failures)
 
 
+def write(found, run):
+    """The files of results in a run folder."""
+    summary = keep_results(found, run, Silent())
+    assert summary is not None
+    return summary, summary.with_name(f"{summary.stem}.items.jsonl")
+
+
 def by_task(*scores):
     return {(each.task, each.setting): each.items for each in scores}
 
@@ -47,7 +55,7 @@ def compared(first, second):
 
 def test_what_is_written_is_read_back(tmp_path):
     wrote = results(score(), score("b", "1"))
-    summary, _ = _write_results(wrote, tmp_path)
+    summary, _ = write(wrote, tmp_path)
     read = load_results(summary)
     assert read.to_json() == wrote.to_json()
     assert read.failures[0].error.hint == "make one"
@@ -55,11 +63,10 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_a_run_folder_means_its_newest_results_of_a_suite(tmp_path):
-    folder = tmp_path / "eval"
     for step in (9, 10):
-        newest, _ = _write_results(results(score(), step=step), folder)
+        newest, _ = write(results(score(), step=step), tmp_path)
     assert find_results(tmp_path) == newest
-    _write_results(results(score(), suite="other"), folder)
+    write(results(score(), suite="other"), tmp_path)
     with pytest.raises(RecipeError, match="several results: `other`, `s`"):
         find_results(tmp_path)
     assert find_results(tmp_path, "s") == newest
@@ -73,34 +80,33 @@ def test_evaluations_that_differ_have_files_of_their_own_whose_names_say_how(tmp
         {"seed": 1}, {"seed": 1, "limit": 5},
     ]  # fmt: skip
     names = [
-        _write_results(dataclasses.replace(results(score()), **each), tmp_path)[0].name
-        for each in changes
+        write(dataclasses.replace(results(score()), **each), tmp_path)[0].name for each in changes
     ]
     assert names == [
         "s-step3.json", "s-shots0-step3.json", "s-shots0,few-step3.json", "s-gpt3-step3.json",
         "s-limit5-step3.json", "s-seed1-step3.json", "s-limit5-seed1-step3.json",
     ]  # fmt: skip
-    einsum, _ = _write_results(results(score(), dispatch="einsum"), tmp_path)
+    einsum, _ = write(results(score(), dispatch="einsum"), tmp_path)
     assert einsum.name == "s-einsum-step3.json"
 
 
 def test_what_the_name_does_not_say_is_counted_and_the_same_replaced(tmp_path):
     first = score(task_sha256="1", stop=("x",), items_from="here")
     elsewhere = score(task_sha256="1", stop=("x",), items_from="there")
-    summary, _ = _write_results(results(first), tmp_path)
-    assert _write_results(results(elsewhere, score("b")), tmp_path)[0] == summary
-    other, items = _write_results(results(score(task_sha256="2")), tmp_path)
+    summary, _ = write(results(first), tmp_path)
+    assert write(results(elsewhere, score("b")), tmp_path)[0] == summary
+    other, items = write(results(score(task_sha256="2")), tmp_path)
     assert (other.name, items.name) == ("s-step3-2.json", "s-step3-2.items.jsonl")
-    fewer, _ = _write_results(results(first), tmp_path)  # would lose the score of `b`
+    fewer, _ = write(results(first), tmp_path)  # would lose the score of `b`
     assert fewer.name == "s-step3-3.json"
     assert [each.task for each in load_results(summary).scores] == ["a", "b"]
     assert find_results(tmp_path) == fewer
-    _write_results(results(score(), step=2), tmp_path)
+    write(results(score(), step=2), tmp_path)
     assert find_results(tmp_path) == fewer
 
 
 def test_damaged_items_are_refused_with_the_line(tmp_path):
-    summary, items = _write_results(results(score()), tmp_path)
+    summary, items = write(results(score()), tmp_path)
     items.write_text(items.read_text() + '{"task": "a"}\n')
     with pytest.raises(DataError, match=r"s-step3\.items\.jsonl:4: not the record of an item"):
         load_items(summary)
