@@ -10,7 +10,6 @@ Called by `glam eval RUN --harness TASKS`, and by lm-eval's own command (`cli/ha
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import json
 import logging
@@ -32,10 +31,11 @@ from glamcli.trained import Trained
 
 try:
     from lm_eval.api.model import LM
+    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, hash_string
 except ImportError:
     raise RecipeError("lm-eval is not installed", hint="pip install 'glamcli[harness]'") from None
 
-MAX_GEN_TOKENS = 256
+_MAX_GEN_TOKENS = 256
 """New tokens when a task does not say how many, as in lm-eval's own models."""
 
 
@@ -71,7 +71,10 @@ class HarnessModel(LM):
         """
         encoder, window = self.trained.tokenizer, self.trained.window
         groups = []
-        for (task, number), some in itertools.groupby(requests, _item):
+        # Requests that follow each other and belong to one item are its options.
+        for (task, number), some in itertools.groupby(
+            requests, lambda each: (each.task_name, each.doc_id)
+        ):
             made = make_requests(encoder, [request.args for request in some], window)
             if made is None:
                 raise DataError(
@@ -86,7 +89,7 @@ class HarnessModel(LM):
     def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
         """Log-likelihood in nats of each text behind BOS, window by window."""
         encoder, window = self.trained.tokenizer, self.trained.window
-        texts = [rolling(encoder, request.args[0], window) for request in requests]
+        texts = [_rolling(encoder, request.args[0], window) for request in requests]
         flat = [[each] for windows in texts for each in windows]
         found = iter(self.likelihoods.score(flat))
         answers = []
@@ -123,23 +126,13 @@ class HarnessModel(LM):
         return answers
 
 
-def _item(request: Any) -> tuple[Any, Any]:
-    """Requests that follow each other and have this in common are options of one item."""
-    return request.task_name, request.doc_id
-
-
-def rolling(encoder: Tokenizer, text: str, window: int) -> list[Request]:
+def _rolling(encoder: Tokenizer, text: str, window: int) -> list[Request]:
     """A text as windows that score each token once; the last one has as much context as fits.
 
     Only the first window begins with BOS, as in lm-eval's own models.
     """
-    ids = [encoder.bos_id, *encoder.encode(text)]
-    windows = []
-    for start in range(1, len(ids), window):
-        end = min(start + window, len(ids))
-        first = max(0, end - window - 1)
-        windows.append(Request(tuple(ids[first:end]), end - start))
-    return windows
+    windows = get_rolling_token_windows(encoder.encode(text), encoder.bos_id, window, 1)
+    return [Request((*inputs, scored[-1]), len(scored)) for inputs, scored in windows]
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,7 @@ class _Wanted:
         stop = (until,) if isinstance(until, str) else tuple(each for each in until if each)
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         given = (options[name] for name in names if options.get(name) is not None)
-        wanted = int(next(given, MAX_GEN_TOKENS))
+        wanted = int(next(given, _MAX_GEN_TOKENS))
         bos, *ids = trained.generator.encode(context.rstrip(" "))
         window = trained.window
         num_tokens = max(1, min(wanted, max(window - len(ids) - 1, window // 2)))
@@ -227,15 +220,13 @@ def run_tasks(
             f"lm-eval could not run {', '.join(tasks)}: {type(error).__name__}: {reason}",
             hint="`glam --debug eval ...` shows the traceback",
         ) from error
-    hashes = {task: _task_hash(some) for task, some in results["samples"].items()}
-    return {**results, "task_hashes": hashes}
-
-
-def _task_hash(samples: Sequence[Mapping[str, str]]) -> str:
-    """A digest of a task's items and prompts, as lm-eval makes it for its own result files."""
+    # Digests of the items and prompts of each task, as in lm-eval's own result files.
     names = ("doc_hash", "prompt_hash", "target_hash")
-    text = "".join(sample[name] for sample in samples for name in names)
-    return hashlib.sha256(text.encode()).hexdigest()
+    hashes = {
+        task: hash_string("".join(sample[name] for sample in some for name in names))
+        for task, some in results["samples"].items()
+    }
+    return {**results, "task_hashes": hashes}
 
 
 def _quiet_git() -> None:
@@ -254,28 +245,25 @@ def _quiet_git() -> None:
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None and not include_path.is_dir():
-        raise RecipeError(f"--include-path: no folder {include_path}")
-    manager = None
-    # Looking through its thousands of task files takes seconds.
-    for defaults in (False, True) if include_path else (True,):
-        folder = None if include_path is None else str(include_path)
-        manager = TaskManager(include_path=folder, include_defaults=defaults)
+    folder = include_path and str(include_path)
+    if include_path is not None:
+        if not include_path.is_dir():
+            raise RecipeError(f"--include-path: no folder {include_path}")
+        # Looking through lm-eval's own thousands of task files takes seconds.
+        manager = TaskManager(include_path=folder, include_defaults=False)
         if set(tasks) <= set(manager.all_tasks):
             return manager
-    assert manager is not None
-    unknown = next(each for each in tasks if each not in manager.all_tasks)
-    near = difflib.get_close_matches(unknown, manager.all_tasks, 1)
-    raise RecipeError(
-        f"lm-eval has no task `{unknown}`",
-        hint=f"did you mean `{near[0]}`?" if near else "`lm-eval ls tasks` lists them",
-    )
+    manager = TaskManager(include_path=folder)
+    unknown = [each for each in tasks if each not in manager.all_tasks]
+    if not unknown:
+        return manager
+    near = difflib.get_close_matches(unknown[0], manager.all_tasks, 1)
+    hint = f"did you mean `{near[0]}`?" if near else "`lm-eval ls tasks` lists them"
+    raise RecipeError(f"lm-eval has no task `{unknown[0]}`", hint=hint)
 
 
 def as_json(results: Mapping[str, Any]) -> str:
     """lm-eval's results as it would write them."""
-    from lm_eval.utils import handle_non_serializable
-
     return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
 

@@ -26,7 +26,7 @@ from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
-from glamcli.progress import Phase, Progress
+from glamcli.progress import Progress
 from glamcli.trained import Trained
 
 _BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048
@@ -72,11 +72,15 @@ def evaluate(
     library = Library(data_dir, trained.documents)
     tasks, failures = _read_tasks(trained, files, library, None if explain else limit)
     scoring = _Scoring(trained, suite, seed, limit, journal or Journal())
+
+    def advance(count: int) -> None:
+        phase.advance(count)
+        between_batches()
+
     scores: list[Score] = []
     explanations: list[Explanation] = []
     total = sum(1 if explain else len(each.at(0).questions) for each in tasks) * len(settings)
     with progress.phase("evaluating", total, "items") as phase:
-        advance = _advancing(phase, between_batches)
         for each in tasks:
             for setting, count in _settings(each, settings, failures):
                 phase.note(f"{each.file.name}, {count} shots")
@@ -87,9 +91,9 @@ def evaluate(
                         scores.append(scoring.score(each, setting, count, advance))
                 except GlamError as error:
                     failures.append(Failure(each.file.name, setting, error))
-    order, listed = [file.name for file in suite.tasks], [str(each) for each in settings]
-    scores.sort(key=lambda each: (order.index(each.task), listed.index(each.setting)))
-    failures.sort(key=lambda each: (order.index(each.task), [None, *listed].index(each.setting)))
+    order, listed = [file.name for file in suite.tasks], [None, *map(str, settings)]
+    for found in (scores, failures):
+        found.sort(key=lambda each: (order.index(each.task), listed.index(each.setting)))
     explanations.sort(key=lambda each: (order.index(each.task), each.shots))
     return Results(
         suite=suite.name,
@@ -97,21 +101,13 @@ def evaluate(
         scores=tuple(scores),
         failures=tuple(failures),
         explanations=tuple(explanations),
-        averages=tuple(averages(suite, scores, listed)),
+        averages=tuple(averages(suite, scores, listed[1:])),
         averaging=averaging_rule(suite),
         preset=suite.preset,
         shots=None if settings == tuple(suite.shots) else tuple(map(str, settings)),
         seed=seed,
         limit=limit,
     )
-
-
-def _advancing(phase: Phase, between_batches: Callable[[], None]) -> Callable[[int], None]:
-    def advance(count: int) -> None:
-        phase.advance(count)
-        between_batches()
-
-    return advance
 
 
 def _read_tasks(
@@ -147,16 +143,13 @@ def _explained_files(
 ) -> tuple[TaskFile, ...]:
     if explain is None:
         return suite.tasks
+    task, index = explain
     names = ", ".join(f"`{file.name}`" for file in suite.tasks)
-    found = tuple(file for file in suite.tasks if explain[0] in (None, file.name))
+    found = tuple(file for file in suite.tasks if task in (None, file.name))
     if not found:
-        raise RecipeError(
-            f"suite `{suite.name}` has no task `{explain[0]}`", hint=f"it has {names}"
-        )
+        raise RecipeError(f"suite `{suite.name}` has no task `{task}`", hint=f"it has {names}")
     if len(found) > 1:
-        raise RecipeError(
-            "which task is item " + str(explain[1]) + " of?", hint=f"write TASK:N; tasks: {names}"
-        )
+        raise RecipeError(f"which task is item {index} of?", hint=f"write TASK:N; tasks: {names}")
     return found
 
 
@@ -212,17 +205,26 @@ class _Scoring:
     ) -> Score:
         """One task at one number of shots."""
         asked = ready.at(shots)
-        found, skipped = self._answers(ready, asked.task, self._prompts(ready, shots), advance)
-        return task_score(
-            ready.file.name,
-            setting,
-            shots,
-            asked.task,
-            found,
-            [*asked.skipped, *skipped],
-            self._conditions(ready, asked.task),
-            self.seed,
-        )
+        task, trained = asked.task, self.trained
+        found, skipped = self._answers(ready, task, self._prompts(ready, shots), advance)
+        conditions = {
+            "preset": self.suite.preset,
+            "bos": True,
+            "window": trained.window,
+            "dispatch": trained.decoder.eval_dispatch,
+            "dtype": trained.decoder.model.activation_dtype,
+            "seed": self.seed,
+            "limit": self.limit,
+            "items_from": ready.items[0].place,
+            "shots_source": task.shots.source,
+            "shots_draw": task.shots.draw,
+            "shots_separator": task.shots.separator,
+            "suite_sha256": self.suite.sha256,
+            "task_sha256": ready.file.sha256,
+        }
+        skipped = [*asked.skipped, *skipped]
+        name = ready.file.name
+        return task_score(name, setting, shots, task, found, skipped, conditions, self.seed)
 
     def explain(self, ready: TaskQuestions, shots: int, index: int) -> Explanation:
         """The exact texts and tokens of one item."""
@@ -272,24 +274,10 @@ class _Scoring:
                 for each in (questions if index is None else [questions[index]])
             ]
 
-        def summary(prompts: list[Prompt]) -> str:
-            return inputs_digest([each.contexts, each.question.continuations] for each in prompts)
-
-        return trained.host.alike(f"prompts of task `{name}` at {shots} shots", make, summary)
-
-    def _conditions(self, ready: TaskQuestions, task: Task) -> dict[str, Any]:
-        return {
-            "preset": self.suite.preset,
-            "bos": True,
-            "window": self.trained.window,
-            "dispatch": self.trained.decoder.eval_dispatch,
-            "dtype": self.trained.decoder.model.activation_dtype,
-            "seed": self.seed,
-            "limit": self.limit,
-            "items_from": ready.items[0].place,
-            "shots_source": task.shots.source,
-            "shots_draw": task.shots.draw,
-            "shots_separator": task.shots.separator,
-            "suite_sha256": self.suite.sha256,
-            "task_sha256": ready.file.sha256,
-        }
+        return trained.host.alike(
+            f"prompts of task `{name}` at {shots} shots",
+            make,
+            lambda made: inputs_digest(
+                [each.contexts, each.question.continuations] for each in made
+            ),
+        )

@@ -12,7 +12,7 @@ from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Progress
 from glamcli.trained import Trained
 
-SAMPLING = Sampling(temperature=0.6, top_p=0.95)
+_SAMPLING = Sampling(temperature=0.6, top_p=0.95)
 
 
 def score_during(
@@ -47,4 +47,4 @@ def sample_at_end(trained: Trained) -> str | None:
     finish = trained.recipe.finish
     if finish.prompt is None:
         return None
-    return trained.generator.texts(finish.prompt, SAMPLING, tokens=finish.sample_tokens)[0]
+    return trained.generator.texts(finish.prompt, _SAMPLING, tokens=finish.sample_tokens)[0]

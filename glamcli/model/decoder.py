@@ -201,7 +201,6 @@ class Decoder:
         tokens_BS: Array,
         segments_BS: Array | None = None,
         *,
-        dispatch: Dispatch | None = None,
         key: Array | None = None,
     ) -> tuple[Array, kv_cache.Cache]:
         """Hidden states [B, S, M], in the activation dtype, of S more tokens per row (a prompt is
@@ -209,10 +208,10 @@ class Decoder:
 
         Tokens of segment 0 are padding, on either side; without
         `segments_BS` every token is real and of segment 1. The caller keeps rows within the
-        cache's length. Dropless unless the recipe's `moe.eval_dispatch` or `dispatch` says
-        otherwise, and then equal to `hidden` over the same tokens.
+        cache's length. Dropless unless the recipe's `moe.eval_dispatch` says otherwise, and then
+        equal to `hidden` over the same tokens.
         """
-        routing = self._routing(dispatch, training=False, key=key)
+        routing = self._routing(None, training=False, key=key)
         if segments_BS is None:
             segments_BS = jnp.ones(tokens_BS.shape, jnp.int32)
         start_B = state["length"]

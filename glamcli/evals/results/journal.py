@@ -13,22 +13,22 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
+@dataclass
 class Journal:
     """Batches by their digest. Without a file it keeps nothing."""
 
-    def __init__(
-        self, path: Path | None = None, warn: Callable[[str], None] = lambda text: None
-    ) -> None:
-        self.path = path
-        self._warn = warn
-        self.known: dict[str, dict[str, Any]] = {}
-        """batches of an earlier start"""
+    path: Path | None = None
+    warn: Callable[[str], None] = lambda text: None
+    """is called when the file can no longer be written to; the evaluation continues."""
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """batches of an earlier start."""
 
     @classmethod
     def open(
@@ -40,8 +40,6 @@ class Journal:
         warn: Callable[[str], None] = lambda text: None,
     ) -> Journal:
         """The journal of these conditions in a folder; with `fresh` an empty one.
-
-        `warn` is called when the file can no longer be written to; the evaluation continues.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -75,7 +73,7 @@ class Journal:
             with self.path.open("ab") as file:
                 file.write(json.dumps({"key": key, **found}).encode() + b"\n")
         except OSError as error:
-            self._warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
+            self.warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
             self.path = None
 
     def finish(self) -> None:

@@ -116,7 +116,10 @@ def best_texts(
             best = [found[0] for found in generator.beams(batch, **search, room=room)]
             journal.add(key, {"best": [asdict(each) for each in best]})
         else:
-            best = [_hypothesis(each) for each in known["best"]]
+            best = [
+                Hypothesis(**each | {name: tuple(each[name]) for name in ("ids", "token_nats")})
+                for each in known["best"]
+            ]
         found |= dict(zip(members, best, strict=False))
         advance(len(members))
     return [found[index] for index in range(len(prompts))]
@@ -127,30 +130,18 @@ def _rooms(
 ) -> list[tuple[int, int]]:
     """Tokens that each batch's prompts are padded to and positions of its cache: as few as they
     need, unless padding to a larger program in use costs less than compiling one more."""
-    shapes = [Shape(0, 1, False, rows, *_room(each, new)) for each in longest]
+    shapes = []
+    for num in longest:
+        # Padded by an eighth at most. Steps are compiled for the cache too, but take hardly
+        # longer for more positions, so their sizes are further apart.
+        step = max(_MIN_STEP, power_within(num) // 8)
+        size = -(-num // step) * step
+        shapes.append(Shape(0, 1, False, rows, size, rounded(size + new, MIN_CACHE)))
     known = {Shape(0, 1, False, *each) for each in generator.shapes if each[0] == rows}
     planned = plan_shapes(shapes, generator.compile_tokens // rows, known)
     generator.shapes |= {(rows, shape.length, shape.targets) for shape in planned}
-    rooms = {
-        index: (shape.length, shape.targets) for shape, some in planned.items() for index in some
-    }
+    rooms = {index: shape[-2:] for shape, members in planned.items() for index in members}
     return [rooms[index] for index in range(len(longest))]
-
-
-def _room(longest: int, new: int) -> tuple[int, int]:
-    """A prompt is padded by an eighth at most. Steps are compiled for the cache too, but take
-    hardly longer for more positions, so their sizes are further apart."""
-    step = max(_MIN_STEP, power_within(longest) // 8)
-    size = -(-longest // step) * step
-    return size, rounded(size + new, MIN_CACHE)
-
-
-def _hypothesis(kept: Mapping[str, Any]) -> Hypothesis:
-    """A hypothesis out of the journal, which knows lists only."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
-    }
-    return Hypothesis(**values)
 
 
 def _judged(task: Task, question: Question, prediction: str) -> dict[str, float]:

@@ -241,13 +241,10 @@ class RequestBatch:
 
     def from_json(self, content: Mapping[str, Any]) -> list[Likelihood]:
         """Likelihoods from what `to_json` made of them."""
-        nats = np.frombuffer(base64.b64decode(content["nats"]), "<f4").tolist()
-        found, start = [], 0
-        for (_, request), greedy in zip(self._requests(), content["greedy"], strict=True):
-            end = start + request.num_scored
-            found.append(Likelihood(tuple(nats[start:end]), greedy == "1"))
-            start = end
-        return found
+        nats = np.frombuffer(base64.b64decode(content["nats"]), "<f4")
+        ends = np.cumsum([request.num_scored for _, request in self._requests()])
+        parts = zip(np.split(nats, ends[:-1]), content["greedy"], strict=True)
+        return [Likelihood(tuple(part.tolist()), greedy == "1") for part, greedy in parts]
 
     def _requests(self) -> list[tuple[tuple[int, int], Request]]:
         return [

@@ -14,7 +14,7 @@ from typing import Any
 
 from glamcli.evals.asking.question import Question
 from glamcli.evals.scoring.metrics import total_value
-from glamcli.evals.scoring.text_metrics import Answer, normalized, text_metric
+from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 
 _UNKNOWN: dict[str, float | None] = {"random": None, "position": None, "majority": None}
@@ -36,8 +36,20 @@ def chance(
         return {**_UNKNOWN, "majority": total_value(metric, guesses)}
     if metric == "accuracy":
         return _UNKNOWN
-    answers = [each.references for each in questions]
-    return _text_baselines(answers, metric, task.normalize, **text_rules(task))
+    # Always the answer that most items accept; of those that equally many accept, the first by
+    # alphabet.
+    written: dict[str, str] = {}
+    accepted = []
+    for question in questions:
+        texts = [each if isinstance(each, str) else " ".join(each) for each in question.references]
+        by_form = {normalized(text, task.normalize): text for text in texts}
+        accepted += by_form
+        written = by_form | written
+    best, rules = written[_most_common(accepted)], text_rules(task)
+    values = [
+        text_metric(metric, best, each.references, task.normalize, **rules) for each in questions
+    ]
+    return {**_UNKNOWN, "majority": math.fsum(values) / len(values)}
 
 
 def text_rules(task: Task) -> dict[str, Any]:
@@ -71,25 +83,6 @@ def _choice_baselines(
         "position": max(at),
         "majority": max(of_texts, default=None),
     }
-
-
-def _text_baselines(
-    answers: Sequence[Sequence[Answer]], name: str, how: str, **rules: Any
-) -> dict[str, float | None]:
-    """Score of always giving the answer that most items accept; chance has no meaning here.
-
-    Of answers that equally many accept, the first by alphabet. `rules` are those of `text_metric`.
-    """
-    written: dict[str, str] = {}
-    accepted = []
-    for each in answers:
-        texts = [answer if isinstance(answer, str) else " ".join(answer) for answer in each]
-        by_form = {normalized(text, how): text for text in texts}
-        accepted += by_form
-        written = by_form | written
-    best = written[_most_common(accepted)]
-    values = [text_metric(name, best, each, how, **rules) for each in answers]
-    return {**_UNKNOWN, "majority": math.fsum(values) / len(values)}
 
 
 def _most_common(texts: Iterable[str]) -> str:

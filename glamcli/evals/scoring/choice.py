@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Explanation, Scored
 from glamcli.evals.scoring.batches import Likelihood
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.requests import Encoder, Request, make_requests
+from glamcli.evals.scoring.requests import Request, make_requests
 from glamcli.evals.scoring.text_metrics import text_metric
 from glamcli.evals.tasks.schema import Task
 
@@ -30,12 +31,8 @@ class ItemResult:
     """the line of the items file."""
     prompt_tokens: int
     scored: Callable[[], tuple[Scored, ...]]
-    """the texts that were scored or generated, token by token."""
-
-    @property
-    def num_cut(self) -> int:
-        """Tokens cut off the beginning of the prompt."""
-        return self.record["cut_tokens"]
+    """the texts that were scored (every option, then the denominators of `uncond`) or generated,
+    token by token."""
 
     def explanation(self, task: str, shots: int, index: int) -> Explanation:
         """The exact prompt of the item, and what the model made of it."""
@@ -48,94 +45,73 @@ class ItemResult:
             place=question.place,
             prompt_tokens=self.prompt_tokens,
             shots_fitted=self.prompt.shots,
-            num_cut=self.num_cut,
+            num_cut=record["cut_tokens"],
             scored=self.scored(),
             chosen=record.get("generated", " = ".join(question.options[each] for each in best)),
             wanted=question.answers or tuple(question.options[i] for i in question.accepted),
-            correct={name: record[name] for name in _OF_ITEMS if name in record},
+            correct={name: record[name] for name in ("accuracy", "em", "f1") if name in record},
         )
 
 
-_OF_ITEMS = ("accuracy", "em", "f1")
-"""Metrics that follow from one item alone."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One item as token requests."""
-
-    prompt: Prompt
-    requests: list[Request]
-    """its options."""
-    without: list[Request]
-    """for `uncond`: the same options behind the context of the denominator."""
+_Requests = tuple[list[Request], list[Request]]
+"""One item: its options, and for `uncond` the same behind the context of the denominator."""
 
 
 def answer_choices(
     task: Task,
     prompts: Sequence[Prompt],
     model: Likelihoods,
-    encoder: Encoder,
+    encoder: Tokenizer,
     advance: Callable[[int], None],
 ) -> tuple[list[ItemResult], list[str]]:
     """Results in the order of the prompts, and items skipped with the reason."""
-    results, skipped, asked = [], [], []
+    skipped: list[str] = []
+    asked: dict[int, _Requests] = {}
     for index, prompt in enumerate(prompts):
-        made = _requests(task, prompt, encoder, model.window)
-        if made is None:
+        continuations = prompt.question.continuations
+        pairs = list(zip(prompt.contexts, continuations, strict=True))
+        options, without = make_requests(encoder, pairs, model.window), []
+        if task.scorer == "uncond":
+            pairs = [(task.uncond_context, each) for each in continuations]
+            without = make_requests(encoder, pairs, model.window)
+        if options is None or without is None:
             skipped.append(f"{prompt.question.place}: an option is longer than the window")
         else:
-            asked.append((index, made))
-    found = _likelihoods([made for _, made in asked], model, advance)
-    for (index, made), likelihoods in zip(asked, found, strict=True):
-        results.append(_result(task, index, made, likelihoods, encoder))
+            asked[index] = options, without
+    found = _likelihoods([*asked.values()], model, advance)
+    results = [
+        _result(task, index, prompts[index], made, likelihoods, encoder)
+        for (index, made), likelihoods in zip(asked.items(), found, strict=True)
+    ]
     return results, skipped
 
 
-def _requests(task: Task, prompt: Prompt, encoder: Encoder, window: int) -> _Asked | None:
-    """Token requests of one item; None when an option does not fit into the window."""
-    continuations = prompt.question.continuations
-    made = make_requests(encoder, list(zip(prompt.contexts, continuations, strict=True)), window)
-    if made is None:
-        return None
-    if task.scorer != "uncond":
-        return _Asked(prompt, made, [])
-    pairs = [(task.uncond_context, continuation) for continuation in continuations]
-    without = make_requests(encoder, pairs, window)
-    return None if without is None else _Asked(prompt, made, without)
-
-
 def _likelihoods(
-    asked: Sequence[_Asked], model: Likelihoods, advance: Callable[[int], None]
+    asked: Sequence[_Requests], model: Likelihoods, advance: Callable[[int], None]
 ) -> list[list[Likelihood]]:
-    """Likelihoods per item. `advance` counts items."""
+    """Likelihoods of the options and denominators of each item. `advance` counts items."""
     # Denominators of `uncond` recur, with the same options and at every number of shots.
     known = model.remembered
-    new = dict.fromkeys(request for each in asked for request in each.without)
+    new = dict.fromkeys(request for _, without in asked for request in without)
     alone = [request for request in new if request not in known]
-    groups = [each.requests for each in asked] + [[request] for request in alone]
+    groups = [options for options, _ in asked] + [[request] for request in alone]
     total = sum(len(group) for group in groups)
-    done = shown = 0
+    done = 0
 
     def some_done(count: int) -> None:
-        nonlocal done, shown
-        done += count
-        now = done * len(asked) // total
-        advance(now - shown)
-        shown = now
+        nonlocal done
+        shown, done = done * len(asked) // total, done + count
+        advance(done * len(asked) // total - shown)
 
     scored = model.score(groups, some_done)
     known.update(
-        (request, found[0]) for request, found in zip(alone, scored[len(asked) :], strict=True)
+        (request, one) for request, (one,) in zip(alone, scored[len(asked) :], strict=True)
     )
     found = []
-    for each, likelihoods in zip(asked, scored, strict=False):
+    for (options, without), likelihoods in zip(asked, scored, strict=False):
         # Equal requests tie exactly, whichever row of a batch each of them was in.
-        same = dict(zip(each.requests[::-1], likelihoods[::-1], strict=True))
-        found.append(
-            [same[request] for request in each.requests]
-            + [known[request] for request in each.without]
-        )
+        same = dict(zip(options[::-1], likelihoods[::-1], strict=True))
+        found.append([same[each] for each in options] + [known[each] for each in without])
     return found
 
 
@@ -150,27 +126,31 @@ def _scores(task: Task, count: int, likelihoods: Sequence[Likelihood]) -> list[f
 
 
 def _result(
-    task: Task, index: int, asked: _Asked, likelihoods: Sequence[Likelihood], encoder: Encoder
+    task: Task,
+    index: int,
+    prompt: Prompt,
+    asked: _Requests,
+    likelihoods: Sequence[Likelihood],
+    encoder: Tokenizer,
 ) -> ItemResult:
-    question = asked.prompt.question
+    question = prompt.question
     count = len(question.options)
     scores = _scores(task, count, likelihoods)
     best = _best_options(scores)
-    num_cut = max(each.num_cut for each in asked.requests)
-    options = []
-    for option, text in enumerate(question.options):
-        entry = {
+    options = [
+        {
             "text": text,
-            "score": scores[option],
-            "nats": likelihoods[option].total,
-            "tokens": len(likelihoods[option].token_nats),
-            "greedy": likelihoods[option].greedy,
+            "score": score,
+            "nats": found.total,
+            "tokens": len(found.token_nats),
+            "greedy": found.greedy,
         }
-        if task.scorer == "uncond":
-            entry["uncond_nats"] = likelihoods[count + option].total
-        options.append(entry)
+        for text, score, found in zip(question.options, scores, likelihoods, strict=False)
+    ]
+    for option, found in zip(options, likelihoods[count:], strict=False):
+        option["uncond_nats"] = found.total
     record = {
-        **prompt_record(asked.prompt, num_cut),
+        **prompt_record(prompt, max(each.num_cut for each in asked[0])),
         "options": options,
         "gold": question.gold,
         "accepted": list(question.accepted),
@@ -183,10 +163,22 @@ def _result(
         record["tied"] = list(best)
     if "macro_f1" in task.measured and task.fixed_classes:
         record["classes"] = list(task.fixed_classes)
-    first = asked.requests[0]
-    prompt_tokens = len(first.ids) - first.num_scored
-    scored = partial(_scored, asked, scores, likelihoods, encoder)
-    return ItemResult(index, asked.prompt, record, prompt_tokens, scored)
+
+    def scored() -> tuple[Scored, ...]:
+        made = []
+        for position, (request, found) in enumerate(
+            zip(itertools.chain(*asked), likelihoods, strict=True)
+        ):
+            pieces = [encoder.piece(token_id) for token_id in request.ids[-request.num_scored :]]
+            context = encoder.decode(list(request.ids[1 : -request.num_scored]))
+            text = question.continuations[position % count]
+            score = scores[position] if position < count else found.total
+            tokens = tuple(zip(pieces, found.token_nats, strict=True))
+            made.append(Scored(context, text, tokens, score, found.greedy))
+        return tuple(made)
+
+    first = asked[0][0]
+    return ItemResult(index, prompt, record, len(first.ids) - first.num_scored, scored)
 
 
 def _best_options(scores: Sequence[float]) -> tuple[int, ...]:
@@ -223,7 +215,7 @@ def prompt_record(prompt: Prompt, num_cut: int) -> dict[str, Any]:
 
 
 def add_answer_nats(
-    task: Task, results: Sequence[ItemResult], model: Likelihoods, encoder: Encoder
+    task: Task, results: Sequence[ItemResult], model: Likelihoods, encoder: Tokenizer
 ) -> None:
     """Adds to the records what `perplexity` reads: the log-likelihood in nats of the answer that
     demonstrations would show, and what it would be if every token were equally likely.
@@ -251,24 +243,3 @@ def prompt_digest(prompt: Prompt) -> str:
     for context, ending in zip(prompt.contexts, endings, strict=True):
         digest.update(f"{len(context)},{len(ending)}:{context}{ending}".encode("utf-8", "replace"))
     return digest.hexdigest()
-
-
-def _scored(
-    asked: _Asked, scores: Sequence[float], likelihoods: Sequence[Likelihood], encoder: Any
-) -> tuple[Scored, ...]:
-    """Every option token by token, then the denominators of `uncond`."""
-    made = []
-    for position, (request, found) in enumerate(
-        zip(asked.requests + asked.without, likelihoods, strict=True)
-    ):
-        pieces = [encoder.piece(token_id) for token_id in request.ids[-request.num_scored :]]
-        made.append(
-            Scored(
-                context=encoder.decode(list(request.ids[1 : -request.num_scored])),
-                text=asked.prompt.question.continuations[position % len(scores)],
-                tokens=tuple(zip(pieces, found.token_nats, strict=True)),
-                score=scores[position] if position < len(scores) else found.total,
-                greedy=found.greedy,
-            )
-        )
-    return tuple(made)

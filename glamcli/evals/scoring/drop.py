@@ -78,23 +78,18 @@ def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
     found, wanted = (
         [set(normalized_drop(each).split()) for each in side] for side in (prediction, answer)
     )
-    scores = [
-        [_bag_f1(bag, gold) if _numbers_agree(gold, bag) else 0.0 for bag in found]
-        for gold in wanted
-    ]
+    scores = [[_bag_f1(bag, gold) for bag in found] for gold in wanted]
     return round(_best_total(scores) / max(len(found), len(wanted)), 2)
 
 
 def _bag_f1(found: set[str], wanted: set[str]) -> float:
+    numbers = {word for word in wanted if _is_number(word)}
+    if numbers and not numbers & found:
+        return 0.0
     common = len(found & wanted)
     precision = common / len(found) if found else 1.0
     recall = common / len(wanted) if wanted else 1.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def _numbers_agree(wanted: set[str], found: set[str]) -> bool:
-    numbers = {word for word in wanted if _is_number(word)}
-    return not numbers or bool(numbers & found)
 
 
 def _best_total(scores: list[list[float]]) -> float:

@@ -20,8 +20,6 @@ _WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
 """Metrics whose items are no coin tosses, and those that are no mean of items."""
 
 _Record = Mapping[str, Any]
-_Values = Callable[[np.ndarray], np.ndarray]
-"""Metric values [units] or [], of a table or of sums over its units."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,10 @@ def _class_shares(item: _Record) -> dict[str, float]:
     return shares
 
 
-def _table(name: str, items: Sequence[_Record]) -> tuple[np.ndarray, _Values]:
-    """What a metric sums over units [units, ...], and its values of such sums."""
+def _table(
+    name: str, items: Sequence[_Record]
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What a metric sums over units [units, ...], and its values of such rows or sums of them."""
     if name == "macro_f1":
         # Unweighted mean of the F1 of every class (CB): those that the task knows, which the
         # records hold as `classes`, else those that items want.

@@ -16,7 +16,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+
+from glamcli.data.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
 
@@ -24,14 +25,6 @@ _MIN_SHARED = 16
 """Common tokens from which on options are read behind one cached prefix."""
 _MIN_TRUNK = 32
 """The same for different items."""
-
-
-class Encoder(Protocol):
-    """The part of a tokenizer that scoring needs."""
-
-    bos_id: int
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Request:
 
 
 def make_requests(
-    encoder: Encoder, pairs: Sequence[tuple[str, str]], window: int
+    encoder: Tokenizer, pairs: Sequence[tuple[str, str]], window: int
 ) -> list[Request] | None:
     """Requests for the (context, continuation) pairs of one item, all cut alike.
 
@@ -68,7 +61,7 @@ def make_requests(
     return made
 
 
-def _split(encoder: Encoder, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def _split(encoder: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Context ids (without BOS) and the ids to score, by the rule at the top of this file."""
     blanks = len(context) - len(context.rstrip())
     if blanks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from glamcli.evals.scoring.drop import drop_metric, normalized_drop
 
@@ -64,23 +64,16 @@ def _f1(prediction: str, answer: str, how: str) -> float:
     return 2 * common / (len(found) + len(wanted))
 
 
-def _leave_one_out(score: Callable[[Sequence[str]], float], answers: Sequence[str]) -> float:
-    """Mean score over all ways to leave out one of several references (CoQA, QuAC).
-
-    Human scores are against the references of others, so those of a model have to be as well.
-    """
-    if len(answers) == 1:
-        return score(answers)
-    rest = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
-    return sum(score(each) for each in rest) / len(rest)
+def _without_each(answers: Sequence[str]) -> list[Sequence[str]]:
+    """The others of each of several references."""
+    return [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
 
 
 def agreement(answers: Sequence[str], how: str = "squad") -> float:
     """Mean F1 of each reference against the others: human performance (QuAC)."""
     if len(answers) == 1:
         return 1.0
-    others = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
-    pairs = zip(answers, others, strict=True)
+    pairs = zip(answers, _without_each(answers), strict=True)
     return sum(_token_f1(answer, rest, how) for answer, rest in pairs) / len(answers)
 
 
@@ -101,10 +94,11 @@ def text_metric(
 ) -> float:
     """One generated answer measured by em or f1.
 
-    `references`: the `best` of all, or `leave_one_out`. About `no_answer` nothing can be partly
-    right. For `squad_v1` it has to match exactly (QuAC). Else a prediction of it is the empty text,
-    as is an only accepted answer of it, and accepted answers in which no word is left count only
-    if there are no others (SQuAD v2).
+    `references`: the `best` of all, or `leave_one_out`, the mean over all ways to leave out one of
+    several (CoQA, QuAC: human scores are against the references of others). About `no_answer`
+    nothing can be partly right. For `squad_v1` it has to match exactly (QuAC). Else a prediction
+    of it is the empty text, as is an only accepted answer of it, and accepted answers in which no
+    word is left count only if there are no others (SQuAD v2).
     """
     if how == "drop":
         return drop_metric(name, prediction, answers)
@@ -120,6 +114,7 @@ def text_metric(
         texts = [each for each in texts if normalized(each, how)] or [""]
         if normalized(prediction, how) == normalized(no_answer, how):
             prediction = ""
-    if references == "leave_one_out":
-        return _leave_one_out(lambda rest: measure(prediction, rest, how), texts)
+    if references == "leave_one_out" and len(texts) > 1:
+        values = [measure(prediction, rest, how) for rest in _without_each(texts)]
+        return sum(values) / len(values)
     return measure(prediction, texts, how)

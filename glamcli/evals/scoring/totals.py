@@ -17,7 +17,7 @@ from glamcli.evals.results.scores import Average, Measured, Reported, Score, Sub
 from glamcli.evals.scoring.chance import chance
 from glamcli.evals.scoring.choice import ItemResult, prompt_digest
 from glamcli.evals.scoring.metrics import total
-from glamcli.evals.tasks.schema import Task
+from glamcli.evals.tasks.schema import Published, Task
 from glamcli.evals.tasks.suites import SuiteFile
 
 _OVERALL = "overall"
@@ -47,7 +47,7 @@ def task_score(
         num_items=len(results),
         shots_fitted=sum(each.prompt.shots for each in results) / len(results),
         num_trimmed=sum(each.prompt.shots < shots for each in results),
-        num_cut=sum(each.num_cut > 0 for each in results),
+        num_cut=sum(each["cut_tokens"] > 0 for each in records),
         skipped=tuple(skipped),
         conditions={
             **_conventions(task),
@@ -99,14 +99,20 @@ def _measured(
     for name in task.measured:
         found = total(name, records, seed)
         baselines = chance(task, name, questions, records)
-        others = tuple(
-            Reported(each.model, value, each.confirmed)
-            for each in task.published
-            if (each.of or task.measured[0]) == name
-            if setting is not None and (value := each.at(setting)) is not None
-        )
+        others = _published(task.published, name, setting, task.measured[0])
         made.append(Measured(name, found.value, found.stderr, baselines, found.interval, others))
     return tuple(made)
+
+
+def _published(
+    listed: Sequence[Published], of: str, setting: str | None, default: str | None = None
+) -> tuple[Reported, ...]:
+    """Scores of other models at a setting, of what is named, or of `default` where nothing is."""
+    return tuple(
+        Reported(each.model, value, each.confirmed)
+        for each in listed
+        if (each.of or default) == of and (value := each.at(setting)) is not None
+    )
 
 
 def _subsets(
@@ -132,11 +138,21 @@ def averages(suite: SuiteFile, scores: Sequence[Score], settings: Sequence[str])
     wanted = {name: list(entries) for name, entries in suite.averages.items()}
     if suite.overall:
         wanted[_OVERALL] = [entry for name in suite.overall for entry in suite.averages[name]]
-    return [
-        _average(suite, name, entries, setting, _entries(scores, setting))
-        for name, entries in wanted.items()
-        for setting in settings
-    ]
+    made = []
+    for name, entries in wanted.items():
+        for setting in settings:
+            found = _entries(scores, setting)
+            values = [found[entry] for entry in entries if entry in found]
+            average = Average(
+                name=name,
+                setting=setting,
+                value=math.fsum(values) / len(values) if values else None,
+                num_entries=len(entries),
+                missing=tuple(entry for entry in entries if entry not in found),
+                published=_published(suite.published, name, setting),
+            )
+            made.append(average)
+    return made
 
 
 def averaging_rule(suite: SuiteFile) -> str:
@@ -166,25 +182,3 @@ def _entries(scores: Sequence[Score], setting: str) -> dict[str, float]:
             found[score.task] = score.measured[0].value
             found |= {f"{score.task}/{each.metric}": each.value for each in score.measured}
     return found
-
-
-def _average(
-    suite: SuiteFile,
-    name: str,
-    entries: Sequence[str],
-    setting: str,
-    found: Mapping[str, float],
-) -> Average:
-    values = [found[entry] for entry in entries if entry in found]
-    return Average(
-        name=name,
-        setting=setting,
-        value=math.fsum(values) / len(values) if values else None,
-        num_entries=len(entries),
-        missing=tuple(entry for entry in entries if entry not in found),
-        published=tuple(
-            Reported(each.model, value, each.confirmed)
-            for each in suite.published
-            if each.of == name and (value := each.at(setting)) is not None
-        ),
-    )

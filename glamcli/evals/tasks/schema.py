@@ -99,7 +99,7 @@ class Published(Settings):
     confirmed: bool = True
     """false: from memory or second hand, not seen in the paper itself."""
 
-    def at(self, setting: str) -> float | None:
+    def at(self, setting: str | None) -> float | None:
         """The score at a setting `0`, `1` or `few`; none is published for others."""
         return {"0": self.zero, "1": self.one, "few": self.few}.get(setting)
 

@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval", reason="needs the extra [harness]")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.harness import HarnessModel, rolling, run_tasks
+from glamcli.evals.harness import HarnessModel, _rolling, run_tasks
 from glamcli.evals.run import evaluate, make_likelihoods
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -128,7 +128,7 @@ class Request:
 
 def test_a_long_text_is_scored_window_by_window_every_token_once(subject):
     encoder, text = subject.tokenizer, "The river and the stone. " * 25
-    windows = rolling(encoder, text, 256)
+    windows = _rolling(encoder, text, 256)
     ids = [encoder.bos_id, *encoder.encode(text)]
     assert [token for each in windows for token in each.ids[-each.num_scored :]] == ids[1:]
     assert windows[0].ids[0] == encoder.bos_id

@@ -8,7 +8,7 @@ import pytest
 
 from glamcli.errors import RecipeError
 from glamcli.evals.results.journal import Journal
-from glamcli.evals.results.store import _write_results
+from glamcli.evals.results.store import keep_results
 from glamcli.evals.run import evaluate
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -153,7 +153,9 @@ def test_a_limit_takes_the_first_items_with_the_same_prompts(subject, suite, res
 
 
 def test_results_on_disk_hold_scores_and_items(results, tmp_path):
-    summary, items = _write_results(results, tmp_path / "eval")
+    summary = keep_results(results, tmp_path, Silent())
+    assert summary is not None
+    items = summary.with_name("suite-step7.items.jsonl")
     assert summary.name == "suite-step7.json"
     read = json.loads(summary.read_text())
     assert len(read["scores"]) == 6

@@ -1,11 +1,12 @@
 """What guessing scores, worked by hand."""
 
+import dataclasses
 import math
 
 import pytest
 
 from glamcli.evals.asking.question import Question
-from glamcli.evals.scoring.chance import _choice_baselines, _text_baselines, chance
+from glamcli.evals.scoring.chance import _choice_baselines, chance
 from glamcli.evals.tasks.schema import Task
 
 TASK = {"data": {"path": "a.jsonl"}, "prompt": "{q}"}
@@ -84,13 +85,21 @@ def test_guessing_a_free_class_or_every_token_alike():
     assert chance(task, "perplexity", [], records)["random"] == pytest.approx(100)
 
 
+def majority(answers, metric, how, no_answer=None):
+    """What the most common answer scores for questions with these accepted answers."""
+    questions = [dataclasses.replace(question((), ()), references=each) for each in answers]
+    task = Task.model_validate({**TASK, "scorer": "generate", "answers": ["{a}"],
+                                "normalize": how, "no_answer": no_answer})  # fmt: skip
+    return chance(task, metric, questions, [])["majority"]
+
+
 def test_majority_answer_of_open_questions():
     answers = [("unanswerable",), ("unanswerable",), ("Paris", "paris"), ("Rome",)]
-    assert _text_baselines(answers, "em", "squad")["majority"] == 0.5
-    found = _text_baselines(answers, "f1", "squad", no_answer="unanswerable")["majority"]
+    assert majority(answers, "em", "squad") == 0.5
+    found = majority(answers, "f1", "squad", no_answer="unanswerable")
     assert found == 0.5
     answers = [("CANNOTANSWER",), ("CANNOTANSWER",), ("in Rome",)]
-    found = _text_baselines(answers, "f1", "squad_v1", no_answer="CANNOTANSWER")["majority"]
+    found = majority(answers, "f1", "squad_v1", no_answer="CANNOTANSWER")
     assert found == pytest.approx(2 / 3)
 
 
@@ -98,5 +107,5 @@ def test_of_answers_equally_many_accept_the_first_by_alphabet_is_given():
     # "north" overlaps with a third answer, "south" with none.
     answers = [("south", "north"), ("north pole",)]
     for first in (answers[0], answers[0][::-1]):
-        found = _text_baselines([first, answers[1]], "f1", "squad")["majority"]
+        found = majority([first, answers[1]], "f1", "squad")
         assert found == pytest.approx((1 + 2 / 3) / 2)
