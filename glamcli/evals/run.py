@@ -26,7 +26,7 @@ from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
-from glamcli.progress import Progress
+from glamcli.progress import Phase, Progress
 from glamcli.trained import Trained
 
 _BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048
@@ -69,18 +69,13 @@ def evaluate(
     files = _explained_files(suite, explain)
     asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
     trained.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
-    library = Library(data_dir, trained.documents)
-    tasks, failures = _read_tasks(trained, files, library, None if explain else limit)
+    tasks, failures = _read_tasks(trained, files, data_dir, None if explain else limit)
     scoring = _Scoring(trained, suite, seed, limit, journal or Journal())
-
-    def advance(count: int) -> None:
-        phase.advance(count)
-        between_batches()
-
     scores: list[Score] = []
     explanations: list[Explanation] = []
     total = sum(1 if explain else len(each.at(0).questions) for each in tasks) * len(settings)
     with progress.phase("evaluating", total, "items") as phase:
+        advance = _advancing(phase, between_batches)
         for each in tasks:
             for setting, count in _settings(each, settings, failures):
                 phase.note(f"{each.file.name}, {count} shots")
@@ -94,7 +89,7 @@ def evaluate(
     order, listed = [file.name for file in suite.tasks], [None, *map(str, settings)]
     for found in (scores, failures):
         found.sort(key=lambda each: (order.index(each.task), listed.index(each.setting)))
-    explanations.sort(key=lambda each: (order.index(each.task), each.shots))
+    explanations.sort(key=lambda each: each.shots)
     return Results(
         suite=suite.name,
         model=trained.described(),
@@ -110,11 +105,20 @@ def evaluate(
     )
 
 
+def _advancing(phase: Phase, between_batches: Callable[[], None]) -> Callable[[int], None]:
+    def advance(count: int) -> None:
+        phase.advance(count)
+        between_batches()
+
+    return advance
+
+
 def _read_tasks(
-    trained: Trained, files: Sequence[TaskFile], library: Library, limit: int | None
+    trained: Trained, files: Sequence[TaskFile], data_dir: Path | None, limit: int | None
 ) -> tuple[list[TaskQuestions], list[Failure]]:
     """The tasks whose items can be read, in all processes, and the others."""
     tasks, failures = [], []
+    library = Library(data_dir, trained.documents)
     for file in files:
         try:
             reading = partial(TaskQuestions, file, library, limit)

@@ -101,7 +101,7 @@ class Published(Settings):
 
     def at(self, setting: str | None) -> float | None:
         """The score at a setting `0`, `1` or `few`; none is published for others."""
-        return {"0": self.zero, "1": self.one, "few": self.few}.get(setting)
+        return {"0": self.zero, "1": self.one, "few": self.few}.get(setting or "")
 
 
 class OriginalFile(Settings):
