@@ -3,8 +3,6 @@
 Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Read by `glam plan`. `--chips` reads a table of the user's own instead.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from dataclasses import dataclass

@@ -10,8 +10,6 @@
 A key is a digest of everything the entry depends on; nothing is ever changed in place.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

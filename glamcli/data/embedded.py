@@ -7,8 +7,6 @@ too. The files and their order depend on the versions of Python and of the packa
 of them our own dependencies), not on what else is installed.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import gc

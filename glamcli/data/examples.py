@@ -4,8 +4,6 @@ Only array_record folders can be read: the default format needs TensorFlow, whic
 dependency of this package.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sys

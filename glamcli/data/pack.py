@@ -8,8 +8,6 @@ A document arrives as chunks of token ids, so a very long one is never laid out 
 without any token adds nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import chain
 

@@ -4,8 +4,6 @@ Parts are cut by text alone and made independently of each other, in any process
 disk do not depend on the number of processes, and a finished part survives an interruption.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -6,8 +6,6 @@ length. A folder appears whole or not at all: it is built beside its final path,
 `rows.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -3,8 +3,6 @@
 What is in a file is read by `unpack.py` and `sources.py`.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import functools
 import glob

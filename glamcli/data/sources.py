@@ -8,8 +8,6 @@ A record of an array_record file is a JSON object when the first record of its f
 UTF-8 text otherwise. Bytes that are not UTF-8 are replaced and counted, never dropped silently.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import json

@@ -7,8 +7,6 @@ in every source. So the exceptions of all sources are collected before any is pr
 documents of a source, by digest, are kept in the cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping

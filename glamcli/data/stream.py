@@ -5,8 +5,6 @@ in threads, in order, a few batches ahead. There is no iterator state: starting 
 reading batch N. What row k is, is decided in `mixture.py`; what a row holds, in `rows.py`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager

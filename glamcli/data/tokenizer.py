@@ -4,8 +4,6 @@ Ids 0, 1, 2 are padding, end and begin of a document in both; `encode` adds no s
 text a model is trained on is decided in `vocabulary.py`. Nothing else imports sentencepiece.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -4,8 +4,6 @@ How a file is stored is recognised by its first bytes; its name only has to agre
 cut short is refused, never taken for whole. Which files a source has is `source_files.py`.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import zlib

@@ -4,8 +4,6 @@ Which text a tokenizer is trained on is decided here: training documents only, f
 its weight. How one is trained and used is `tokenizer.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

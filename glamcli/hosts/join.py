@@ -5,8 +5,6 @@ looks at its devices. Everything else sees a `Host`: which process this is, and 
 all of them agree on something. A run of one process is `ALONE`: it opens no socket.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import sys

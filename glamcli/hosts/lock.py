@@ -5,8 +5,6 @@ The file stays where it is: another process may be waiting with it open. Where a
 each other.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

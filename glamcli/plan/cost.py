@@ -3,8 +3,6 @@
 Estimates as good as the step time they start from; the price and the power per chip are inputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from glamcli.config.chips import PUE, WATTS_PER_CHIP

@@ -5,8 +5,6 @@ that a model which ignores context can score on such text. A loss clearly below 
 context. Counted on a handful of held-out rows it would be too low: few tokens lack the long tail.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any

@@ -4,8 +4,6 @@ A question is `context` + `continuation`; the delimiter between them belongs to 
 What stands before it, demonstrations, is the subject of `prompts.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ The file of texts begins with a line that says how they were sampled; each furth
 with its continuations. A second start with the same settings reuses the lines that are there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

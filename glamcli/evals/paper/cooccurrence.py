@@ -6,8 +6,6 @@ ending of `_ENDINGS`. Each word counts once per continuation. A word is distinct
 its share of the term's continuations is high beside its share over the whole group.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

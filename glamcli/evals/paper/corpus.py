@@ -4,8 +4,6 @@ A run's text is that of its prepared rows, decoded; a mixture's, of which there 
 documents of its sources that are not held out. Either is read piece by piece.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

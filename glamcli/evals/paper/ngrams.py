@@ -5,8 +5,6 @@ Words become 64-bit numbers and n-grams polynomials of them, so memory holds the
 once in 10^19 / (n-grams of the items x words of the training text) cases.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@ GLaM section 5.4: 25 continuations of up to 100 tokens per prompt, sampled with 
 file, so that no text leaves the machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Scores with everything needed to know what they mean (`store.py` writes and reads them)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -5,8 +5,6 @@ lists, `*` is every entry of one) and passes it through the filters below. `{{` 
 braces. Task files are checked when they are read, so that a mistake is reported with its line.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence

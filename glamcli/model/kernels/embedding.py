@@ -1,8 +1,6 @@
 """Reading rows of the embedding table, whole on one device or split over the vocabulary, and the
 table's gradient."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax
