@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ def verify_data(recipe: str, sets: tuple[str, ...], duplicates: bool, as_json: b
     splits = [*data.prepared.train.values(), *data.prepared.heldout.values()]
     num_rows = sum(map(len, splits))
     if as_json:
-        click.echo(json.dumps({"event": "verified", "rows": num_rows}))
+        render.emit("verified", rows=num_rows)
     else:
         click.echo(f"all {num_rows:,} rows of {len(data.source_names)} sources are as prepared")
 
@@ -122,7 +121,7 @@ def _show_table(data: Dataset, loaded: Loaded, as_json: bool) -> None:
     summary = data.summary(steps)
     if as_json:
         for line in summary:
-            click.echo(json.dumps({"event": "source", **line}))
+            render.emit("source", **line)
         return
     columns = {
         "source": "{name}",
@@ -174,8 +173,7 @@ def _show_row(data: Dataset, k: int, as_json: bool) -> None:
     step, of_batch = divmod(k, data.batch_rows)
     if as_json:
         origin = {"source": source, "epoch": epoch, "source_row": source_row}
-        line = {"event": "row", "step": step, "batch_row": of_batch, **origin, "pieces": pieces}
-        click.echo(json.dumps(line))
+        render.emit("row", step=step, batch_row=of_batch, **origin, pieces=pieces)
         return
     click.echo(
         f"\nstep {step} row {of_batch}: `{source}` row {source_row}, epoch {epoch}, "
@@ -200,8 +198,7 @@ def _show_duplicates(data: Dataset, progress: Progress, as_json: bool) -> None:
     counts = data.duplicates(progress)
     if as_json:
         for name, (within, across) in counts.items():
-            line = {"event": "duplicates", "source": name, "within": within, "across": across}
-            click.echo(json.dumps(line))
+            render.emit("duplicates", source=name, within=within, across=across)
         return
     render.print_table(
         ["source", ">repeated", ">also in an earlier source"],

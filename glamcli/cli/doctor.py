@@ -69,7 +69,7 @@ def parity(recipe: str, sets: tuple[str, ...], only: str, as_json: bool) -> None
             found.append(each)
             bar.advance()
             if as_json:
-                click.echo(json.dumps({"event": "mesh", "equal": each.equal, **vars(each)}))
+                render.emit("mesh", equal=each.equal, **vars(each))
     if not as_json:
         render.print_table(
             ("mesh", "devices", "dispatch", ">loss", ">balance", ">gradients", ">weights", "worst"),

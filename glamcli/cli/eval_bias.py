@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +64,7 @@ def cooccurrence(
     keep_bias(trained, "cooccurrence", how, content, progress)
     if as_json:
         for each in found:
-            click.echo(json.dumps({"event": "cooccurrence", **asdict(each)}))
+            render.emit("cooccurrence", **asdict(each))
         return
     rows = []
     for each in found:
@@ -131,7 +130,7 @@ def toxicity(
     content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}
     keep_bias(trained, "toxicity", how, content, progress)
     if as_json:
-        click.echo(json.dumps({"event": "toxicity", **content}))
+        render.emit("toxicity", **content)
         return
     render.print_table(
         ("prompt toxicity", ">prompts", ">prompts' mean", ">texts' mean", ">expected max",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +97,7 @@ def _make_all(
 def _show(suite: SuiteFile, states: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         for each in states:
-            click.echo(json.dumps({"event": "data", **each}))
+            render.emit("data", **each)
         return
     columns = ("task", "items", "demonstrations", "state")
     rows = [["-" if each[name] is None else str(each[name]) for name in columns] for each in states]

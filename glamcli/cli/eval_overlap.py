@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -88,7 +87,7 @@ def overlap(
         "scores": [asdict(each) for each in splits],
     }
     if as_json:
-        click.echo(json.dumps({"event": "overlap", **content}))
+        render.emit("overlap", **content)
     else:
         _show(chosen.name, what, found, splits)
     if run is not None:

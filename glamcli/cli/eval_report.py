@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glamcli.cli import render
 from glamcli.cli.eval_show import show_results
 from glamcli.errors import DataError, printable
 from glamcli.progress import Progress
@@ -33,7 +34,7 @@ def report_items(results: Results, progress: Progress, as_json: bool) -> int:
     """Shows the explained items and warns of what failed; the exit code."""
     for each in results.explanations:
         if as_json:
-            click.echo(json.dumps({"event": "explanation", **asdict(each)}))
+            render.emit("explanation", **asdict(each))
         else:
             _show_item(each)
     return _failures(results, progress)

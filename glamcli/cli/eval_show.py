@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +59,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
             hint="score both by the same conventions, on the same items",
         )
     if as_json:
-        click.echo(json.dumps({"event": "comparison", **asdict(compared)}))
+        render.emit("comparison", **asdict(compared))
     else:
         _show_comparison(compared, places)
     return RecipeError.exit_code if compared.refused else 0
@@ -69,7 +68,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
 def show_results(results: Results, as_json: bool) -> None:
     """Scores and averages on stdout."""
     if as_json:
-        click.echo(json.dumps({"event": "eval", **results.to_json()}))
+        render.emit("eval", **results.to_json())
         return
     if not results.scores:
         return

@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
-
 from glamcli.cli import render
 from glamcli.cli.several import prepare_process
 from glamcli.config.files import run_folder
@@ -50,7 +48,7 @@ def score_tasks(
     samples = results.pop("samples", {})
     content = json.loads(as_json(results))
     if to_json:
-        click.echo(json.dumps({"event": "harness", **content}))
+        render.emit("harness", **content)
     else:
         versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
         render.print_table(COLUMNS, _rows(results), title=versions)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -108,7 +107,7 @@ def command(
     if html is not None:
         _write_page(loaded, plan, html)
     if as_json:
-        _emit("plan", recipe=loaded.name, **plan.to_json())
+        render.emit("plan", recipe=loaded.name, **plan.to_json())
         return
     _show(loaded, plan)
     if html is not None:
@@ -223,11 +222,11 @@ def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
 def _emit_search(loaded: Loaded, found: SearchResult) -> None:
     for candidate, plan in found.plans:
         about = {"settings": candidate.settings, "same_run": candidate.same_run}
-        _emit("plan", recipe=loaded.name, **about, **plan.to_json())
+        render.emit("plan", recipe=loaded.name, **about, **plan.to_json())
     for candidate, why in found.refused:
-        _emit("refused", settings=candidate.settings, why=why)
+        render.emit("refused", settings=candidate.settings, why=why)
     best = found.best and found.best[0].settings
-    _emit("search", compiled=found.num_compiled, dropped=dict(found.dropped), best=best)
+    render.emit("search", compiled=found.num_compiled, dropped=dict(found.dropped), best=best)
 
 
 def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: bool) -> None:
@@ -242,7 +241,7 @@ def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
             if as_json:
                 values = {"why": why} if plan is None else plan.to_json()
                 event = "refused" if plan is None else "plan"
-                _emit(event, recipe=loaded.name, chip=chip.name, **values)
+                render.emit(event, recipe=loaded.name, chip=chip.name, **values)
     columns = ("chip", "smallest slice", ">each device", ">step", ">days", ">price")
     if not as_json:
         title = f"{loaded.name}: smallest slices (estimates)"
@@ -264,7 +263,3 @@ def _slice_row(chip: Chip, plan: Plan | None, why: str) -> Sequence[str]:
         "-" if plan.cost.dollars is None else words.dollars(plan.cost.dollars),
         f"{layout} remat={plan.recipe.train.remat}".strip(),
     )
-
-
-def _emit(event: str, **values: Any) -> None:
-    click.echo(json.dumps({"event": event, **values}))

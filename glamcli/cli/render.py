@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
@@ -64,6 +65,11 @@ def print_table(
     console.print(grid)
     if note:
         console.print(Text(note, style="dim"))
+
+
+def emit(event: str, **values: Any) -> None:
+    """Prints a result on stdout as one JSON object; `event` is its kind."""
+    click.echo(json.dumps({"event": event, **values}))
 
 
 def sample(prompt: str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,8 +106,7 @@ def show_tokenizer(
     pieces = [printable(tokenizer.piece(token_id)) for token_id in ids]
     num_bytes = len(text.encode("utf-8", "replace"))
     if as_json:
-        line = {"event": "text", "ids": ids, "pieces": pieces, "bytes": num_bytes}
-        click.echo(json.dumps(line))
+        render.emit("text", ids=ids, pieces=pieces, bytes=num_bytes)
         return
     render.print_table(
         [">id", "piece"],
@@ -136,7 +134,7 @@ def _show_summary(tokenizer: Tokenizer, as_json: bool) -> None:
         "file": getattr(tokenizer, "name", None),
     }
     if as_json:
-        click.echo(json.dumps({"event": "tokenizer", **facts}))
+        render.emit("tokenizer", **facts)
         return
     for name, value in facts.items():
         if value is not None:

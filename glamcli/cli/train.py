@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -105,7 +104,7 @@ def _show_heldout(outcome: Outcome, as_json: bool) -> None:
     if not outcome.heldout_nats:
         return
     if as_json:
-        _emit("heldout", nats=outcome.heldout_nats, unigram_nats=outcome.unigram_nats)
+        render.emit("heldout", nats=outcome.heldout_nats, unigram_nats=outcome.unigram_nats)
         return
     click.echo()
     render.print_table(
@@ -141,7 +140,7 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
         if (text := scheduled.sample_at_end(trained)) is not None:
             prompt = finish.prompt or ""
             if as_json:
-                _emit("sample", prompt=prompt, text=text)
+                render.emit("sample", prompt=prompt, text=text)
             else:
                 click.echo()
                 render.sample(prompt, text)
@@ -156,7 +155,7 @@ def _suggest(
 ) -> None:
     """What to do next, ready to paste; `again` trains the same run for twice as long."""
     if as_json:
-        _emit("done", run=str(folder), step=outcome.step)
+        render.emit("done", run=str(folder), step=outcome.step)
         return
     commands = (
         ["glam", "generate", str(folder), finish.prompt or "Once upon a time"],
@@ -170,7 +169,3 @@ def _suggest(
 
 def _eval_words(folder: Path, suite: str | None) -> list[str]:
     return ["glam", "eval", str(folder), "--suite", suite or "quick"]
-
-
-def _emit(event: str, **values: object) -> None:
-    click.echo(json.dumps({"event": event, **values}))
