@@ -46,11 +46,6 @@ class Network:
         longest = max(size * (1 if wraps else 2) for size, wraps in spans)
         return rate / chip.devices, hops * HOP_SECONDS, longest
 
-    def neighbour(self, axes: tuple[str, ...]) -> float:
-        """Bytes per second from a device to the next one along these mesh axes."""
-        chip = self.chip
-        return (chip.dcn if "slice" in axes else chip.link) / chip.devices
-
     def _spans(self, axes: tuple[str, ...]) -> list[tuple[int, bool]]:
         """(extent, whether it is a ring) in every dimension of the slice that a group covers."""
         if self._mesh is None:

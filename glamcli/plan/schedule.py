@@ -136,8 +136,10 @@ def transfer_seconds(each: Collective, network: Network) -> float:
     """How long one collective takes when it has its network for itself (docs/planning.md)."""
     rate, latency, longest = network.rate(each.axes)
     size, n = float(each.bytes), max(each.group, 1)
-    if each.kind == "collective-permute":
-        return size / network.neighbour(each.axes) + HOP_SECONDS
+    if each.kind == "collective-permute":  # from a device to the next one
+        chip = network.chip
+        link = (chip.dcn if "slice" in each.axes else chip.link) / chip.devices
+        return size / link + HOP_SECONDS
     share = (n - 1) / n
     if each.kind == "all-reduce":
         return 2 * (size * share / rate + latency)

@@ -125,10 +125,7 @@ def larger_targets(target: Target) -> Iterator[Target]:
 
 
 def _slice(name: str, chip: Chip, number: int, slices: int) -> Target:
-    """Slices by the number in their name.
-
-    Raises: PlanError when there are none of this size.
-    """
+    """Slices by the number in their name. Raises: PlanError when there are none of this size."""
     num_chips, rest = divmod(number, chip.names_per_chip)
     if rest or num_chips > chip.max_chips or not _grid(chip, num_chips):
         known = [n * chip.names_per_chip for n in slice_sizes(chip)]
