@@ -38,14 +38,16 @@ def on_one_cpu() -> bool:
     return num_devices() == 1 and platform() == "cpu"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear(spec: str, x: Array, w: Array) -> Array:
+def _linear(spec: str, x: Array, w: Array) -> Array:
     """The einsum `spec` of activations and a weight, in the dtype of x.
 
     In `spec` ("BSM,MND->BSND") the letters of x are batch letters, then those it shares with w;
     w has them together, at its start or at its end; the result is batch letters, then the rest.
     """
     return _product(spec, x, w.astype(x.dtype)).astype(x.dtype)
+
+
+linear = jax.custom_vjp(_linear, nondiff_argnums=(0,))
 
 
 def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
