@@ -25,11 +25,10 @@ _MAY_DIFFER = (
     "prompts_sha256", "dtype", "window",
 )  # fmt: skip
 _OF_SHOTS = ("seed", "shots_source", "shots_draw", "shots_separator")
-_NOTED = ("dtype", "window")
 
 
 @dataclass(frozen=True)
-class Paired:
+class _Paired:
     """One metric of one task on the items that both results hold."""
 
     task: str
@@ -47,7 +46,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class NotCompared:
+class _NotCompared:
     """A task that cannot be compared."""
 
     task: str
@@ -59,8 +58,8 @@ class NotCompared:
 class Comparison:
     """The comparison of two results, task by task."""
 
-    paired: tuple[Paired, ...]
-    refused: tuple[NotCompared, ...]
+    paired: tuple[_Paired, ...]
+    refused: tuple[_NotCompared, ...]
     notes: tuple[str, ...]
 
 
@@ -69,8 +68,8 @@ def compare(
 ) -> Comparison:
     """Every task and number of shots that both results hold."""
     others = {(score.task, score.setting): score for score in second.scores}
-    paired: list[Paired] = []
-    refused: list[NotCompared] = []
+    paired: list[_Paired] = []
+    refused: list[_NotCompared] = []
     notes: dict[str, None] = {}
     if first.model.get("tokenizer") != second.model.get("tokenizer"):
         notes["the tokenizers differ: per-token scores divide by other counts"] = None
@@ -82,7 +81,7 @@ def compare(
         common = [(mine[key], theirs[key]) for key in mine if key in theirs]
         reason = _unlike(score, others[where], common)
         if reason is not None:
-            refused.append(NotCompared(*where, reason))
+            refused.append(_NotCompared(*where, reason))
             continue
         notes |= dict.fromkeys(_notes(score, others[where], common))
         known = {each.metric for each in others[where].measured}
@@ -129,11 +128,11 @@ def _shown(value: Any) -> str:
 
 
 def _notes(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]]) -> list[str]:
-    found = []
-    for name in _NOTED:
-        mine, other = first.conditions.get(name), second.conditions.get(name)
-        if mine != other:
-            found.append(f"`{name}` differs: {_shown(mine)} and {_shown(other)}")
+    found = [
+        f"`{name}` differs: {_shown(mine)} and {_shown(other)}"
+        for name in ("dtype", "window")
+        if (mine := first.conditions.get(name)) != (other := second.conditions.get(name))
+    ]
     where = f"{first.task} at {first.setting} shots"
     trimmed = sum(mine["shots_fitted"] != other["shots_fitted"] for mine, other in common)
     if trimmed:
@@ -146,13 +145,13 @@ def _notes(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]
 
 def _paired(
     task: str, setting: str, metric: str, common: Sequence[tuple[_Record, _Record]]
-) -> Paired:
+) -> _Paired:
     from scipy.stats import binomtest  # slow to import
 
     differences = [item_value(metric, other) - item_value(metric, mine) for mine, other in common]
     up, down = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     is_mean = metric in common[0][0]
-    return Paired(
+    return _Paired(
         task=task,
         setting=setting,
         metric=metric,

@@ -150,12 +150,6 @@ class Results:
     seed: int = 0
     limit: int | None = None
 
-    @property
-    def name(self) -> str:
-        """What its files are called: the suite, and in which conventions it differs from it."""
-        asked = {name: getattr(self, name) for name in ("preset", "shots", "limit", "seed")}
-        return file_name(self.suite, self.model, **asked)
-
     def curves(self) -> dict[str, float]:
         """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
         tasks failed."""

@@ -21,6 +21,7 @@ from glamcli.evals.results.scores import (
     Results,
     Score,
     Subset,
+    file_name,
 )
 from glamcli.progress import Progress
 
@@ -41,7 +42,9 @@ def keep_results(results: Results, run_dir: Path, progress: Progress) -> Path | 
         return None
     items = (item for score in results.scores for item in score.items)
     is_same, folder = partial(_says_all_of, results), run_dir / RESULTS_FOLDER
-    return _keep(folder, results.name, is_same, results.to_json(), items, progress)
+    asked = {name: getattr(results, name) for name in ("preset", "shots", "limit", "seed")}
+    name = file_name(results.suite, results.model, **asked)
+    return _keep(folder, name, is_same, results.to_json(), items, progress)
 
 
 def keep_harness(

@@ -23,7 +23,7 @@ _Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Total:
+class _Total:
     """One metric over all items."""
 
     value: float
@@ -33,7 +33,7 @@ class Total:
     """95 % bootstrap: percentiles of 1,000 seeded resamples of the units."""
 
 
-def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
+def total(name: str, items: Sequence[_Record], seed: int = 0) -> _Total:
     """A metric over the records of a task's items.
 
     A record holds the item's value of each metric that is a mean, by name. Besides, `f1a` and
@@ -46,13 +46,13 @@ def total(name: str, items: Sequence[_Record], seed: int = 0) -> Total:
     stderr = mean_and_error(values(table).tolist())[1] if is_mean else None
     count = len(table)
     if name not in _WITH_INTERVAL or count < 2:
-        return Total(value, stderr)
+        return _Total(value, stderr)
     rng = np.random.default_rng(seed)
     sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(_RESAMPLES)]
     resampled = values(np.array(sums))
     tail = 100 * (1 - _CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail]).tolist()
-    return Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
+    return _Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
 
 
 def total_value(name: str, items: Sequence[_Record]) -> float:
