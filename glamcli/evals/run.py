@@ -65,7 +65,7 @@ def evaluate(
 
     Raises: RecipeError when `explain` names no task of the suite.
     """
-    settings = tuple(dict.fromkeys(suite.shots if shots is None else shots))
+    settings = tuple(dict.fromkeys(suite.settings.shots if shots is None else shots))
     files = _explained_files(suite, explain)
     asked = [suite.sha256, [file.sha256 for file in files], list(settings), limit, seed]
     trained.host.alike(f"suite `{suite.name}`", lambda: asked, lambda asked: asked)
@@ -96,10 +96,10 @@ def evaluate(
         scores=tuple(scores),
         failures=tuple(failures),
         explanations=tuple(explanations),
-        averages=tuple(averages(suite, scores, listed[1:])),
-        averaging=averaging_rule(suite),
+        averages=tuple(averages(suite.settings, scores, listed[1:])),
+        averaging=averaging_rule(suite.settings),
         preset=suite.preset,
-        shots=None if settings == tuple(suite.shots) else tuple(map(str, settings)),
+        shots=None if settings == tuple(suite.settings.shots) else tuple(map(str, settings)),
         seed=seed,
         limit=limit,
     )

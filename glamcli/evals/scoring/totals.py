@@ -17,8 +17,7 @@ from glamcli.evals.results.scores import Average, Measured, Reported, Score, Sub
 from glamcli.evals.scoring.chance import chance
 from glamcli.evals.scoring.choice import ItemResult, prompt_digest
 from glamcli.evals.scoring.metrics import total
-from glamcli.evals.tasks.schema import Published, Task
-from glamcli.evals.tasks.suites import SuiteFile
+from glamcli.evals.tasks.schema import Published, Suite, Task
 
 _OVERALL = "overall"
 
@@ -133,7 +132,7 @@ def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def averages(suite: SuiteFile, scores: Sequence[Score], settings: Sequence[str]) -> list[Average]:
+def averages(suite: Suite, scores: Sequence[Score], settings: Sequence[str]) -> list[Average]:
     """Every average of the suite at every number of shots, `overall` last."""
     wanted = {name: list(entries) for name, entries in suite.averages.items()}
     if suite.overall:
@@ -155,7 +154,7 @@ def averages(suite: SuiteFile, scores: Sequence[Score], settings: Sequence[str])
     return made
 
 
-def averaging_rule(suite: SuiteFile) -> str:
+def averaging_rule(suite: Suite) -> str:
     """The rule of the averages, in words; empty for a suite without any."""
     if not suite.averages:
         return ""

@@ -20,7 +20,7 @@ from glamcli.config.files import display
 from glamcli.config.load import merge, read_settings
 from glamcli.config.schema import Recipe
 from glamcli.errors import GlamError, RecipeError
-from glamcli.evals.tasks.schema import Published, Suite, Task
+from glamcli.evals.tasks.schema import Suite, Task
 
 SUITES = Path(__file__).parents[1] / "suites"
 TASKS = SUITES / "tasks"
@@ -61,12 +61,9 @@ class SuiteFile:
     name: str
     path: Path
     sha256: str
-    shots: tuple[int | str, ...]
+    settings: Suite
     tasks: tuple[TaskFile, ...]
-    averages: dict[str, tuple[str, ...]]
-    overall: tuple[str, ...] = ()
-    published: tuple[Published, ...] = ()
-    preset: str = _DEFAULT_PRESET
+    preset: str
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -90,27 +87,18 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
     path = _find(name_or_path)
     text = path.read_bytes()
     if re.search(rb"^tasks\s*:", text, re.MULTILINE):
-        suite = read_settings(path, Suite)
-        tasks = tuple(_task_file(_find_task(each, path), preset) for each in suite.tasks)
+        settings = read_settings(path, Suite)
+        tasks = tuple(_task_file(_find_task(each, path), preset) for each in settings.tasks)
     else:
-        suite = Suite(tasks=(path.name,))
+        settings = Suite(tasks=(path.name,))
         tasks = (_task_file(path, preset),)
     known = sorted({_DEFAULT_PRESET, *(name for task in tasks for name in task.presets)})
     # A task that could not be read may know it.
     if preset not in known and not any(task.error for task in tasks):
         names = ", ".join(f"`{name}`" for name in known)
         raise RecipeError(f"no task of this suite has a preset `{preset}`", hint=f"known: {names}")
-    return SuiteFile(
-        name=path.stem,
-        path=path,
-        sha256=hashlib.sha256(text).hexdigest(),
-        shots=suite.shots,
-        tasks=tasks,
-        averages=suite.averages,
-        overall=suite.overall,
-        published=suite.published,
-        preset=preset,
-    )
+    sha256 = hashlib.sha256(text).hexdigest()
+    return SuiteFile(path.stem, path, sha256, settings, tasks, preset)
 
 
 def _find(name_or_path: str) -> Path:

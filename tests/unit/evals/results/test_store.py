@@ -162,16 +162,16 @@ def test_averages_count_entries_alike_and_name_what_is_missing(tmp_path):
     )
     suite = load_suite(str(tmp_path / "suite.yaml"))
     scores = [score("piqa"), score("copa", right=(0, 0)), score("rte", "1"), score("rte")]
-    found = averages(suite, scores, ["0", "1"])
+    found = averages(suite.settings, scores, ["0", "1"])
     values = {(each.name, each.setting): each.value for each in found}
     assert values["both", "0"] == pytest.approx(1 / 3)
     assert values["overall", "0"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
     assert values["both", "1"] is None
     assert values["overall", "1"] == pytest.approx(2 / 3)  # of one of three entries
-    assert "overall: over the 3 entries of both and rest" in averaging_rule(suite)
+    assert "overall: over the 3 entries of both and rest" in averaging_rule(suite.settings)
 
 
 def test_squad_counts_twice_and_the_rule_says_so():
-    words = averaging_rule(load_suite("glam29"))
+    words = averaging_rule(load_suite("glam29").settings)
     assert "squad_v2 counts 2 times, by em and f1" in words
     assert "overall: over the 30 entries of NLG and NLU" in words

@@ -33,7 +33,7 @@ def test_a_malformed_task_keeps_its_error_and_the_others_are_read(tmp_path):
     assert "scoer" in str(bad.error)
     assert absent.error is not None
     assert "absent" in absent.error.what
-    assert suite.shots == (0,)
+    assert suite.settings.shots == (0,)
 
 
 @pytest.mark.parametrize(
