@@ -11,8 +11,6 @@ silently. Deletion is a rename, because deleting file by file leaves torn steps 
 process is killed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

@@ -4,8 +4,6 @@ checkpoints.
 Names come from dict keys, fields and indices, so no Python class is part of a file's format.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

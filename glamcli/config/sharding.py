@@ -4,8 +4,6 @@ The model takes the axes of its parameters from here. This file needs no jax, so
 contradicts itself, and rows or a width that do not divide, are refused while the recipe is read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import chain, combinations

@@ -4,8 +4,6 @@ There are no biases. A token uses K of E experts; everything else counts fully a
 as in `model/__init__.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import astuple, dataclass
 
 from glamcli.config.schema import Moe, Recipe

@@ -3,8 +3,6 @@
 The schedule itself runs in `parallel/pipeline.py`. This file needs no jax.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ late with its part waits least. Its own work plus the shortest wait is what a st
 alone. What this shows, and that it does not show a slow device, is in docs/hosts.md.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ A tiny program after each step gathers them; like the numbers of the step itself
 step late. So all processes know the same things at the same step (docs/decisions/0008).
 """
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -4,8 +4,6 @@ Process 0 listens on the coordinator's address until everybody has come, and the
 `jax.distributed`; the connections stay open (`wire.py`).
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

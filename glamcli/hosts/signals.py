@@ -7,8 +7,6 @@ does. Checkpoints on disk are complete at any moment, so leaving at once loses o
 after the last one.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal

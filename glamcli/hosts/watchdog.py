@@ -5,8 +5,6 @@ well. A thread watches the time; for when a library keeps the interpreter's lock
 `faulthandler` shows the stacks a little later and exits with 1 (docs/decisions/0008).
 """
 
-from __future__ import annotations
-
 import faulthandler
 import math
 import os

@@ -5,8 +5,6 @@ A message is one JSON object per line. Nothing is authenticated: the address bel
 network, as that of `jax.distributed` does.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

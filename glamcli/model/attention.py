@@ -4,8 +4,6 @@ Logits and softmax are float32. The scale 1/sqrt(D) is either part of the query 
 (`folded`, the reference code) or applied at run time (`sqrt`), never both.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

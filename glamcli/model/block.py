@@ -4,8 +4,6 @@ A block is (expert layer, dense layer), experts first, or one dense layer. `deco
 and scans blocks; what a layer measures is returned, never written aside.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import jax

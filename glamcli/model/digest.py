@@ -6,8 +6,6 @@ Two such sums per array find accidents (a flipped bit, another step, swapped exp
 not protect against tampering.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -7,8 +7,6 @@ row continues. Rows start at different lengths after a prompt padded on either s
 front takes up positions that no query attends to, padding behind is overwritten by what comes next.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

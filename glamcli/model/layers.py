@@ -1,7 +1,5 @@
 """The plain layers: RMS norm, the gated feed-forward layer, the tied embedding. No biases."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

@@ -6,8 +6,6 @@ values, and how they are applied. Everything that runs is plain JAX on nested di
 belong to one nested dict. Nothing else touches flax, apart from modules subclassing `nnx.Module`.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Buckets are decided in integers, never in the activation dtype: in bfloat16 the boundaries move.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import jax.numpy as jnp

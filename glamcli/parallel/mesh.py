@@ -1,7 +1,5 @@
 """From the recipe's mesh to devices. What is split over which axis is in `axes.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any

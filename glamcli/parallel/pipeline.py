@@ -9,8 +9,6 @@ While the pipeline fills and empties, stages run on rows without meaning. Nothin
 measurements are masked, and no result, so no gradient, depends on it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -4,8 +4,6 @@ Only what leaves the run's results alone is free to choose: the mesh and what is
 per step and capacity change what is trained; their variants say so.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ over, the bytes one device contributes or receives, and how often a run of the p
 it (trip counts of loops multiplied). Called by tests of layouts and by the planner.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

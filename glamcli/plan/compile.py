@@ -4,8 +4,6 @@ The same function, state, batch and mesh as in `train/loop.py`; only the devices
 ones. A program too large for them is refused by the compiler, with its bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

@@ -6,8 +6,6 @@ one microbatch, and every block of a stage runs once per tick, also where a tick
 nothing.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

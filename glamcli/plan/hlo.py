@@ -4,8 +4,6 @@ Text, because that is all that compilers for CPU, GPU and described TPUs have in
 collectives are read in `collectives.py`, its time in `schedule.py`.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Sizes of weights, optimizer state and batch follow from shapes and the sharding 
 compiler reserves for everything else is known once a program is compiled.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A plan as one HTML page: no scripts, no other files, readable without a network."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

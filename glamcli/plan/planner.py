@@ -1,7 +1,5 @@
 """A plan: everything that can be said about a recipe on a target before renting it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Layouts of a recipe on a target, ranked: arithmetic on all of them, the compiler on the best."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A plan in words and rows of text, the same for the terminal and for the page."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

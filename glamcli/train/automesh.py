@@ -8,8 +8,6 @@ docs/parallelism.md. Where none leaves that much room, the one that takes least 
 that is more than a device has, the run is refused. `slice` and `stage` stay as the recipe says.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ step is written, and a run resumed from it has lost nothing and repeats nothing.
 asked to stop skips held-out loss and scores, and computes them when it is resumed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

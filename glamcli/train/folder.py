@@ -1,8 +1,6 @@
 """A run's folder: locking it, comparing what it contains with the run that starts, and the files
 beside the checkpoints."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack

@@ -6,8 +6,6 @@ software, devices or layouts are allowed, but the bits will differ from an unint
 the user is warned.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -7,8 +7,6 @@ devices by then, so the devices never wait for this program. Every mistake of th
 before anything is compiled. What is due between steps, and in which order, is in `events.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace

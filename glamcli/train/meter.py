@@ -5,8 +5,6 @@ next one is already dispatched. Time spent on held-out loss and on saving does n
 training. docs/metrics.md explains every key.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

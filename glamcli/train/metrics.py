@@ -5,8 +5,6 @@ event files; neither may stop a run: a full disk costs a warning and some lines.
 summary and names expert layers in trouble.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -10,8 +10,6 @@ parameters with a dict for each: `v_row` and `v_col` when factored, else `v`, an
 when there is momentum.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

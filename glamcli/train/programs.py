@@ -5,8 +5,6 @@ only described, and a state that was restored. The executable refuses a wrong sh
 sharding where `jit` would silently compile once more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

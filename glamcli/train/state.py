@@ -4,8 +4,6 @@ Everything else is a pure function of `step`: the rows of a batch, the randomnes
 the learning rate. The loop has one `State`; checkpoints save it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -16,8 +16,6 @@ gradients simply add up to the gradient of the whole, padding or not. `random` a
 second choices are drawn per part, so the split changes those draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -12,8 +12,6 @@ The rules, in one place:
   (`scoring/requests.py`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from bisect import bisect_left

@@ -7,8 +7,6 @@ item is dirty when any of its n-grams stands in a training document; one of 8 to
 for whole, and one of fewer words is not judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

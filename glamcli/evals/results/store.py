@@ -1,7 +1,5 @@
 """Results on disk: RUN/eval/NAME.json, and its items beside it, written, found and read again."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

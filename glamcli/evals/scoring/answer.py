@@ -1,7 +1,5 @@
 """Tasks with free answers: text is generated, in batches of prompts of similar length."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial

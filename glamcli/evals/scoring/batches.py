@@ -4,8 +4,6 @@ Compiling a shape costs seconds, padding costs a fraction of a batch. So there a
 few requests join the next larger one. Nothing here runs on a device.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the best one; `majority`: always one text, the best of the options where these a
 items, or the free answer that most items accept. None where that has no meaning.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tasks with options: log-likelihoods of the options, and the one the model prefers."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -5,8 +5,6 @@ An answer is a tuple of spans: one number, one date, or the spans that only toge
 does this).
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Mapping, Sequence

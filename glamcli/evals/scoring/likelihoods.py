@@ -8,8 +8,6 @@ Likelihoods are float32 sums of log-softmax over float32 logits. Experts never d
 the recipe asks for it (`moe.eval_dispatch`): under dropping a likelihood is not causal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any

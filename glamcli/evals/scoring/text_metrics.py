@@ -4,8 +4,6 @@
 whole tasks are in `metrics.py`; DROP has a file of its own.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

@@ -4,8 +4,6 @@ A shape is how a dataset is published (`OriginalFile.shape`); the lines are what
 Nothing is interpreted here: texts stay as they are, apart from markup that is no part of them.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

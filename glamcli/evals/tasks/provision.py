@@ -5,8 +5,6 @@ directory. The file is made from what the authors publish (`convert.py`); the di
 where the network allows it.
 """
 
-from __future__ import annotations
-
 import json
 import urllib.error
 import urllib.request

@@ -6,8 +6,6 @@ give the same questions. Sources take turns. Documents are cut into sections; ev
 is kept for demonstrations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

@@ -3,8 +3,6 @@
 Logits and softmax are float32. `model/attention.py` projects to queries, keys and values and back.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -7,8 +7,6 @@ they are. The gradient is written out: it adds up the table's over all chunks be
 sent, and leaves every result split as its owner wants it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial
