@@ -6,6 +6,9 @@ sorted order and unpacked on the way (`unpack.py`). Text that comes with Python 
 
 A record of an array_record file is a JSON object when the first record of its file is one, and
 UTF-8 text otherwise. Bytes that are not UTF-8 are replaced and counted, never dropped silently.
+
+A new kind of source is a reader in `_READERS`, a name in `Source.kind` (`config/mixtures.py`), and
+its suffixes in `source_files.py`.
 """
 
 import difflib

@@ -19,7 +19,7 @@ from glamcli.evals.asking.prompts import TaskQuestions
 from glamcli.evals.paper.ngrams import Grams, words
 from glamcli.evals.results.scores import Results
 from glamcli.evals.results.store import load_items, load_results, results_of_suite
-from glamcli.evals.scoring.metrics import total_value
+from glamcli.evals.scoring.task_metrics import total_value
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.suites import SuiteFile
 from glamcli.progress import Progress

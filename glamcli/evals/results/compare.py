@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.evals.results.scores import Results, Score
-from glamcli.evals.scoring.metrics import item_value, mean_and_error, total_value
+from glamcli.evals.scoring.task_metrics import item_value, mean_and_error, total_value
 
 _Record = Mapping[str, Any]
 _Items = Mapping[tuple[str, str], Sequence[_Record]]

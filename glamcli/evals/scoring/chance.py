@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from glamcli.evals.asking.question import Question
-from glamcli.evals.scoring.metrics import total_value
+from glamcli.evals.scoring.task_metrics import total_value
 from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 

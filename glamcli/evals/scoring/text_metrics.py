@@ -1,7 +1,7 @@
 """Comparing one text with the accepted ones, as each dataset's official script does.
 
 `normalize` of a task names the family: which characters count, and what one answer is. Metrics of
-whole tasks are in `metrics.py`; DROP has a file of its own.
+whole tasks are in `task_metrics.py`; DROP has a file of its own.
 """
 
 import re

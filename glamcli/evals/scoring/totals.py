@@ -16,7 +16,7 @@ from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Average, Measured, Reported, Score, Subset
 from glamcli.evals.scoring.chance import chance
 from glamcli.evals.scoring.choice import ItemResult, prompt_digest
-from glamcli.evals.scoring.metrics import total
+from glamcli.evals.scoring.task_metrics import total
 from glamcli.evals.tasks.schema import Published, Suite, Task
 
 _OVERALL = "overall"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.evals.scoring.choice import _best_options
-from glamcli.evals.scoring.metrics import item_value, mean_and_error, total
+from glamcli.evals.scoring.task_metrics import item_value, mean_and_error, total
 
 
 def test_standard_error_is_sample_deviation_over_root_n():
