@@ -60,8 +60,9 @@ def test_texts_and_scores_are_those_of_the_commands(run, folder, glam):
     (text,) = run.generate("stone ", tokens=8, seed=3)
     assert glam("generate", folder, "stone ", "--tokens", 8, "--seed", 3)[1] == f"stone {text}\n"
     results = run.evaluate("last_word", shots=[0], limit=2)
-    kept = folder / "eval" / f"{results.name}.json"
+    (kept,) = (folder / "eval").glob("last_word*.json")
     scores = json.loads(kept.read_text())["scores"]
+    assert [each["task"] for each in scores] == [each.task for each in results.scores]
     kept.unlink()
     options = ("--suite", "last_word", "--shots", "0", "--limit", "2")
     assert glam("eval", folder, *options)[0] == 0
