@@ -166,15 +166,15 @@ class Run:
             RecipeError: there is no such suite, or its file has mistakes.
         """
         trained, chosen = self._trained, load_suite(suite, preset)
-        asked: dict[str, Any] = {
+        options: dict[str, Any] = {
             "shots": None if shots is None else tuple(shots),
             "limit": limit,
             "seed": seed,
             "data_dir": None if data_dir is None else Path(data_dir),
         }
-        known = {"suite": (chosen.name, chosen.sha256, preset), **asked}
+        known = {"suite": (chosen.name, chosen.sha256, preset), **options}
         with resumable(trained, known, self._progress) as journal:
-            results = evaluate(trained, chosen, progress=self._progress, journal=journal, **asked)
+            results = evaluate(trained, chosen, progress=self._progress, journal=journal, **options)
             if trained.run_dir is not None:
                 keep_results(results, trained.run_dir, self._progress)
         return results

@@ -116,10 +116,10 @@ def score(
     if harness is None and include_path is not None:
         raise RecipeError("--include-path is for the tasks of --harness")
     runtime = prepare_process(run)
-    asked = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
+    request = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
     with one_of_several(address, runtime, as_json) as (host, progress):
         lm_eval = None if harness is None else _import_lm_eval()  # it may be missing
-        mine = {**asked, "explain": explain, "harness": harness, "fresh": fresh}
+        mine = {**request, "explain": explain, "harness": harness, "fresh": fresh}
         _refuse_other_options(host, mine)
         from glamcli.evals.run import evaluate, resumable
         from glamcli.trained import open_trained
@@ -129,7 +129,7 @@ def score(
         if item is not None:
             results = evaluate(trained, chosen, progress=progress, explain=item, **options)
             return report_items(results, progress, as_json)
-        with resumable(trained, asked, progress, fresh=fresh) as journal:
+        with resumable(trained, request, progress, fresh=fresh) as journal:
             if harness is not None and lm_eval is not None:
                 options.pop("data_dir")
                 options |= {"tasks": harness.split(","), "include_path": include_path}

@@ -37,14 +37,14 @@ class Glam(HarnessModel):
 def score_tasks(
     trained: Trained,
     journal: Journal,
-    asked: Mapping[str, Any],
+    options: Mapping[str, Any],
     progress: Progress,
     to_json: bool,
 ) -> int:
     """Runs lm-eval's tasks, shows its results and keeps them in the run folder; the exit code."""
-    asked = {**asked, "shots": _one(asked["shots"])}
+    options = {**options, "shots": _one(options["shots"])}
     with progress.phase("evaluating", unit="requests") as phase:
-        results = run_tasks(HarnessModel(trained, journal, phase.advance), **asked)
+        results = run_tasks(HarnessModel(trained, journal, phase.advance), **options)
     samples = results.pop("samples", {})
     content = json.loads(as_json(results))
     if to_json:
@@ -58,15 +58,15 @@ def score_tasks(
             for task, some in samples.items()
             for each in some
         )
-        keep_harness(content, lines, trained.run_dir, _name(trained, asked), progress)
+        keep_harness(content, lines, trained.run_dir, _name(trained, options), progress)
     return 0
 
 
-def _name(trained: Trained, asked: Mapping[str, Any]) -> str:
-    tasks = "+".join(asked["tasks"]).replace("/", "-")[:80]
+def _name(trained: Trained, options: Mapping[str, Any]) -> str:
+    tasks = "+".join(options["tasks"]).replace("/", "-")[:80]
     model = {**trained.identity, "dispatch": trained.decoder.eval_dispatch}
-    shots = None if asked["shots"] is None else [str(asked["shots"])]
-    return file_name(tasks, model, shots=shots, limit=asked["limit"], seed=asked["seed"])
+    shots = None if options["shots"] is None else [str(options["shots"])]
+    return file_name(tasks, model, shots=shots, limit=options["limit"], seed=options["seed"])
 
 
 def _one(counts: Sequence[int | str] | None) -> int | None:

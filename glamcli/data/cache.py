@@ -6,6 +6,7 @@
     mixtures/<key>.json     which rows some settings were last given (`open.py`)
     compiled/               programs that jax compiled for devices of this machine
     plans/<key>.json.gz     what the compiler said of a planned program (`plan/compile.py`)
+    eval/                   files of the shipped tasks, by `glam eval data` (`evals/tasks/`)
 
 A key is a digest of everything the entry depends on; nothing is ever changed in place.
 """
@@ -55,6 +56,11 @@ def compiled_dir(cache: Path) -> Path:
 def json_digest(content: Any) -> str:
     """SHA-256 of a JSON value, in hex; the order of keys does not count."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def task_data_dir() -> Path:
+    """The folder of the files that shipped tasks read; always in the user's cache folder."""
+    return user_cache_dir() / "eval"
 
 
 @contextmanager

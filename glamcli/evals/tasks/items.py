@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glamcli.data.cache import user_cache_dir
+from glamcli.data.cache import task_data_dir
 from glamcli.data.examples import prepared_examples
 from glamcli.errors import DataError
 from glamcli.evals.tasks import template
@@ -78,7 +78,7 @@ class Library:
         if self.data_dir is not None:
             return self.data_dir
         # Where `glam eval data` puts what shipped tasks read.
-        return user_cache_dir() / "eval" if task_path.parent == TASKS else task_path.parent
+        return task_data_dir() if task_path.parent == TASKS else task_path.parent
 
     def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
         records = there(source, self.folder(task_path), task_path)
