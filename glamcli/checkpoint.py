@@ -175,7 +175,8 @@ class Checkpoints:
                         self._move_aside(name)
                     self._empty_trash()
                 self.host.wait("checkpoint folder")
-                self._silence.enter_context(_quiet("absl"))
+                self._silence.enter_context(_quiet("absl", "asyncio"))
+                self._silence.enter_context(_ignoring_closed_loops())
                 self._manager = ocp.CheckpointManager(
                     self.folder,
                     options=ocp.CheckpointManagerOptions(
@@ -246,8 +247,24 @@ def _read_arrays(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
             return named_leaves(reader.restore(folder / "state", args=args))
     except Exception as error:
         reason = _one_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):  # another process may be gone
+            raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from error
     _collect_unfinished_reads()
     raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
+
+
+@contextlib.contextmanager
+def _ignoring_closed_loops() -> Iterator[None]:
+    """Leaves out what TensorStore's threads report of a save that failed: that the event loop which
+    orbax ran it in is closed."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: (
+        None if str(raised.exc_value) == "Event loop is closed" else hook(raised)
+    )
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -266,13 +283,9 @@ def _quiet(*loggers: str) -> Iterator[None]:
 def _collect_unfinished_reads() -> None:
     """Frees what a failed read leaves behind: coroutines that were never started, and reads that
     report to an event loop that is gone. Python would print both, with tracebacks, later on."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda what: None
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning), _quiet("asyncio"):
-            gc.collect()
-    finally:
-        sys.unraisablehook = hook
+    ignored = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
+    with ignored, _quiet("asyncio"), _ignoring_closed_loops():
+        gc.collect()
 
 
 def _one_line(error: Exception) -> str:

@@ -64,7 +64,8 @@ class Trained:
         return Generator(self.decoder, self.params, self.tokenizer)
 
     def described(self) -> dict[str, Any]:
-        """For results: the identity, and what they depend on besides."""
+        """For results: the identity, and what they depend on besides. All processes must call it:
+        the digest of sharded parameters is one program of all of them."""
         return {
             **self.identity,
             "params_digest": digest(self.params),

@@ -271,7 +271,8 @@ def _shortened(places: Sequence[str]) -> dict[str, str]:
     short = {}
     for place, file in parts.items():
         lengths = range(1, len(file) + 1)
-        length = next(n for n in lengths if sum(each[-n:] == file[-n:] for each in files) == 1)
+        unique = (n for n in lengths if sum(each[-n:] == file[-n:] for each in files) == 1)
+        length = next(unique, len(file))  # `b.yaml` is the end of `a/b.yaml`
         short[place] = "/".join(Path(place).parts[-length:])
     return short
 

@@ -147,7 +147,10 @@ def open_data(recipe: Recipe, progress: Progress) -> Dataset:
         with writing_cache(cache):
             prepared = prepare(recipe, mixture, tokenizer, cache, progress)
     except DataError as error:
-        raise _with_other_problems(error, mixture) from error
+        all_of_them = _with_other_problems(error, mixture)
+        if all_of_them is error:
+            raise
+        raise all_of_them from error
     # A stage starts with the first row of its step.
     stages = [(0, {name: source.weight for name, source in mixture.sources.items()})]
     stages += [(stage.from_step * recipe.batch.rows, stage.weights) for stage in mixture.stages]

@@ -170,8 +170,8 @@ def resumable(
     journal = Journal()
     if trained.run_dir is not None:
         folder = trained.run_dir / RESULTS_FOLDER
+        conditions = {**trained.described(), **asked}  # reads the weights, in all processes
         if trained.host.is_first:
-            conditions = {**trained.described(), **asked}
             try:
                 journal = Journal.open(folder, conditions, fresh=fresh, warn=progress.warn)
             except OSError as error:

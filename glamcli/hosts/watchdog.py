@@ -57,5 +57,5 @@ class Watchdog(AbstractContextManager["Watchdog"]):
                 # Not through Python's streams: the stuck thread may be inside one of them.
                 os.write(2, what.encode(errors="replace"))
                 faulthandler.dump_traceback(2)
-                time.sleep(self._exit_after)
-                os._exit(EXIT_WATCHDOG)
+                if not self._over.wait(self._exit_after) and self._until[0] == until:
+                    os._exit(EXIT_WATCHDOG)

@@ -20,6 +20,7 @@ from glamcli.plan.network import Network
 from glamcli.plan.topology import Target, larger_targets
 
 MAX_MODEL = 64
+TOO_LARGE = "too large by arithmetic"
 REMAT = ("none", "attention", "dots", "full")
 SURE = 0.65
 """Share of a device's memory up to which advice trusts the bytes of arithmetic, which err on the
@@ -66,6 +67,7 @@ def candidates(
         raise PlanError("a search needs a target whose speed is known", "use a TPU slice or GPUs")
     least = 2 * 4 * count(recipe).total  # float32 weights and gradients, over all devices at best
     if not vary_run and least > room * target.num_devices * chip.usable_bytes:
+        dropped[TOO_LARGE] += 1
         return
     # `data: auto` works out to the same.
     is_worked_out = recipe.mesh.data == "auto" and not recipe.mesh.auto
@@ -80,7 +82,7 @@ def candidates(
         state = state_bytes(changed, shape)
         guess = formula.estimate(changed, state, Network(target, None, shape))
         if guess.total_bytes > room * chip.usable_bytes:
-            dropped["too large by arithmetic"] += 1
+            dropped[TOO_LARGE] += 1
             continue
         words = tuple(
             f"{key}={str(value).lower()}"
@@ -96,19 +98,26 @@ def fastest(found: Iterable[Candidate]) -> Candidate | None:
     return min(found, key=lambda each: each.seconds_per_token, default=None)
 
 
-def fitting(recipe: Recipe, target: Target, room: float = 1.0) -> Iterator[Candidate]:
+def fitting(
+    recipe: Recipe, target: Target, room: float = 1.0, dropped: Counter[str] | None = None
+) -> Iterator[Candidate]:
     """Layouts that train what the recipe trains and take at most `room` of a device's memory."""
-    return candidates(recipe, target, Counter(), vary_run=False, room=room)
+    dropped = Counter() if dropped is None else dropped
+    return candidates(recipe, target, dropped, vary_run=False, room=room)
 
 
-def remedy(recipe: Recipe, target: Target) -> str:
-    """Advice for a step that does not fit: a layout that does, on the target or a larger one."""
+def remedy(recipe: Recipe, target: Target) -> str | None:
+    """Advice for a step that does not fit: a layout that does, on the target or a larger one. None
+    where memory is not what is wrong."""
+    dropped: Counter[str] = Counter()
     for parts in (1, 2, 4, 8, 16, 32):
         accumulate = parts * recipe.batch.accumulate
-        found = fitting(_with(recipe, {"batch.accumulate": accumulate}), target, SURE)
+        found = fitting(_with(recipe, {"batch.accumulate": accumulate}), target, SURE, dropped)
         if best := fastest(each for each in found if each.settings or parts > 1):
             more = f"--set batch.accumulate={accumulate} " if parts > 1 else ""
             return f"{more}{best.options}".strip() + " fits by arithmetic"
+    if not dropped[TOO_LARGE]:
+        return None
     for larger in larger_targets(target):
         if best := fastest(fitting(recipe, larger, SURE)):
             options = f"--target {larger.name} {best.options}".strip()

@@ -158,7 +158,7 @@ def _cache_file(
 
 
 def _read_cached(path: Path) -> dict[str, Any] | None:
-    """What `_keep` wrote; None where there is nothing or the file is damaged."""
+    """What `_write_cached` wrote; None where there is nothing or the file is damaged."""
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):
         return json.loads(gzip.decompress(path.read_bytes()))
     return None

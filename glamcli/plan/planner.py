@@ -184,8 +184,9 @@ def _on_target(recipe: Recipe, target: Target) -> tuple[Recipe, dict[str, int]]:
     except PlanError as error:
         if chip is None:
             raise
-        raise PlanError(error.what, remedy(recipe, target), key=error.key) from error
-    if chip is not None and shape["slice"] != target.num_slices:
+        hint = remedy(recipe, target) or error.hint
+        raise PlanError(error.what, hint, key=error.key) from error
+    if target.kind == "tpu" and shape["slice"] != target.num_slices:
         raise PlanError(
             f"`{target.name}` has {target.num_slices} slice(s), `mesh.slice` is {shape['slice']}",
             f"--set mesh.slice={target.num_slices}",

@@ -222,6 +222,16 @@ def test_diff_shows_as_much_of_a_path_as_tells_the_files_apart(glam, tmp_path):
     assert "  test-tiny.yaml:" in out
 
 
+def test_diff_compares_a_file_with_one_whose_path_ends_like_it(glam, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    for name, rows in (("x.yaml", 8), ("a/x.yaml", 16)):
+        (tmp_path / name).write_text(f"extends: test-tiny\nbatch:\n  rows: {rows}\n")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = glam("diff", "x.yaml", "a/x.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].endswith("  x.yaml:3 | a/x.yaml:3")
+
+
 def test_diff_with_a_dense_model_lists_the_settings_of_experts(glam):
     _, out, _ = glam("diff", "glam_8b_64e", "glam_8b", "--json")
     rows = {row["key"]: row for row in map(json.loads, out.splitlines())}

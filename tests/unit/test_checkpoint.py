@@ -1,7 +1,10 @@
 """What a checkpoint promises: exact bits, any number of devices, nothing torn, nothing cast."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -256,6 +259,36 @@ def test_a_failed_background_save_is_reported_by_poll_and_leaves_nothing(saved):
     assert caught.value.hint == "step 3 is complete"
     assert sorted(p.name for p in saved.folder.iterdir()) == ["1", "2", "3"]
     saved.close()
+
+
+FAILS_TO_SAVE = """
+import sys, numpy as np, jax.numpy as jnp
+from pathlib import Path
+from glamcli.checkpoint import Checkpoints
+from glamcli.errors import CheckpointError
+from unit.full_disk import save_without_room
+saved = Checkpoints(Path(sys.argv[1]))
+random = np.random.default_rng(0)
+save_without_room(saved, 5, {f"w{i}": jnp.asarray(random.standard_normal(9999)) for i in range(20)})
+try:
+    saved.poll()
+except CheckpointError as error:
+    print(error.what)
+saved.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_failed_save_prints_no_stacks_of_the_libraries(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILS_TO_SAVE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.stdout == "saving step 5 failed: File too large\n"
+    assert "Traceback" not in ended.stderr
 
 
 def test_an_error_after_the_step_was_complete_is_no_failed_save(saved, monkeypatch):

@@ -163,3 +163,10 @@ def test_cache_is_in_the_users_cache_folder_unless_the_recipe_says(recipe, monke
     assert cache_dir(default) == Path.home() / ".cache/glam"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir(default) == Path.home() / ".cache/glam"
+
+
+def test_the_error_of_one_source_is_not_its_own_cause(recipe):
+    (Path(recipe.data.mixture).parent / "web.jsonl").unlink()
+    with pytest.raises(DataError) as caught:
+        open_data(recipe, Silent())
+    assert caught.value.__cause__ is not caught.value

@@ -39,6 +39,18 @@ def test_a_process_that_keeps_the_interpreter_locked_shows_its_stacks_and_ends()
     assert any(" in train" in line for line in stacks)
 
 
+def test_a_process_that_goes_on_after_the_message_lives():
+    code, err = run(
+        "with watchdog.Watchdog(0.3, 'x', is_first=False) as dog:\n"
+        "    dog.beat('here')\n"
+        "    time.sleep(1)\n"
+        "    dog.beat('there', 100)\n"
+        "    time.sleep(2)\n"
+    )
+    assert code == 0
+    assert err.startswith("error: x got no further for 0.3 s, here;")
+
+
 @pytest.mark.slow
 def test_it_does_not_bite_while_more_time_is_allowed_nor_after_its_end():
     code, err = run(

@@ -130,6 +130,24 @@ def test_a_target_that_is_too_small_is_answered_with_one_that_is_not():
     assert caught.value.hint == hint.replace(" is not", " --set mesh.expert=64 is not")
 
 
+@pytest.mark.parametrize(
+    ("target", "settings", "hint"),
+    [
+        ("v5e-256", ("mesh=auto",), "raise `batch.rows` to a multiple of"),
+        ("v4-64", ("mesh.data=4",), "for 32 devices use"),
+    ],
+)
+def test_a_target_that_is_too_large_is_not_called_too_small(target, settings, hint):
+    with pytest.raises(PlanError) as caught:
+        plan("quickstart", target, *settings)
+    assert hint in caught.value.hint
+
+
+def test_gpus_may_have_slices():
+    found = plan("quickstart", "16xh100", "mesh.slice=2", "batch.rows=16")
+    assert found.mesh["slice"] == 2
+
+
 def test_advice_for_an_automatic_mesh_can_be_followed():
     asked = (*LARGE, "mesh.auto=true")
     hint = remedy(load_recipe("test-tiny", asked).recipe, topology.parse_target("v5e-4", CHIPS))
