@@ -8,8 +8,8 @@ A record of an array_record file is a JSON object when the first record of its f
 UTF-8 text otherwise. Bytes that are not UTF-8 are replaced and counted, never dropped silently.
 
 A new kind of source is a reader in `_READERS`, a name in `Source.kind` (`config/mixtures.py`), and
-its suffixes in `source_files.py`; binary files, which nothing unpacks, have a branch in its `_is_of`
-as array_record has.
+its suffixes in `source_files.py`; binary files, which nothing unpacks, have a branch in `_is_of`
+there, as array_record has.
 """
 
 import difflib
