@@ -36,7 +36,6 @@ from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, step_meta
 # What Adafactor kept for attention's weights before format 3.
 FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
 TRASH = "trash"
-SET_ASIDE = "set-aside"
 
 
 class Checkpoints:
@@ -172,7 +171,7 @@ class Checkpoints:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     for name in step_folders.damaged_steps(self.folder):
                         # If it stayed, a folder like `999` would make orbax skip every save below.
-                        self._move_aside(name)
+                        step_folders.move_aside(self.folder, name)
                     self._empty_trash()
                 self.host.wait("checkpoint folder")
                 self._silence.enter_context(_quiet("absl", "asyncio"))
@@ -190,12 +189,6 @@ class Checkpoints:
                     f"cannot write checkpoints in {self.folder}: {error.strerror or error}"
                 ) from error
         return self._manager
-
-    def _move_aside(self, name: str) -> None:
-        aside = self.folder / SET_ASIDE
-        aside.mkdir(exist_ok=True)
-        number = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == name)
-        (self.folder / name).rename(aside / (f"{name}.{number}" if number else name))
 
     def _empty_trash(self) -> None:
         if self.host.is_first:

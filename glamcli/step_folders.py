@@ -13,6 +13,8 @@ CHECKPOINT_FORMAT = 3
 """3 since Adafactor takes attention's heads and their width as one dimension (format 2 is read, but
 for those statistics); 2 since experts' `w_out` is stored as [E, M, H], like `w_in`."""
 OLDEST_FORMAT = 2
+SET_ASIDE = "set-aside"
+"""where in a checkpoints folder the step folders go that a run must not continue from."""
 
 Meta = dict[str, Any]
 
@@ -77,6 +79,27 @@ def fault(folder: Path) -> str | None:
 def step_meta(folder: Path) -> Meta:
     """The JSON object that the run wrote beside the arrays of a step."""
     return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def step_names(folder: Path) -> list[tuple[int, str]]:
+    """Number and name of every step folder of a checkpoints folder, complete or not."""
+    return [(int(path.name), path.name) for path in _folders(folder)]
+
+
+def place_aside(folder: Path, name: str) -> Path:
+    """Where a step folder of a checkpoints folder would be set aside: under a name not in use."""
+    place, number = folder / SET_ASIDE / name, 0
+    while place.exists():
+        number += 1
+        place = place.with_name(f"{name}.{number}")
+    return place
+
+
+def move_aside(folder: Path, name: str) -> None:
+    """Sets a step folder aside: nothing continues from it, and nothing is deleted."""
+    place = place_aside(folder, name)
+    place.parent.mkdir(exist_ok=True)
+    (folder / name).rename(place)
 
 
 def _folders(folder: Path) -> list[Path]:
