@@ -153,7 +153,7 @@ class Train(Settings):
     """How long training goes on, and what it keeps in memory."""
 
     steps: Count
-    """optimizer steps of the whole run."""
+    """batches of the whole run, consumed or left out by a rewind."""
     remat: Literal["none", "attention", "dots", "full"] = "full"
     """what the backward pass recomputes in each layer pair: nothing; attention only (selective);
     everything but matrix products; everything."""

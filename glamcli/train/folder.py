@@ -21,6 +21,7 @@ from glamcli.progress import Progress
 from glamcli.step_folders import damaged_steps
 from glamcli.train import identity
 from glamcli.train.heldout import warn_of_unscored
+from glamcli.train.rewind import skipped_at
 
 
 def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
@@ -56,6 +57,24 @@ def newest(checkpoints: Checkpoints, host: Host, progress: Progress) -> tuple[in
             hint="start again in another folder with `--run`, or with `--fresh`",
         )
     return 0, {}
+
+
+def after_rewinds(
+    run_dir: Path, step: int, saved: Mapping[str, Any], last: int, host: Host
+) -> tuple[int, dict[str, Any]]:
+    """How many batches a run that continues from `step` has consumed, with those that it leaves out
+    because it was rewound; and every range [first, end) left out so far, as `skipped_batches`.
+
+    Raises: CheckpointError when nothing would be left of `last` steps.
+    """
+    skip = host.gather("skipped", skipped_at(run_dir, step) if host.is_first else None)[0]
+    start, skipped = step + skip, saved.get("skipped_batches", [])
+    if start >= last:
+        raise CheckpointError(
+            f"{run_dir} skips batches up to {start}, which leaves nothing of {last} steps",
+            hint="train for longer (`--set train.steps=N`), or rewind again and skip fewer",
+        )
+    return start, {"skipped_batches": [*skipped, [step, start]] if skip else skipped}
 
 
 def refuse_other_recipe(run_dir: Path, step: int, saved: Mapping[str, Any], recipe: Recipe) -> None:

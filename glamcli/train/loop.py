@@ -32,6 +32,7 @@ from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
 from glamcli.train.folder import (
+    after_rewinds,
     check_resumption,
     newest,
     refuse_other_recipe,
@@ -39,6 +40,7 @@ from glamcli.train.folder import (
     write_run_files,
 )
 from glamcli.train.meter import Meter
+from glamcli.train.rewind import RECORDS
 from glamcli.train.state import State, abstract_state, init_state
 from glamcli.trained import Trained
 
@@ -83,21 +85,21 @@ def train(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host)
-        start, saved = newest(checkpoints, host, progress)
-        refuse_other_recipe(run_dir, start, saved, recipe)
-        if start >= last:
-            return Outcome(start)
+        saved_step, saved = newest(checkpoints, host, progress)
+        refuse_other_recipe(run_dir, saved_step, saved, recipe)
+        if saved_step >= last:
+            return Outcome(saved_step)
+        start, skipped = after_rewinds(run_dir, saved_step, saved, last, host)
         dataset = open_data_together(recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False
         progress = progress if host.is_first else Silent()
         mesh = make_mesh(_layout(recipe, host, progress))
         decoder = programs.make_decoder(recipe, mesh.shape)
-        run_identity = identity.identity(recipe, dataset, mesh)
-        check_resumption(run_dir, start, saved, run_identity, dataset, progress)
+        run_identity = identity.identity(recipe, dataset, mesh) | skipped
+        check_resumption(run_dir, saved_step, saved, run_identity, dataset, progress)
         if host.is_first:
             write_run_files(run_dir, recipe, run_identity, dataset.tokenizer)
-
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
         stack.enter_context(closing(checkpoints))
         pace, pulse = Pace(host.name), Pulse()
@@ -112,9 +114,9 @@ def train(
         )
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         tasks = TaskScores(run, stop, evaluate)
-        state = _first_state(run, checkpoints, start)
+        state = _first_state(run, checkpoints, saved_step, start)
         train_step = _compiled_step(run)
-        _catch_up((heldout, tasks), run, stop, start, state)
+        _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar:
             bar.advance(start)
             batch = next(batches)
@@ -157,8 +159,9 @@ def _device_batches(
         yield (global_batch(batch, rows, layout) for batch in stream)
 
 
-def _first_state(run: Running, checkpoints: Checkpoints, step: int) -> State:
-    """The state saved at `step`, laid out for this mesh; for step 0 a new one."""
+def _first_state(run: Running, checkpoints: Checkpoints, step: int, start: int) -> State:
+    """The state saved at `step`, laid out for this mesh; for step 0 a new one. With a later `start`
+    the batches in between count as consumed."""
     decoder, optimizer = run.decoder, run.recipe.optimizer
     if step == 0:
         run.watchdog.beat("initialising", LONG)
@@ -171,7 +174,12 @@ def _first_state(run: Running, checkpoints: Checkpoints, step: int) -> State:
         if decoder.apart:
             state = jax.jit(unstack_blocks, static_argnums=1)(state, decoder.num_blocks)
     run.progress.say(f"continuing from step {step}")
-    return state
+    if start == step:
+        return state
+    run.progress.say(f"skipping batches {step + 1} to {start}, as recorded in {RECORDS}")
+    skip = jax.jit(lambda at: (at + (start - step), at * 0), out_shardings=state.step.sharding)
+    consumed, none = skip(state.step)
+    return state._replace(step=consumed, bad_steps=none)
 
 
 def _compiled_step(run: Running) -> Any:

@@ -25,7 +25,7 @@ from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoa
 
 
 class Meter(AbstractContextManager["Meter"]):
-    """The numbers of a run, from `start` on: `metrics.jsonl`, `tensorboard/` and the progress.
+    """The numbers of a run after `start` batches: `metrics.jsonl`, `tensorboard/` and progress.
 
     Without a `run_dir` no file is written: of several processes only the first writes.
 
@@ -59,8 +59,8 @@ class Meter(AbstractContextManager["Meter"]):
         if run_dir is not None:
             self._path = run_dir / "metrics.jsonl"
             self._files = [
-                MetricsFile(self._path, start, progress),
-                TensorBoard(run_dir / "tensorboard", start, progress),
+                MetricsFile(self._path, saved.get("step", start), progress),
+                TensorBoard(run_dir / "tensorboard", saved.get("step", start), progress),
             ]
         self._restart()
 

@@ -12,14 +12,15 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from board import curves
+from board import curves, events_in
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, DataError, Preempted
 from glamcli.progress import Silent
 from glamcli.train import loop
 from glamcli.train.loop import train
-from runs import WALL_CLOCK
+from glamcli.train.rewind import rewind
+from runs import WALL_CLOCK, weights
 
 SETS = (
     "model.num_layers=1",
@@ -374,3 +375,60 @@ def test_scores_on_file_are_not_made_again_on_resumption(folder, tmp_path):
     longer = recipe(folder, "every.eval_steps=2", "every.checkpoint_steps=2")
     train(longer, tmp_path / "run", Silent(), evaluate=evaluate)
     assert steps == [4]
+
+
+class Killed(BaseException):
+    """Ends a run as nothing that it could answer to."""
+
+
+class KilledAt(Silent):
+    def __init__(self, step):
+        self.at = step
+
+    def step(self, values):
+        if values["step"] == self.at:
+            raise Killed
+
+
+def test_a_rewound_run_leaves_out_exactly_the_batches_of_its_record(folder, tmp_path, monkeypatch):
+    """Also when it is killed before its next save; and twice from one rewind it is the same run."""
+    seen = []
+
+    def put(batch, *where):
+        seen.append(batch["tokens"].tobytes())
+        return global_batch(batch, *where)
+
+    global_batch = loop.global_batch
+    monkeypatch.setattr(loop, "global_batch", put)
+    eight = recipe(folder, "train.steps=8", "every.checkpoint_steps=2", "every.log_steps=1")
+    run, twin = tmp_path / "run", tmp_path / "twin"
+    train(eight, run, Silent())
+    batches, before = seen[:8], lines(run)
+    rewind(run, 4, 2, "of the test")
+    shutil.copytree(run, twin)
+    with pytest.raises(Killed):
+        train(eight, twin, KilledAt(7))
+    for each in (run, twin):
+        seen.clear()
+        heard = Warned()
+        train(eight, each, heard)
+        assert seen[:2] == batches[6:]
+        assert "skipping batches 5 to 6, as recorded in rewinds.jsonl" in heard.said
+        assert Checkpoints(each / "checkpoints").steps() == [8, 4]
+        meta = Checkpoints(each / "checkpoints").meta(8)
+        assert meta["skipped_batches"] == [[4, 6]]
+    now = weights(run, 8)
+    assert {name for name, x in weights(twin, 8).items() if (x != now[name]).any()} == set()
+    assert (now["step"], now["opt_state/count"], now["bad_steps_total"]) == (8, 6, 0)
+    assert lines(run) == lines(twin)
+    assert lines(run)[:4] == before[:4]
+    assert [line["step"] for line in lines(run)[4:]] == [7, 8, 8]
+    restarts = [e.step for e in events_in(run / "tensorboard") if e.HasField("session_log")]
+    assert restarts == [5]
+
+
+def test_a_rewind_that_skips_to_the_end_is_refused(folder, tmp_path):
+    train(recipe(folder, "train.steps=8", "every.checkpoint_steps=4"), tmp_path / "run", Silent())
+    rewind(tmp_path / "run", 4, 3)
+    with pytest.raises(CheckpointError, match="skips batches up to 7, which leaves nothing of 6"):
+        train(recipe(folder, "train.steps=6"), tmp_path / "run", Silent())
