@@ -39,6 +39,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import with_mesh_of
 from glamcli.progress import Progress, Silent
 from glamcli.train import loop
+from glamcli.train.metric_files import read_metrics
 from glamcli.trained import Trained, keep_compiled_programs, open_trained
 
 
@@ -85,17 +86,16 @@ class Run:
         return {name: Param(value, each) for (name, value), each in named}
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of the run's `metrics.jsonl`, oldest first.
+        """The lines of the run's `metrics.jsonl`, oldest first, without damaged ones.
 
         Raises:
             CheckpointError: there is no such file: a checkpoint outside of its run folder.
         """
         path = (self._trained.run_dir or Path()) / "metrics.jsonl"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            return read_metrics(path)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be torn
 
     def logits(self, text: str) -> np.ndarray:
         """Float32 logits [S, V] of the next token after BOS and after each token of the text.

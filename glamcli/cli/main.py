@@ -12,11 +12,13 @@ import sys
 import tempfile
 import threading
 import traceback
+from typing import TextIO, cast
 
 import click
 
 import glamcli
 from glamcli import libtpu
+from glamcli.cli import streams
 from glamcli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
@@ -73,16 +75,20 @@ def root(debug: bool) -> None:
 
 def run(args: list[str] | None = None) -> None:
     """The entry point: runs a command and exits with its code; never shows a bare traceback."""
+    streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
     if not libtpu.has_tpu():
         libtpu.quiet()
+    stdout, sys.stdout = sys.stdout, cast(TextIO, streams.Output(sys.stdout))
     try:
         code = _run(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = _close_broken_pipe()
+    except (BrokenPipeError, streams.OutputError) as error:
+        code = _end_without_output(error)
+    finally:
+        sys.stdout = stdout
     if code and args is None:  # the process is this command's own
         _leave_threads_behind(code)
     sys.exit(code)
@@ -120,7 +126,7 @@ def _run(args: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted", None)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, streams.OutputError):
         raise
     except SystemExit:  # what click and rich make of a broken pipe; no command exits by itself
         raise BrokenPipeError from None
@@ -151,10 +157,13 @@ def complain(what: str, hint: str | None) -> None:
     wants it (no-color.org)."""
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     colour = False if plain else None  # None: what the stream is decides
-    error = click.style("error: ", fg="red", bold=True)
-    click.echo(error + printable(redacted(what)), err=True, color=colour)
+    text = click.style("error: ", fg="red", bold=True) + printable(redacted(what))
     if hint:
-        click.echo(click.style("hint: ", fg="cyan") + printable(hint), err=True, color=colour)
+        text += "\n" + click.style("hint: ", fg="cyan") + printable(hint)
+    try:
+        click.echo(text, err=True, color=colour)
+    except OSError:  # the terminal was closed
+        streams.to_nowhere(sys.stderr)
 
 
 def _report_bug(error: Exception, debug: bool) -> None:
@@ -176,7 +185,12 @@ def _report_bug(error: Exception, debug: bool) -> None:
     complain(f"this is a bug in glam: {summary}", where)
 
 
-def _close_broken_pipe() -> int:
-    """The reader of the output is gone (as in `| head`): silent, also when Python shuts down."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_BROKEN_PIPE
+def _end_without_output(error: OSError) -> int:
+    """The exit code after a result could not be shown. Silent, also when Python shuts down, when
+    its reader is gone (as in `| head`)."""
+    streams.to_nowhere(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    hint = "; ".join(getattr(error, "__notes__", ())) or None
+    complain(f"standard output cannot be written: {error.strerror or error}", hint)
+    return 1

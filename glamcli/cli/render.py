@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -21,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
 
+from glamcli.cli.streams import Lossy, write_line
 from glamcli.errors import printable
 from glamcli.progress import Phase, Progress
 
@@ -35,7 +36,7 @@ def make_progress(as_json: bool = False) -> Progress:
     if as_json:
         return JsonLines(sys.stdout)
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return Live(Console(stderr=True, highlight=False))
+        return Live(Console(file=cast(TextIO, Lossy(sys.stderr)), highlight=False))
     return Plain(sys.stderr)
 
 
@@ -214,10 +215,10 @@ class Plain(Progress):
         self.say(f"step {values.get('step')}{of}  {step_text(values)}")
 
     def say(self, text: str) -> None:
-        _write(self._stream, printable(text))
+        write_line(self._stream, printable(text))
 
     def warn(self, text: str) -> None:
-        _write(self._stream, printable(f"warning: {text}"))
+        write_line(self._stream, printable(f"warning: {text}"))
 
 
 class _PlainPhase(Phase):
@@ -245,7 +246,7 @@ class JsonLines(Progress):
         self._stream = stream
 
     def emit(self, event: str, **values: Any) -> None:
-        _write(self._stream, json.dumps({"event": event, **values}))
+        write_line(self._stream, json.dumps({"event": event, **values}))
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
@@ -270,15 +271,3 @@ class _JsonPhase(Phase):
 
     def note(self, text: str) -> None:
         self._lines.emit("note", name=self._name, text=text)
-
-
-def _write(stream: TextIO, line: str) -> None:
-    """Writes one line; once the pipe is closed, everything further is dropped."""
-    try:
-        stream.write(line + "\n")
-        stream.flush()
-    except OSError:
-        # Also the flush at exit must not fail, so the descriptor itself is replaced.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)

@@ -46,10 +46,10 @@ def command(
 ) -> int:
     """Train RECIPE, a shipped name or a file, and keep everything in a run folder.
 
-    The same command resumes the run where it stopped, and so does `glam train runs/NAME`. Ctrl-C
-    (or SIGTERM) saves at the next step and exits with 75; a second one exits at once. At the end
-    the model is scored on held-out text and, when the recipe has a `finish` section, on a suite of
-    tasks. On several hosts, start the same command on each of them.
+    The same command resumes the run where it stopped, and so does `glam train runs/NAME`. Ctrl-C,
+    SIGTERM and closing the terminal save at the next step and exit with 75; a second signal exits
+    at once. At the end the model is scored on held-out text and, when the recipe has a `finish`
+    section, on a suite of tasks. On several hosts, start the same command on each of them.
     """
     loaded = load_recipe(recipe, sets)
     # XLA's own warnings are for those who work on it; set to 0 from outside, they are shown.
@@ -69,30 +69,32 @@ def command(
         with loaded.placing():
             outcome = train(loaded.recipe, folder, progress, host, score_during)
         progress = progress if host.is_first else Silent()
-        code = _conclude(outcome, folder, loaded.recipe.finish, progress, as_json)
+        finish = loaded.recipe.finish
         again = ["glam", "train", recipe]
         kept = [each for each in sets if not each.startswith("train.steps=")]
         for each in (*kept, f"train.steps={2 * outcome.step}"):
             again += ["--set", each]
         again += ["--run", str(folder)] if run_dir else []
-        _suggest(folder, loaded.recipe.finish, again, outcome, as_json)
+        saved = f"the model is trained and saved: `{shlex.join(_eval_words(folder, finish.suite))}`"
+        try:
+            code = _conclude(outcome, folder, progress, as_json)
+            _suggest(folder, finish, again, outcome, as_json)
+        except KeyboardInterrupt:
+            progress.say(f"{saved} scores it")
+            raise
+        except OSError as error:
+            error.add_note(f"{saved} scores it")
+            raise
         return code
 
 
-def _conclude(
-    outcome: Outcome, folder: Path, finish: Finish, progress: Progress, as_json: bool
-) -> int:
+def _conclude(outcome: Outcome, folder: Path, progress: Progress, as_json: bool) -> int:
     """Shows how the run ended and what its model scores and writes; the exit code."""
     if outcome.model is None:
         progress.say(f"{folder} is finished: step {outcome.step}, nothing left to do")
         return 0
     _show_heldout(outcome, as_json)
-    try:
-        code = _finish(outcome.model, progress, as_json)
-    except KeyboardInterrupt:
-        scores = shlex.join(_eval_words(folder, finish.suite))
-        progress.say(f"the model is trained and saved: `{scores}` scores it")
-        raise
+    code = _finish(outcome.model, progress, as_json)
     if outcome.failed_evals:
         progress.warn(f"{outcome.failed_evals} evaluations during training failed")
         code = code or DataError.exit_code

@@ -7,6 +7,7 @@ each other.
 
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import IO
 from glamcli.errors import CheckpointError
 
 NAME = ".lock"
+_HOLDER = re.compile(r"process \d+ on [\w.-]+")
 
 
 def hold(path: Path, occupied: Callable[[str], object]) -> IO[str]:
@@ -24,13 +26,14 @@ def hold(path: Path, occupied: Callable[[str], object]) -> IO[str]:
     `occupied` is called first, with `process 12 on its-machine`, if another process holds it; it
     may raise instead of waiting.
     """
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8", errors="replace")
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            occupied(file.read() or "another process")
+            text = file.read(300)
+            occupied(text if _HOLDER.fullmatch(text) else "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

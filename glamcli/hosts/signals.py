@@ -1,4 +1,5 @@
-"""What SIGINT and SIGTERM do to a run: the first asks it to stop, a second one ends it at once.
+"""What SIGINT, SIGTERM and SIGHUP (a closed terminal) do to a run: the first asks it to stop, a
+second one ends it at once.
 
 Python runs its own signal handlers between two instructions of the main thread, which may be
 minutes away while a program compiles. So the C-level handler writes to a pipe, and a thread
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 
 from glamcli.progress import Progress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # GNU `timeout` sends its signal to the process and to the process's group.
 REPEAT_SECONDS = 1.0
 """within these, a signal that comes again is the same request."""
@@ -45,8 +46,9 @@ class Stop:
 
 @contextmanager
 def listening(progress: Progress) -> Iterator[Stop]:
-    """Turns SIGINT and SIGTERM into requests for as long as the context is open. Until `at_once` is
-    set to False, a request raises KeyboardInterrupt in the main thread."""
+    """Turns `SIGNALS` into requests for as long as the context is open. Until `at_once` is set to
+    False, a request raises KeyboardInterrupt in the main thread. SIGHUP stays ignored where it was
+    (`nohup`)."""
     stop = Stop()
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -59,7 +61,8 @@ def listening(progress: Progress) -> Iterator[Stop]:
             interrupted, stop.signal = True, signal.Signals(signum)
             raise KeyboardInterrupt
 
-    handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    heeded = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, interrupt) for number in heeded}
     previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_listen, args=(receiver, stop, progress), daemon=True)
     thread.start()

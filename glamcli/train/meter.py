@@ -5,7 +5,6 @@ next one is already dispatched. Time spent on held-out loss and on saving does n
 training. docs/metrics.md explains every key.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +20,8 @@ from glamcli.errors import CheckpointError, TrainError
 from glamcli.hosts.pace import Pace
 from glamcli.progress import Progress
 from glamcli.train import metrics
-from glamcli.train.metrics import FAILED_TASKS, LossSums, MetricsFile, TensorBoard, finite
+from glamcli.train.metric_files import MetricsFile, TensorBoard
+from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
 
 
 class Meter(AbstractContextManager["Meter"]):
@@ -55,13 +55,13 @@ class Meter(AbstractContextManager["Meter"]):
         self._first = start + 1
         self._pending: tuple[int, Any] | None = None
         self._latest: dict[str, Any] = {}
-        self._files: list[MetricsFile | TensorBoard] = []
+        self._files: tuple[()] | tuple[MetricsFile, TensorBoard] = ()
         if run_dir is not None:
-            self._path = run_dir / "metrics.jsonl"
-            self._files = [
-                MetricsFile(self._path, saved.get("step", start), progress),
-                TensorBoard(run_dir / "tensorboard", saved.get("step", start), progress),
-            ]
+            at = saved.get("step", start)
+            self._files = (
+                MetricsFile(run_dir / "metrics.jsonl", at, progress),
+                TensorBoard(run_dir / "tensorboard", at, progress),
+            )
         self._restart()
 
     def __exit__(self, *error: object) -> None:
@@ -124,13 +124,10 @@ class Meter(AbstractContextManager["Meter"]):
     def has(self, step: int, prefix: str) -> bool:
         """Whether the metrics have numbers of `step` with this prefix. Only right while there are
         no lines of later steps."""
-        try:
-            text = self._path.read_text() if self._files else ""
-            lines = [json.loads(line) for line in text.splitlines()[-3:]]
-        except (OSError, ValueError):
-            return False
+        recent = self._files[0].recent if self._files else ()
         return any(
-            line["step"] == step and any(name.startswith(prefix) for name in line) for line in lines
+            line["step"] == step and any(name.startswith(prefix) for name in line)
+            for line in recent
         )
 
     def _read(self, step: int, sums: Any) -> None:

@@ -38,7 +38,8 @@ def test_help_lists_every_command_and_imports_none_of_them():
         "import sys\nfrom glamcli.cli.main import run\n"
         "try: run(['--help'])\nfinally:\n"
         " assert not {'jax', 'flax', 'rich', 'pydantic', 'numpy'} & set(sys.modules)\n"
-        " assert not [m for m in sys.modules if m.startswith('glamcli.cli.') and m[12:] != 'main']"
+        " assert not {m[12:] for m in sys.modules if m.startswith('glamcli.cli.')}"
+        " - {'main', 'streams'}"
     )
     assert run.stderr == ""
     assert run.returncode == 0
@@ -171,6 +172,32 @@ def test_a_reader_that_leaves_is_no_error():
     assert run.stdout.splitlines()[0] == "{"
     assert run.stdout.splitlines()[1] in ("0", "141")  # the pipe may hold all of it
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["list", "schema"])  # by rich and by itself
+def test_a_full_disk_under_the_output_is_an_error_of_its_own(command):
+    code = "from glamcli.cli.main import run; run()"
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", code, "recipe", command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    what = "error: standard output cannot be written: No space left on device\n"
+    assert (run.returncode, run.stderr) == (1, what)
+
+
+def test_a_closed_output_is_no_output():
+    run = subprocess.run(
+        f"{sys.executable} -c 'from glamcli.cli.main import run; run()' recipe list >&- 2>&-",
+        timeout=60,
+        check=False,
+        shell=True,
+    )
+    assert run.returncode == 0
 
 
 @pytest.mark.parametrize("command", ["list", "schema"])  # by rich and by itself

@@ -130,6 +130,18 @@ def test_interrupted_while_it_is_scored_it_says_that_the_model_is_saved(
     )
 
 
+def test_on_a_full_disk_it_still_says_that_the_model_is_saved(
+    trained, elsewhere, capsys, monkeypatch
+):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert glam("train", "test-tiny", *OFF) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: standard output cannot be written: No space left on device\n"
+        "hint: the model is trained and saved: `glam eval runs/test-tiny --suite quick` scores it\n"
+    )
+
+
 def test_fresh_renames_the_earlier_run(trained, elsewhere, capsys):
     for expected in ([], ["mine.1"], ["mine.1", "mine.2"]):
         assert glam("train", "test-tiny", *OFF, "--run", "mine", "--fresh") == 0

@@ -50,7 +50,7 @@ DOORS = {
     "array_record": ("glamcli.data",),
     "sentencepiece": ("glamcli.data.tokenizer",),
     "fsspec": ("glamcli.data",),
-    "tensorboardX": ("glamcli.train.metrics",),
+    "tensorboardX": ("glamcli.train.metric_files",),
     "click": ("glamcli.cli",),
     "rich": ("glamcli.cli.render",),
     "pydantic": ("glamcli.config", "glamcli.evals.tasks.schema"),

@@ -28,6 +28,16 @@ def test_a_living_holder_is_named_and_kept(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    "content", [b"5", b"", b"\xff\xfe", b"process 1 on x\x1b[2J", b"p" * 10**6]
+)
+def test_a_holder_whose_name_cannot_be_read_is_another_process(tmp_path, content):
+    with locked(tmp_path):
+        (tmp_path / NAME).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"in use by another process$"):
+            locked(tmp_path).__enter__()
+
+
 def test_is_free_again_afterwards(tmp_path):
     for _ in range(2):
         with locked(tmp_path):

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from glamcli.hosts.signals import listening
+from glamcli.hosts.signals import SIGNALS, listening
 from glamcli.progress import Silent
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_request_is_noted_and_the_program_goes_on(number):
     before = signal.getsignal(number)
     with listening(Silent()) as stop:
@@ -26,7 +26,7 @@ def test_a_request_is_noted_and_the_program_goes_on(number):
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_before_training_a_request_interrupts(number):
     def prepare_data():
         with listening(Silent()):
@@ -35,6 +35,23 @@ def test_before_training_a_request_interrupts(number):
 
     with pytest.raises(KeyboardInterrupt):
         prepare_data()
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As `nohup` starts a program."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening(Silent()) as stop:
+            stop.at_once = False
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)  # noted after a hangup would be
+            deadline = time.monotonic() + 5
+            while not stop.requested and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("at_once", [False, True])

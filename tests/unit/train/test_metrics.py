@@ -1,17 +1,11 @@
-"""Means of a step's sums, router alarms, and metric files that survive what happens to them."""
+"""Means of a step's sums, and router alarms."""
 
-import json
 import math
-import resource
-from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
-from board import events_in
 from glamcli.config.schema import Batch, Data, Model, Moe, Recipe, Train
-from glamcli.progress import Silent
-from glamcli.train.metrics import MetricsFile, TensorBoard, add_losses, alarms, summarise
+from glamcli.train.metrics import add_losses, alarms, summarise
 
 MOE = Moe(num_experts=4)
 RECIPE = Recipe(
@@ -49,14 +43,6 @@ SUMS = {
         "dead_experts": [0.0, 2.0],
     },
 }
-
-
-class Warned(Silent):
-    def __init__(self):
-        self.texts = []
-
-    def warn(self, text):
-        self.texts.append(text)
 
 
 def summary(sums, names="abc", before=None):
@@ -127,100 +113,3 @@ def test_alarms_name_the_layer_and_the_knob():
 def test_a_balanced_router_raises_no_alarm():
     calm = routing(wanted_E=[[0.25] * 4] * 2, first_E=[[0.25] * 4] * 2, dropped_frac=[0.1, 0.1])
     assert alarms(calm, MOE) == []
-
-
-def steps_in(path):
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-
-
-def test_every_line_is_one_object_and_not_finite_is_null(tmp_path):
-    path = tmp_path / "run" / "metrics.jsonl"
-    file = MetricsFile(path, 0, Silent())
-    file.write(summary(SUMS))
-    file.write({"step": 8, "loss": float("nan"), "loss_by_layer": [1.0, float("inf")]})
-    file.close()
-    first, second = map(json.loads, path.read_text().splitlines())
-    assert first == summary(SUMS)
-    assert second == {"step": 8, "loss": None, "loss_by_layer": [1.0, None]}
-
-
-def test_resuming_drops_later_steps_and_torn_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path, 0, Silent())
-    for step in range(1, 8):
-        file.write({"step": step})
-    file.close()
-    with path.open("a") as torn:
-        torn.write('{"step": 8, "lo')
-    again = MetricsFile(path, 5, Silent())
-    again.write({"step": 6})
-    again.close()
-    assert steps_in(path) == [1, 2, 3, 4, 5, 6]
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """What a full disk does to a write: part of it is written, then none."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_costs_whole_lines_and_one_warning(tmp_path):
-    path, progress = tmp_path / "metrics.jsonl", Warned()
-    file = MetricsFile(path, 0, progress)
-    file.write({"step": 1})
-    with files_no_larger_than(path.stat().st_size + 5):
-        file.write({"step": 2})
-        file.write({"step": 3})
-    file.write({"step": 4})
-    file.close()
-    assert steps_in(path) == [1, 4]
-    assert len(progress.texts) == 1
-    assert progress.texts[0].startswith(f"{path} cannot be written")
-
-
-def test_a_metrics_folder_that_cannot_be_made_is_a_warning(tmp_path):
-    (tmp_path / "run").write_text("a file in the way")
-    progress = Warned()
-    file = MetricsFile(tmp_path / "run" / "metrics.jsonl", 0, progress)
-    file.write({"step": 1})
-    file.close()
-    board = TensorBoard(tmp_path / "run" / "tensorboard", 0, progress)
-    board.write({"step": 1, "loss": 2.0})
-    board.close()
-    assert len(progress.texts) == 2
-
-
-def test_tensorboard_gets_a_curve_per_number_and_layer(tmp_path):
-    board = TensorBoard(tmp_path, 6, Silent())
-    board.write(
-        {
-            "step": 7,
-            "loss": 2.5,
-            "balance_by_layer": [1.0, None],
-            "load_by_layer": [[0.5, 0.5], [0.1, 0.9]],  # a curve per expert would be too many
-            "note": "text",
-        }
-    )
-    board.close()
-    version, restart, event = events_in(tmp_path)
-    assert version.file_version == "brain.Event:2"
-    assert restart.step == 7  # what an earlier process wrote from here on is forgotten
-    assert event.step == 7
-    curves = {value.tag: value.simple_value for value in event.summary.value}
-    assert curves == {"loss": 2.5, "balance_by_layer/1": 1.0}
-
-
-def test_tensorboard_on_a_full_disk_ends_with_one_warning(tmp_path):
-    progress = Warned()
-    board = TensorBoard(tmp_path, 0, progress)
-    with files_no_larger_than(100):
-        for step in range(1, 30):
-            board.write({"step": step, **{f"value/{i}": np.pi for i in range(20)}})
-            board.flush()
-    board.close()
-    assert len(progress.texts) == 1

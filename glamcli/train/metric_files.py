@@ -1,0 +1,226 @@
+"""The files that the numbers of a run go to: `metrics.jsonl` and TensorBoard's event files.
+
+Neither may stop a run: a full disk costs a warning and some lines. What a crash, a disk or a hand
+left in `metrics.jsonl` is read line by line, in bounded memory.
+"""
+
+import errno
+import io
+import json
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from glamcli.progress import Progress
+
+LINE_BYTES = 1 << 24
+"""a longer line was not written by a run."""
+RECENT_LINES = 3
+"""lines of one step: its own, of the held-out loss, of the tasks."""
+
+
+class _Output:
+    """Something to write to, whose trouble costs a warning, the first time, and no run."""
+
+    def __init__(self, path: Path, progress: Progress):
+        self._path, self._progress, self._warned = path, progress, False
+
+    @contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason, known, self._warned = error.strerror or error, self._warned, True
+            if not known:
+                self._progress.warn(f"{self._path} cannot be written ({reason}); training goes on")
+
+
+class MetricsFile(_Output):
+    """`metrics.jsonl`: one JSON object per line, each with its `step`, in order of steps.
+
+    A line is written by one call and removed if it did not fit, so that neither a reader nor a
+    killed run ever leaves or sees half of one. Opened at the step that a run resumes from, it drops
+    the lines of later steps: they will be written again, and no step is there twice.
+    """
+
+    def __init__(self, path: Path, step: int, progress: Progress):
+        super().__init__(path, progress)
+        self._file: io.FileIO | None = None
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_LINES)
+        """the newest lines of the file."""
+        with self._tolerating():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _refuse_no_file(path)
+                self._keep_up_to(step)
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one line, numbers that are not finite as null; a line that cannot be written is
+        omitted."""
+        known = json.loads(json.dumps(dict(values)), parse_constant=lambda not_finite: None)
+        line = (json.dumps(known) + "\n").encode()
+        if self._file is None:
+            return
+        with self._tolerating():
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(end)
+                raise
+            self.recent.append(known)
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk when this returns."""
+        if self._file is not None:
+            with self._tolerating():
+                os.fsync(self._file)
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _keep_up_to(self, step: int) -> None:
+        """Drops lines of later steps and the remains of a torn line. Where other lines between are
+        damaged, the file as it was stays beside the one without them."""
+        num_wrong, later, end = 0, 0, 0
+        with self._path.open("rb") as file:
+            for line, values in _lines(file):
+                if values is not None and values["step"] <= step:
+                    num_wrong, later, end = num_wrong + later, 0, file.tell()
+                    self.recent.append(values)
+                elif values is None and line.endswith(b"\n"):
+                    num_wrong += 1
+                else:
+                    later += 1
+        if num_wrong:
+            self._set_aside(step, num_wrong)
+        elif later:
+            os.truncate(self._path, end)
+
+    def _set_aside(self, step: int, num_wrong: int) -> None:
+        path = self._path
+        aside = path.with_name(f"{path.stem}.damaged-{time.time_ns()}{path.suffix}")
+        path.rename(aside)
+        with aside.open("rb") as file, path.open("xb") as kept:
+            for line, values in _lines(file):
+                if values is not None and values["step"] <= step:
+                    kept.write(line)
+        lines = "line is" if num_wrong == 1 else "lines are"
+        self._progress.warn(
+            f"{path}: {num_wrong} {lines} damaged or out of order and left out; "
+            f"the file as it was is {aside}"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, oldest first, without damaged ones.
+
+    Raises: OSError when it cannot be read or is not a regular file.
+    """
+    _refuse_no_file(path)
+    with path.open("rb") as file:
+        return [values for _, values in _lines(file) if values is not None]
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raises: OSError for what would block or never end: a pipe, a device, a folder."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line with its end, and its values; None for one that is damaged, torn, or too long (of
+    which only the last part is kept in memory)."""
+    while line := file.readline(LINE_BYTES):
+        too_long = len(line) == LINE_BYTES and not line.endswith(b"\n")
+        while too_long and line and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES) or b"\n"
+        yield line, None if too_long else _values(line)
+
+
+def _values(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None unless it is whole, an object, and has a whole number as its step."""
+    try:
+        values = json.loads(line.decode()) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return values if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+class TensorBoard(_Output):
+    """Event files of the numbers in a summary; lists become one curve per layer, except lists
+    of experts: a curve each would bury the others.
+
+    Events are written by the caller's thread: the writer of tensorboardX hands them to a thread
+    through a queue of ten, and a full disk ends that thread, after which the run would wait for
+    the queue forever. Here the first failure ends the event files and nothing else.
+    """
+
+    def __init__(self, folder: Path, step: int, progress: Progress):
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        # Generated code: its classes exist at run time only, out of a type checker's sight.
+        proto: Any = event_pb2
+        values: Any = summary_pb2
+        self._event, self._values = proto.Event, values.Summary
+        super().__init__(folder, progress)
+        self._writer: Any = None
+        with self._tolerating():
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self._writer = RecordWriter(str(folder / name))
+        self._add(file_version="brain.Event:2")
+        if step:
+            # Readers forget what an earlier process wrote after the step that is resumed from.
+            restart = proto.SessionLog(status=proto.SessionLog.START)
+            self._add(step=step + 1, session_log=restart)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Adds every number of a summary at its `step`."""
+        scalars = [
+            self._values.Value(tag=tag, simple_value=number)
+            for name, value in values.items()
+            for tag, number in _curves(name, value)
+        ]
+        self._add(step=values["step"], summary=self._values(value=scalars))
+
+    def flush(self) -> None:
+        """Everything added so far is in the file when this returns."""
+        self._try(lambda: self._writer.flush())
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            with self._tolerating():
+                self._writer.close()
+
+    def _add(self, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), **content)
+        self._try(lambda: self._writer.write(event.SerializeToString()))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if not self._warned:
+            with self._tolerating():
+                action()
+
+
+def _curves(name: str, value: Any) -> list[tuple[str, float]]:
+    """The curves a value belongs to: itself, or one per layer; none for text, None and experts."""
+    if name in ("step", "unix_seconds"):  # every event has both
+        return []
+    layers = {name: value}
+    if isinstance(value, list):
+        layers = {f"{name}/{number}": part for number, part in enumerate(value, 1)}
+    return [(curve, float(x)) for curve, x in layers.items() if isinstance(x, int | float)]
