@@ -105,7 +105,7 @@ def _show_scores(results: Results) -> None:
             str(score.shots),
             each.metric,
             *_value_cells(each),
-            *(score_text(each.metric, each.baselines[name]) for name in _BASELINES),
+            *(score_text(each.metric, each.baselines.get(name)) for name in _BASELINES),
             str(score.num_items),
             f"{score.shots_fitted:.1f}",
             *([str(score.num_cut)] if is_cut else []),
@@ -144,7 +144,7 @@ def _show_subsets(scores: Sequence[Score]) -> None:
             subset.value,
             each.metric,
             *_value_cells(each),
-            score_text(each.metric, each.baselines["random"]),
+            score_text(each.metric, each.baselines.get("random")),
             str(subset.num_items),
         ]
         for score in scores

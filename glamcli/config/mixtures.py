@@ -11,6 +11,7 @@ from glamcli.config import yaml
 from glamcli.config.explain import Problem, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find
 from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
+from glamcli.config.yaml import shown
 
 
 class Source(Settings):
@@ -82,6 +83,8 @@ def load_mixture(name_or_path: str | Path) -> Mixture:
 def _contradictions(mixture: Mixture) -> Iterator[tuple[tuple[str | int, ...], str, str | None]]:
     """(path of keys, what, hint) of every contradiction in a mixture."""
     for name, source in mixture.sources.items():
+        if not name.isprintable():
+            yield ("sources", name), f"`{shown(name)}` is not a name: it must be one line", None
         if source.path is None:
             what = f"source `{name}` is {source.kind}, which needs a `path`"
             yield ("sources", name), what, None

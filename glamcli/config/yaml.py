@@ -26,6 +26,7 @@ from ruamel.yaml.events import (
 )
 
 from glamcli.errors import RecipeError, printable, redacted
+from glamcli.untrusted import read_file
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -89,20 +90,22 @@ def read_tree(path: Path, shown_as: str) -> Mapping:
     return node
 
 
-def read_text(path: Path, shown_as: str) -> str:
-    """The text of a small UTF-8 file with plain line ends; a byte order mark is dropped."""
+def read_bytes(path: Path, shown_as: str) -> bytes:
+    """The content of a small file. Raises: RecipeError when there is none, or it is a large one."""
     name = printable(shown_as)
     try:
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file"
-            raise RecipeError(f"{name}: {what}")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        return read_file(path, MAX_BYTES)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "is a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise RecipeError(f"{name}: {what}") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RecipeError(f"{name}: cannot be read: {printable(str(reason)).lower()}") from error
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{name}: larger than {MAX_BYTES:,} bytes, which no recipe needs")
+
+
+def read_text(path: Path, shown_as: str) -> str:
+    """The text of a small UTF-8 file with plain line ends; a byte order mark is dropped."""
+    name, data = printable(shown_as), read_bytes(path, shown_as)
     start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = data[start:].decode("utf-8")

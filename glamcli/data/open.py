@@ -220,8 +220,8 @@ def known_tokens(recipe: Recipe) -> dict[str, int]:
     for name, folder in last_rows(recipe, mixture, cache)[1].items():
         with contextlib.suppress(DataError):
             source = mixture.sources[name]
-            made_of = [entry[:2] for entry in read_rows_meta(folder)["inputs"]["files"]]
+            made_of = [entry[:2] for entry in read_rows_meta(folder).inputs.files]
             is_remote = "://" in (source.path or "")
-            if is_remote or made_of == [[f.name, f.num_bytes] for f in files(source, name)]:
+            if is_remote or made_of == [(f.name, f.num_bytes) for f in files(source, name)]:
                 known[name] = Rows(folder, "train").counts.num_tokens
     return known

@@ -9,16 +9,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glamcli.data.pack import pack
-from glamcli.data.rows import Counts, write_rows_meta, write_shard
+from glamcli.data.rows import Counts, Shard, write_rows_meta, write_shard
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.errors import DataError
+from glamcli.untrusted import parse_as, read_file
 
 SPLITS = ("train", "heldout")
 PART_FILE = "part.json"
@@ -138,9 +139,7 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
     for split in SPLITS:
         counts = Counts()
         shards = []
-        made = [
-            (f, p[split]) for f, p in zip(folders, parts, strict=True) if p and p[split]["shard"]
-        ]
+        made = [(f, p[split]) for f, p in zip(folders, parts, strict=True) if p and p[split].shard]
         for number, (folder, part) in enumerate(made):
             # The file name TFDS expects.
             name = f"rows-{split}.array_record-{number:05d}-of-{len(made):05d}"
@@ -148,8 +147,8 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
                 (joined / name).hardlink_to(folder / split)
             except OSError:  # the file system has no links
                 shutil.copyfile(folder / split, joined / name)
-            shards.append({**part["shard"], "file": name})
-            counts += Counts(**part["counts"])
+            shards.append({**vars(part.shard), "file": name})
+            counts += part.counts
         splits[split] = {"shards": shards, "counts": counts.as_dict()}
     lines: list[bytes] = []
     for folder in folders:
@@ -164,14 +163,22 @@ def join_parts(folders: list[Path], content: dict[str, Any], target: Path) -> No
     joined.rename(target)
 
 
-def finished_part(folder: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Made:
+    """A split of a part."""
+
+    counts: Counts
+    shard: Shard | None
+
+
+def finished_part(folder: Path) -> dict[str, _Made] | None:
     """What a part holds; None when it still has to be made."""
     try:
-        content = json.loads((folder / PART_FILE).read_text())
+        content = parse_as(dict[str, _Made], read_file(folder / PART_FILE))
         for split in SPLITS:
-            shard = content[split]["shard"]
-            if shard and (folder / split).stat().st_size != shard["num_bytes"]:
+            shard = content[split].shard
+            if shard and (folder / split).stat().st_size != shard.num_bytes:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return None
     return content

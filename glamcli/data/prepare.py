@@ -22,7 +22,7 @@ from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import cache_path, json_digest
 from glamcli.data.parts import DOCUMENTS_FILE, cut, finished_part, join_parts, make_part, part_chars
-from glamcli.data.rows import META_FILE, Rows, read_rows_meta
+from glamcli.data.rows import META_FILE, Rows, damaged, read_rows_meta
 from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
+from glamcli.untrusted import parse_as, read_file
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
 ROWS_FORMAT = 3
@@ -59,9 +60,12 @@ class Prepared:
     def heldout_documents(self, name: str) -> list[str]:
         """Texts of held-out documents, in their order: at most 512, or 1 Mi characters."""
         folder = self.train[name].folder
-        data = (folder / DOCUMENTS_FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() != read_rows_meta(folder)["documents_sha256"]:
-            raise DataError(f"{folder / DOCUMENTS_FILE}: changed since it was written")
+        try:
+            data = read_file(folder / DOCUMENTS_FILE)
+        except OSError as error:
+            raise damaged(folder / DOCUMENTS_FILE, error.strerror or str(error)) from error
+        if hashlib.sha256(data).hexdigest() != read_rows_meta(folder).documents_sha256:
+            raise damaged(folder / DOCUMENTS_FILE, "changed since it was written")
         return [json.loads(line)["text"] for line in data.splitlines()]
 
     def damage(self, name: str, vocab_size: int) -> Iterator[DataError]:
@@ -142,7 +146,7 @@ def last_rows(recipe: Recipe, mixture: Mixture, cache: Path) -> tuple[Path, dict
     }
     note = cache_path(cache, "mixtures", json_digest(settings)[:16])
     try:
-        names = json.loads(note.read_text())
+        names = parse_as(dict[str, str], read_file(note))
     except (OSError, ValueError):
         names = {}
     return note, {name: cache_path(cache, "rows", folder) for name, folder in names.items()}
@@ -165,7 +169,7 @@ def _plans(
     plans = []
     for name, source in mixture.sources.items():
         inputs = {**common, **source_inputs(source, name)}
-        safe = re.sub(r"[^\w.-]", "_", name)
+        safe = re.sub(r"[^\w.-]", "_", name)[:50]  # at most 200 bytes, of the 255 of a file's name
         folder = cache_path(cache, "rows", f"{safe}-{json_digest(inputs)[:16]}")
         num_bytes = sum(entry[1] for entry in inputs["files"])
         plans.append(_Plan(name, source, inputs, folder, num_bytes))
@@ -194,8 +198,8 @@ def _warn_of_copies(plans: list[_Plan], progress: Progress) -> None:
 def _report_changes(plan: _Plan, last: Path, progress: Progress) -> None:
     """Says which files differ from those that the source's last rows were made of."""
     with contextlib.suppress(DataError):
-        inputs = (read_rows_meta(last)["inputs"], plan.inputs)
-        before, now = ({name: rest for name, *rest in each["files"]} for each in inputs)
+        files = (read_rows_meta(last).inputs.files, plan.inputs["files"])
+        before, now = ({name: rest for name, *rest in each} for each in files)
         changed = sorted(name for name in before | now if before.get(name) != now.get(name))
         if changed:
             which = ", ".join(f"`{name}`" for name in changed[:3])

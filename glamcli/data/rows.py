@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from glamcli.errors import DataError
+from glamcli.untrusted import parse_as, parse_json, read_file
 
 Row = dict[str, np.ndarray]
 TOKEN_FIELDS = ("tokens", "targets", "segments")
@@ -140,17 +141,16 @@ def _file_sha256(path: Path) -> str:
 class Rows:
     """Random access to the rows of one split; safe to pickle and to share between threads."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: Literal["train", "heldout"]):
         """Opens `folder`; shard files are checked for their size now, for their sums in `verify`.
 
         Raises: DataError when the folder is not whole.
         """
         self.folder = folder
         content = read_rows_meta(folder)
-        part = content["splits"][split]
-        self.shards = [Shard(**shard) for shard in part["shards"]]
-        self.counts = Counts(**part["counts"])
-        self.row_tokens: int = content["row_tokens"]
+        self.shards = content.splits[split].shards
+        self.counts = content.splits[split].counts
+        self.row_tokens = content.row_tokens
         self._codec = RowCodec(self.row_tokens)
         self._starts = np.cumsum([0, *(shard.num_rows for shard in self.shards)])
         self._readers: dict[int, Any] = {}
@@ -178,7 +178,7 @@ class Rows:
             return self._codec.decode(self._readers[number].read([local])[0])
         except (RuntimeError, ValueError, IndexError) as error:
             reason = (str(error) or "unreadable").splitlines()[0]
-            raise _damaged(path, f"record {local} is damaged ({reason})") from error
+            raise damaged(path, f"record {local} is damaged ({reason})") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
@@ -192,17 +192,18 @@ class Rows:
             self._check_size(shard)
             path = self.folder / shard.file
             if _file_sha256(path) != shard.sha256:
-                raise _damaged(path, "checksum differs from the recorded one")
+                raise damaged(path, "checksum differs from the recorded one")
 
     def _check_size(self, shard: Shard) -> None:
         path = self.folder / shard.file
         num_bytes = path.stat().st_size if path.exists() else None
         if num_bytes != shard.num_bytes:
             found = "is missing" if num_bytes is None else f"has {num_bytes} bytes"
-            raise _damaged(path, f"{found}, expected {shard.num_bytes} bytes")
+            raise damaged(path, f"{found}, expected {shard.num_bytes} bytes")
 
 
-def _damaged(path: Path, what: str) -> DataError:
+def damaged(path: Path, what: str) -> DataError:
+    """The error of a damaged file of a folder of rows, which can be made again."""
     return DataError(f"{path}: {what}", f"delete {path.parent}; the next run prepares it again")
 
 
@@ -240,20 +241,45 @@ def write_rows_meta(folder: Path, content: dict[str, Any]) -> None:
     (folder / "features.json").write_text(json.dumps(features, indent=1) + "\n")
 
 
-def read_rows_meta(folder: Path) -> dict[str, Any]:
-    """The content of `rows.json`.
+@dataclass(frozen=True)
+class _Inputs:
+    """What is read of the inputs of a folder of rows."""
+
+    files: list[tuple[str, int, str]]
+    """name, size and digest of the files of the source."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    shards: list[Shard]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class RowsMeta:
+    """What is read of `rows.json`."""
+
+    row_tokens: int
+    splits: dict[Literal["train", "heldout"], _Split]
+    documents_sha256: str = ""
+    inputs: _Inputs = _Inputs([])
+
+
+def read_rows_meta(folder: Path) -> RowsMeta:
+    """What `rows.json` says.
 
     Raises: DataError when it is missing or was changed since it was written.
     """
     path = folder / META_FILE
     try:
-        signed = json.loads(path.read_text())
-        content, digest = signed["content"], signed["sha256"]
-        text = json.dumps(content, indent=1, sort_keys=True)
+        signed = parse_json(read_file(path))
+        text = json.dumps(signed["content"], indent=1, sort_keys=True)
+        if hashlib.sha256(text.encode()).hexdigest() != signed["sha256"]:
+            raise damaged(path, "changed since it was written")
+        return parse_as(RowsMeta, text.encode())
     except FileNotFoundError as error:
         raise DataError(f"{folder}: not a folder of prepared rows (no `{META_FILE}`)") from error
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"cannot be read: {error}") from error
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise _damaged(path, "changed since it was written")
-    return content
+        raise damaged(path, f"cannot be read: {error}") from error

@@ -28,6 +28,7 @@ from glamcli.data.examples import stored_example, stored_examples
 from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
 from glamcli.data.unpack import CUT_HINT, lines, packing
 from glamcli.errors import DataError
+from glamcli.untrusted import parse_json
 
 # Settings of a source that change which documents it has.
 READ_SETTINGS = ("kind", "field", "split", "where", "min_chars", "separator", "max_documents")
@@ -162,18 +163,18 @@ def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str | N
 
 def _is_json(data: bytes, kind: type = object) -> bool:
     try:
-        return isinstance(json.loads(data), kind)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(data), kind)
+    except ValueError:
         return False
 
 
 def _from_json(data: bytes, place: str, source: Source, reading: Reading) -> str | None:
     try:
-        record = json.loads(_text(data, reading))
+        record = parse_json(_text(data, reading))
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON: {error.msg} (character {error.pos + 1})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a JSON object, found {_kind(record)}")
     return _from_record(record, place, source, reading)

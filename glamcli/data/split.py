@@ -19,6 +19,7 @@ from glamcli.config.mixtures import Mixture
 from glamcli.data.cache import cache_path, json_digest, writing_cache
 from glamcli.data.sources import documents, source_inputs
 from glamcli.progress import Progress
+from glamcli.untrusted import parse_as, read_file
 
 # Part of every key: raise it when the same inputs would give another division.
 SPLIT_FORMAT = 1
@@ -69,9 +70,9 @@ def divide_mixture(mixture: Mixture, cache: Path, progress: Progress) -> Sides:
         }
         path = cache_path(cache, "heldout", json_digest(inputs)[:16])
         try:
-            entries = json.loads(path.read_text())
-            windows[name] = {bytes.fromhex(key): int(size) for key, size in entries}
-        except (OSError, ValueError, TypeError):
+            entries = parse_as(list[tuple[str, int]], read_file(path))
+            windows[name] = {bytes.fromhex(key): size for key, size in entries}
+        except (OSError, ValueError):
             windows[name] = {}
         if not windows[name]:  # also where a file is damaged
             missing[name] = path

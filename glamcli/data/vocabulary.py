@@ -28,6 +28,7 @@ from glamcli.data.tokenizer import (
 )
 from glamcli.errors import DataError
 from glamcli.progress import Progress
+from glamcli.untrusted import parse_json, read_file
 
 # Part of every key: raise it when the same inputs would give another tokenizer.
 VOCABULARY_FORMAT = 3
@@ -66,7 +67,7 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
         path = cache_path(cache, "tokenizers", json_digest(inputs)[:16])
         record = path.with_suffix(".json")
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            recorded = json.loads(record.read_text())["sha256"]
+            recorded = parse_json(read_file(record))["sha256"]
             if path.exists():
                 tokenizer = load_sentencepiece(path)
                 if tokenizer.fingerprint != recorded:

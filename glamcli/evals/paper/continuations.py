@@ -18,6 +18,7 @@ from glamcli.generate import Generator, Sampling
 from glamcli.model.digest import digest
 from glamcli.progress import Progress
 from glamcli.trained import Trained
+from glamcli.untrusted import parse_as, read_file
 
 _BATCH_ROWS = 100
 """continuations of one prompt that grow side by side"""
@@ -43,6 +44,15 @@ class Draws:
         parts += [f"top{self.top_k}"] if self.top_k != _TOP_K else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A line of the file."""
+
+    number: int
+    prompt: str
+    texts: list[str]
 
 
 def continuations(
@@ -117,11 +127,11 @@ def _kept(path: Path, head: bytes) -> dict[int, tuple[str, list[str]]]:
     """The lines of an earlier start with the same settings; a half-written last one is dropped."""
     found: dict[int, tuple[str, list[str]]] = {}
     whole = [head]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        lines = path.read_bytes().splitlines(keepends=True)
+    with contextlib.suppress(OSError, ValueError):
+        lines = read_file(path).splitlines(keepends=True)
         for line in lines[1:] if lines[:1] == [head] else ():
-            each = json.loads(line)
-            found[each["number"]] = (each["prompt"], each["texts"])
+            each = parse_as(_Kept, line)
+            found[each.number] = (each.prompt, each.texts)
             whole.append(line)
     atomic.write(path, b"".join(whole))
     return found

@@ -23,6 +23,7 @@ from glamcli.evals.tasks.schema import Template
 from glamcli.evals.tasks.suites import SUITES
 from glamcli.progress import Progress
 from glamcli.trained import Trained
+from glamcli.untrusted import read_file
 
 _BIAS = SUITES / "bias"
 _ENDINGS = ("ly", "ful", "less", "ous", "ive", "able", "ible", "ish", "ical", "ial", "ic")
@@ -86,7 +87,7 @@ def load_words(path: Path | None = None) -> frozenset[str]:
     """
     path = path or _BIAS / "adjectives.txt"
     try:
-        return frozenset(words(path.read_text(encoding="utf-8")))
+        return frozenset(words(read_file(path).decode()))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
 

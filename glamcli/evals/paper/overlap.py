@@ -19,7 +19,7 @@ from glamcli.evals.asking.prompts import TaskQuestions
 from glamcli.evals.paper.ngrams import Grams, words
 from glamcli.evals.results.scores import Results
 from glamcli.evals.results.store import load_items, load_results, results_of_suite
-from glamcli.evals.scoring.task_metrics import total_value
+from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, total_value
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.suites import SuiteFile
 from glamcli.progress import Progress
@@ -181,8 +181,8 @@ def stored_splits(
     for path in results_of_suite(run, suite.name, suite.preset):
         try:
             splits = _split_scores(tasks, found, load_results(path), load_items(path))
-        except GlamError as error:
-            progress.warn(f"no scores on clean and dirty items: {error.what}")
+        except (GlamError, *UNLIKE_RECORDS) as error:
+            progress.warn(f"no scores on clean and dirty items of {path}: {error}")
             continue
         fresh = {(each.task, each.setting): each for each in splits}
         if fresh.keys() - made.keys():

@@ -24,6 +24,7 @@ from glamcli.evals.paper.ngrams import words
 from glamcli.evals.tasks.items import read_jsonl
 from glamcli.progress import Progress
 from glamcli.trained import Trained
+from glamcli.untrusted import parse_json, read_file
 
 _TOXIC = 0.5
 """a text is toxic from this score on"""
@@ -171,7 +172,7 @@ def _run(command: str, texts: Sequence[str]) -> list[float]:
     for number, line in enumerate(written, 1):
         value: Any = None
         with contextlib.suppress(ValueError):
-            value = json.loads(line)
+            value = parse_json(line)
         value = value.get("score") if isinstance(value, dict) else value
         if not _is_score(value):
             raise DataError(
@@ -188,12 +189,12 @@ def _read_classifier(path: Path) -> _TextScorer:
         DataError: the file cannot be read, or does not hold `bias` and `weights`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path))
         weights = {str(word): float(each) for word, each in content["weights"].items()}
         bias = float(content["bias"])
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise DataError(
             f"{path} is no classifier",
             hint='it has to look like {"bias": -3.0, "weights": {"word": 1.5}}',

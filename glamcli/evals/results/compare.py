@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.evals.results.scores import Results, Score
-from glamcli.evals.scoring.task_metrics import item_value, mean_and_error, total_value
+from glamcli.evals.scoring.task_metrics import (
+    UNLIKE_RECORDS,
+    item_value,
+    mean_and_error,
+    total_value,
+)
 
 _Record = Mapping[str, Any]
 _Items = Mapping[tuple[str, str], Sequence[_Record]]
@@ -79,14 +84,18 @@ def compare(
             continue
         mine, theirs = (_by_item(each.get(where, ())) for each in (first_items, second_items))
         common = [(mine[key], theirs[key]) for key in mine if key in theirs]
-        reason = _unlike(score, others[where], common)
-        if reason is not None:
+        try:
+            reason = _unlike(score, others[where], common)
+            if reason is not None:
+                refused.append(_NotCompared(*where, reason))
+                continue
+            notes |= dict.fromkeys(_notes(score, others[where], common))
+            known = {each.metric for each in others[where].measured}
+            metrics = [each.metric for each in score.measured if each.metric in known]
+            paired += [_paired(*where, metric, common) for metric in metrics]
+        except UNLIKE_RECORDS as error:
+            reason = f"the records of its items do not fit its score: {error}"
             refused.append(_NotCompared(*where, reason))
-            continue
-        notes |= dict.fromkeys(_notes(score, others[where], common))
-        known = {each.metric for each in others[where].measured}
-        metrics = [each.metric for each in score.measured if each.metric in known]
-        paired += [_paired(*where, metric, common) for metric in metrics]
     lonely = {each.task for each in first.scores} ^ {each.task for each in second.scores}
     if lonely:
         notes[f"scored in one of them only: {', '.join(sorted(lonely))}"] = None

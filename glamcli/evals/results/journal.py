@@ -1,9 +1,10 @@
 """Batches that an unfinished evaluation has scored, so that the same command can resume.
 
-A line of the file is one batch: a digest of everything that went into it besides the model, and
-what came out. The file's name and first line identify the evaluation; another model, suite or
-seed has another file. A second run plans the same batches and computes those that are missing;
-as long as batches are computed in the same way its results are those of an uninterrupted run.
+A line of the file is one batch: a digest of everything that went into it besides the model, what
+came out, and a digest of both. The file's name and first line identify the evaluation; another
+model, suite or seed has another file. A second run plans the same batches and computes those that
+are missing; as long as batches are computed in the same way its results are those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from glamcli.untrusted import parse_json, read_file
 
 
 @dataclass
@@ -48,18 +51,20 @@ class Journal:
         name = hashlib.sha256(head).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"unfinished-{name}.jsonl"
-        lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+        kept = b"" if fresh or not os.path.exists(path) else read_file(path)
+        lines = kept.splitlines(keepends=True)
         if not lines or lines[0] != head + b"\n":
             path.write_bytes(head + b"\n")
             lines = [head + b"\n"]
         journal = cls(path, warn)
         size = len(lines[0])
         for line in lines[1:]:
-            entry = None
+            entry: Any = None
             with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-            if not line.endswith(b"\n") or not isinstance(entry, dict) or "key" not in entry:
-                break  # torn by what ended that run
+                entry = parse_json(line)
+            digest = entry.pop("sha256", None) if isinstance(entry, dict) else None
+            if not line.endswith(b"\n") or digest != inputs_digest([entry]):
+                break  # torn by what ended that run, or damaged since
             journal.known[entry["key"]] = entry
             size += len(line)
         os.truncate(path, size)
@@ -71,7 +76,9 @@ class Journal:
             return
         try:
             with self.path.open("ab") as file:
-                file.write(json.dumps({"key": key, **found}).encode() + b"\n")
+                entry = {"key": key, **found}
+                line = json.dumps({**entry, "sha256": inputs_digest([entry])})
+                file.write(line.encode() + b"\n")
         except OSError as error:
             self.warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
             self.path = None

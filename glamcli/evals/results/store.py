@@ -4,24 +4,16 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.results.scores import (
-    RESULTS_FORMAT,
-    Average,
-    Failure,
-    Measured,
-    Reported,
-    Results,
-    Score,
-    Subset,
-    file_name,
-)
+from glamcli.evals.results.scores import RESULTS_FORMAT, Failure, Results, file_name
 from glamcli.progress import Progress
+from glamcli.untrusted import parse_as, parse_json, read_file
 
 RESULTS_FOLDER = "eval"
 """of a run folder"""
@@ -97,7 +89,7 @@ def keep_analysis(content: Mapping[str, Any], folder: Path, name: str, progress:
 def _is_same(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> bool:
     """Whether a file holds the same under these keys."""
     try:
-        other = json.loads(path.read_text(encoding="utf-8"))
+        other = parse_json(read_file(path))
         return all(other[key] == content[key] for key in keys)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -183,6 +175,37 @@ def _age(path: Path) -> tuple[int, int]:
     return (int(named["step"]), int(named["number"] or 1)) if named else (-1, 1)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What is read of the description of a model."""
+
+    step: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is read of a file of results before all of it."""
+
+    format: int
+    model: _Model
+
+
+@dataclass(frozen=True)
+class _StoredFailure:
+    task: str
+    setting: str | None
+    error: str
+    hint: str | None
+
+
+@dataclass(frozen=True)
+class _Stored(Results):
+    """Results as their file has them."""
+
+    failures: tuple[_StoredFailure, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 def load_results(path: Path) -> Results:
     """Results without their items.
 
@@ -190,20 +213,22 @@ def load_results(path: Path) -> Results:
         DataError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > RESULTS_FORMAT:
-            raise DataError(f"{path}: written by a newer version (format {content['format']})")
+        data = read_file(path)
+        version = parse_as(_Head, data).format
+        if version > RESULTS_FORMAT:
+            raise DataError(f"{path}: written by a newer version (format {version})")
+        content = vars(parse_as(_Stored, data))
         failures = tuple(
-            Failure(each["task"], each["setting"], GlamError(each["error"], each["hint"]))
-            for each in content.pop("failures")
+            Failure(each.task, each.setting, GlamError(each.error, each.hint))
+            for each in content["failures"]
         )
-        del content["format"]
-        return _from_json(Results, {**content, "failures": failures})
+        return Results(**{**content, "failures": failures})
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError as error:
         raise DataError(
-            f"{path} holds no results of `glam eval`", hint="give RUN/eval/NAME.json, or RUN"
+            f"{path} holds no results of `glam eval`: {error}",
+            hint="give RUN/eval/NAME.json, or RUN",
         ) from None
 
 
@@ -217,33 +242,15 @@ def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     number = 0
     try:
-        with beside.open(encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                record = json.loads(line)
-                found.setdefault((record["task"], record["setting"]), []).append(record)
+        for line in read_file(beside).splitlines():
+            number += 1
+            record = parse_json(line)
+            task, setting, _ = names = record["task"], record["setting"], record["key"]
+            if not all(isinstance(each, str) for each in names):
+                raise TypeError
+            found.setdefault((task, setting), []).append(record)
     except OSError as error:
         raise DataError(f"cannot read {beside}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{beside}:{number}: not the record of an item") from None
     return found
-
-
-_PARTS = {
-    "averages": Average,
-    "measured": Measured,
-    "published": Reported,
-    "scores": Score,
-    "subsets": Subset,
-}
-"""Fields that hold tuples of these."""
-
-
-def _from_json(kind: Callable[..., Any], content: Mapping[str, Any]) -> Any:
-    values = {
-        name: tuple(_from_json(_PARTS[name], each) if name in _PARTS else each for each in value)
-        if isinstance(value, list)
-        else value
-        for name, value in content.items()
-    }
-    return kind(**values)

@@ -21,6 +21,9 @@ _WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
 
 _Record = Mapping[str, Any]
 
+UNLIKE_RECORDS = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
+"""What these functions raise for records, read from a file, that are not of the metric."""
+
 
 @dataclass(frozen=True)
 class _Total:

@@ -5,6 +5,7 @@ Nothing is interpreted here: texts stay as they are, apart from markup that is n
 """
 
 import csv
+import io
 import json
 import re
 import xml.etree.ElementTree
@@ -14,6 +15,7 @@ from typing import Any
 
 from glamcli.errors import DataError
 from glamcli.evals.tasks.items import read_jsonl
+from glamcli.untrusted import parse_json, read_file
 
 _Fields = Mapping[str, Any]
 _WSC273 = 273
@@ -49,13 +51,12 @@ def _jsonl(path: Path) -> list[_Fields]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8-sig"))
+    return parse_json(read_file(path))
 
 
 def _lines(path: Path) -> Iterator[str]:
     """With their ends as they are, for `csv`."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from file
+    return io.StringIO(read_file(path).decode("utf-8-sig"), newline="")
 
 
 def _only(fields: _Fields, *names: str) -> _Fields:
@@ -98,7 +99,7 @@ def _quac(path: Path) -> Iterator[_Fields]:
 
 def _piqa(path: Path) -> Iterator[_Fields]:
     """The labels are in a list of their own: `valid.jsonl` has `valid-labels.lst` beside it."""
-    labels = path.with_name(f"{path.stem}-labels.lst").read_text(encoding="utf-8").split()
+    labels = read_file(path.with_name(f"{path.stem}-labels.lst")).decode().split()
     found = _jsonl(path)
     if len(found) != len(labels):
         raise ValueError(f"{len(found)} records and {len(labels)} labels")
@@ -114,7 +115,7 @@ def _story_cloze(path: Path) -> Iterator[_Fields]:
 def _winograd(path: Path) -> Iterator[_Fields]:
     """The pronoun becomes `_`; an option that stands inside a sentence begins with a small letter
     if it begins with an article or a possessive (as TFDS normalises them)."""
-    root = xml.etree.ElementTree.parse(path).getroot()
+    root = xml.etree.ElementTree.fromstring(read_file(path))
     for number, schema in enumerate(root.findall("schema")[:_WSC273]):
         before, after = (_plain(schema.findtext(f"text/{name}")) for name in ("txt1", "txt2"))
         options = [_plain(each.text) for each in schema.findall("answers/answer")]
@@ -142,7 +143,7 @@ def _inside(option: str) -> str:
 
 def _lambada(path: Path) -> list[_Fields]:
     """A line is a passage."""
-    lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+    lines = map(str.strip, read_file(path).decode().splitlines())
     return [{"text": line} for line in lines if line]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from glamcli.evals.tasks import template
 from glamcli.evals.tasks.quick import questions
 from glamcli.evals.tasks.schema import ItemSource, Records, Task
 from glamcli.evals.tasks.suites import TASKS
+from glamcli.untrusted import parse_json, read_file
 
 
 class MissingData(DataError):
@@ -138,7 +140,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     """
     missing = []
     for form in source.forms:
-        lacking = [path for path in data_paths(form, folder) if not path.exists()]
+        lacking = [path for path in data_paths(form, folder) if not os.path.exists(path)]
         if not lacking:
             return form
         missing.append(" and ".join(str(path) for path in lacking))
@@ -210,7 +212,7 @@ def read_jsonl(path: Path) -> list[Item]:
         DataError: it cannot be read, holds nothing, or a line is not UTF-8 or not an object.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_file(path).splitlines()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     items = []
@@ -219,15 +221,11 @@ def read_jsonl(path: Path) -> list[Item]:
             continue
         place = f"{path}:{number}"
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{place}: not UTF-8 at byte {error.start} of the line") from None
+            value = parse_json(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{place}: not JSON: {error.msg}") from None
-        except ValueError:  # a number of thousands of digits
-            raise DataError(f"{place}: not JSON: a number is too long") from None
-        except RecursionError:
-            raise DataError(f"{place}: not JSON: nested too deeply") from None
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from None
         if not isinstance(value, dict):
             raise DataError(f"{place}: not a JSON object but {type(value).__name__}")
         items.append(Item(value, place))

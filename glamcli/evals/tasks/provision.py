@@ -6,6 +6,8 @@ where the network allows it.
 """
 
 import json
+import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from glamcli.evals.tasks.suites import TaskFile
 
 READY = "ready"
 _REACH_SECONDS = 5.0
+_TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?/\d+\.\d+\.\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Need:
         """Files of the first form that are not there or empty; none when any form is whole."""
 
         def has_content(path: Path) -> bool:
-            return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
+            return os.path.isdir(path) or (os.path.isfile(path) and path.stat().st_size > 0)
 
         forms = [data_paths(form, self.folder) for form in self.source.forms]
         if any(all(map(has_content, paths)) for paths in forms):
@@ -104,12 +107,14 @@ def convert_originals(need: Need, given: Path) -> list[tuple[Path, int]]:
     Files whose originals are not there are left out.
 
     Raises:
-        DataError: an original cannot be read, or several files could be it.
+        DataError: an original cannot be read, several files could be it, or a file that the task
+            names is outside of its data folder, where nothing is written.
     """
     made = []
     for path in need.missing:
         for original in need.files:
             if original.to == path.name and (found := _originals(original, given)):
+                _refuse_outside(path, need.folder)
                 lines = [each for one in found for each in records(original.shape, one)]
                 text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
                 atomic.write(path, text.encode(errors="surrogatepass"))
@@ -118,7 +123,18 @@ def convert_originals(need: Need, given: Path) -> list[tuple[Path, int]]:
     return made
 
 
+def _refuse_outside(path: Path, folder: Path) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{path} is outside of the data folder {folder}, where nothing is written",
+            hint="`--data-dir` names the folder, and the task file what is in it",
+        )
+
+
 def _originals(original: OriginalFile, given: Path) -> list[Path]:
+    parts = original.name.split("/")
+    if any(part in ("", ".", "..") or ("**" in part and part != "**") for part in parts):
+        raise DataError(f"`{original.name}` is not the name of a file below the folder of `--from`")
     if given.is_file():
         pattern = original.name.removeprefix("**/")
         return [given] if given.match(pattern) else []
@@ -151,6 +167,11 @@ def prepare_with_tfds(need: Need) -> None:
     """
     if need.prepared is None:
         raise DataError(f"task `{need.task}`: TFDS has no such data in a form that keeps all of it")
+    if not _TFDS_NAME.fullmatch(need.prepared):
+        raise DataError(
+            f"task `{need.task}`: `{need.prepared}` is not the name of a dataset of TFDS",
+            hint="names look like `piqa/1.0.0` or `super_glue/boolq/1.0.2`",
+        )
     prepare_directory(need.prepared, need.folder)
 
 

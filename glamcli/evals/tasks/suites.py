@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
         RecipeError: no such suite or preset, or the suite file itself is malformed.
     """
     path = _find(name_or_path)
-    text = path.read_bytes()
+    text = yaml.read_bytes(path, display(path))
     if re.search(rb"^tasks\s*:", text, re.MULTILINE):
         settings = read_settings(path, Suite)
         tasks = tuple(_task_file(_find_task(each, path), preset) for each in settings.tasks)
@@ -105,8 +106,8 @@ def _find(name_or_path: str) -> Path:
     known = _shipped_tasks() | shipped_suites()
     if name_or_path in known:
         return known[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name_or_path))
+    if os.path.exists(path):
         return path
     near = difflib.get_close_matches(name_or_path, known, 1)
     raise RecipeError(
@@ -119,15 +120,17 @@ def _find_task(name: str, suite: Path) -> Path:
     beside = suite.parent / name
     if name.endswith((".yaml", ".yml")):
         return beside
-    return _shipped_tasks().get(name, beside.with_suffix(".yaml"))
+    return _shipped_tasks().get(name) or beside.with_name(f"{beside.stem}.yaml")
 
 
 def _task_file(path: Path, preset: str) -> TaskFile:
-    if not path.is_file():
-        error = RecipeError(f"no task `{path.stem}`: neither shipped nor the file {path}")
-        return TaskFile(path.stem, path, None, "", error)
-    file = TaskFile(path.stem, path, None, hashlib.sha256(path.read_bytes()).hexdigest())
+    file = TaskFile(path.stem, path, None, "")
+    if not os.path.exists(path):
+        what = f"no task `{path.stem}`: neither shipped nor the file {path}"
+        return replace(file, error=RecipeError(what))
     try:
+        data = yaml.read_bytes(path, display(path))
+        file = replace(file, sha256=hashlib.sha256(data).hexdigest())
         root = yaml.read_tree(path, display(path))
         # Every variant is read, so that a mistake in one is found whichever is asked for.
         read = {
@@ -145,13 +148,13 @@ def _variants(root: yaml.Mapping) -> dict[str, tuple[yaml.Mapping, yaml.Mapping]
     base, presets = _taken(root, "presets")
     variants = {_DEFAULT_PRESET: base}
     for name, changes in presets.entries.items():
-        if name == _DEFAULT_PRESET or not isinstance(changes, yaml.Mapping):
-            what = (
-                "is the keys outside of `presets`"
-                if name == _DEFAULT_PRESET
-                else "must be a section of `key: value` lines"
-            )
-            raise RecipeError(f"{presets.keys[name]}: preset `{yaml.shown(name)}` {what}")
+        at = f"{presets.keys[name]}: preset `{yaml.shown(name)}`"
+        if name == _DEFAULT_PRESET:
+            raise RecipeError(f"{at} is the keys outside of `presets`")
+        if not re.fullmatch(r"[\w.-]+", name):  # it becomes a part of the names of files
+            raise RecipeError(f"{at} has a name of more than letters, digits, `.`, `_` and `-`")
+        if not isinstance(changes, yaml.Mapping):
+            raise RecipeError(f"{at} must be a section of `key: value` lines")
         variants[name] = merge(base, changes)
     taken = {name: _taken(each, "with_shots") for name, each in variants.items()}
     return {name: (zero, merge(zero, changes)) for name, (zero, changes) in taken.items()}

@@ -39,6 +39,7 @@ def test_every_shipped_mixture_is_fine(name):
             TWO.replace("path: b", "path: b, where: {x: 1}"),
             "m.yaml:3: source `b` has `where`, but text has no fields",
         ),
+        (TWO.replace("b:", '"b\\n":'), "m.yaml:3: `b\\n` is not a name: it must be one line"),
         (TWO.replace("text", "txt"), "m.yaml:2: `sources.a.kind` must be"),
         (
             TWO + "stages:\n  - {from_step: 0, weights: {a: 1}}\n",
