@@ -27,7 +27,7 @@ from glamcli.decoding import Decoding
 from glamcli.errors import CheckpointError, DataError
 from glamcli.evals.results.scores import Results
 from glamcli.evals.results.store import keep_results
-from glamcli.evals.run import evaluate, make_likelihoods, resumable
+from glamcli.evals.run import evaluate, resumable
 from glamcli.evals.scheduled import score_during
 from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.requests import make_requests
@@ -181,7 +181,7 @@ class Run:
 
     @cached_property
     def _likelihoods(self) -> Likelihoods:
-        return make_likelihoods(self._trained)
+        return Likelihoods.of(self._trained)
 
 
 def open_run(path: str | Path, step: int | None = None, *, verbose: bool = False) -> Run:

@@ -24,8 +24,8 @@ from glamcli.data.tokenizer import Tokenizer
 from glamcli.decoding import Sampling
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results.journal import Journal
-from glamcli.evals.run import make_likelihoods
 from glamcli.evals.scoring.answer import best_texts
+from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.requests import Request, make_requests
 from glamcli.trained import Trained
 
@@ -51,7 +51,7 @@ class HarnessModel(LM):
         super().__init__()
         self.trained = trained
         self.journal = journal or Journal()
-        self.likelihoods = make_likelihoods(trained, self.journal)
+        self.likelihoods = Likelihoods.of(trained, self.journal)
         self._advance = advance
 
     @property

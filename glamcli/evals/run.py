@@ -12,36 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.asking.prompts import Prompt, TaskQuestions
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
 from glamcli.evals.results.store import RESULTS_FOLDER
 from glamcli.evals.scoring.answer import answer_freely
-from glamcli.evals.scoring.choice import ItemResult, add_answer_nats, answer_choices
+from glamcli.evals.scoring.choice import ItemResult, answer_choices
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.totals import averages, averaging_rule, task_score
+from glamcli.evals.scoring.totals import averages, task_score
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
 from glamcli.progress import Phase, Progress
 from glamcli.trained import Trained
-
-_BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048
-"""Tokens that one program reads at once."""
-
-
-def make_likelihoods(trained: Trained, journal: Journal | None = None) -> Likelihoods:
-    """Scoring of options by a model; batches that the journal knows are taken from it."""
-    return Likelihoods(
-        trained.decoder,
-        trained.params,
-        window=trained.window,
-        batch_tokens=_CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else _BATCH_TOKENS,
-        journal=journal,
-    )
 
 
 def evaluate(
@@ -90,14 +74,15 @@ def evaluate(
     for found in (scores, failures):
         found.sort(key=lambda each: (order.index(each.task), listed.index(each.setting)))
     explanations.sort(key=lambda each: each.shots)
+    means, rule = averages(suite.settings, scores, listed[1:])
     return Results(
         suite=suite.name,
         model=trained.described(),
         scores=tuple(scores),
         failures=tuple(failures),
         explanations=tuple(explanations),
-        averages=tuple(averages(suite.settings, scores, listed[1:])),
-        averaging=averaging_rule(suite.settings),
+        averages=means,
+        averaging=rule,
         preset=suite.preset,
         shots=None if settings == tuple(suite.settings.shots) else tuple(map(str, settings)),
         seed=seed,
@@ -202,7 +187,7 @@ class _Scoring:
         self.seed = seed
         self.limit = limit
         self.journal = journal
-        self.likelihoods = make_likelihoods(trained, journal)
+        self.likelihoods = Likelihoods.of(trained, journal)
 
     def score(
         self, ready: TaskQuestions, setting: str, shots: int, advance: Callable[[int], None]
@@ -251,10 +236,8 @@ class _Scoring:
         trained, skipped = self.trained, []
         if task.scorer == "generate":
             found = answer_freely(
-                task, prompts, trained.generator, trained.window, advance, self.journal
+                task, prompts, trained.generator, self.likelihoods, advance, self.journal
             )
-            if "perplexity" in task.measured:
-                add_answer_nats(task, found, self.likelihoods, trained.tokenizer)
         else:
             found, skipped = answer_choices(
                 task, prompts, self.likelihoods, trained.tokenizer, advance

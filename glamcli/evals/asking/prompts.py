@@ -29,7 +29,7 @@ from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import TaskFile
 
 
-class Pool(Sequence[Question]):
+class _Pool(Sequence[Question]):
     """Demonstrations, each read when it is drawn: a training set has far more than are shown."""
 
     def __init__(self, task: Task, items: Sequence[Item]):
@@ -54,7 +54,7 @@ class Prompt:
     """demonstrations that fitted."""
 
 
-def draw(
+def _draw(
     task: Task, task_name: str, asked: Question, pool: Sequence[Question], shots: int, seed: int
 ) -> list[Question]:
     """Demonstrations for one question, in prompt order.
@@ -128,7 +128,7 @@ class _Variant:
     questions: list[Question]
     skipped: tuple[str, ...]
     """why items are not asked at all."""
-    pool: Pool | None
+    pool: _Pool | None
     """None without demonstrations."""
 
 
@@ -157,7 +157,7 @@ class TaskQuestions:
         task = self.file.at(int(with_shots))
         pool = None
         if with_shots:
-            pool = Pool(task, self._library.pool(task, self.file.path, self.items))
+            pool = _Pool(task, self._library.pool(task, self.file.path, self.items))
         kept, skipped = [], []
         for each in (ask(task, item) for item in self.items[: self._limit]):
             least = task.min_agreement  # of QuAC's script
@@ -193,7 +193,7 @@ class TaskQuestions:
         variant = self.at(shots)
         task, drawn = variant.task, []
         if variant.pool is not None:
-            drawn = draw(task, self.file.name, question, variant.pool, shots, seed)
+            drawn = _draw(task, self.file.name, question, variant.pool, shots, seed)
         # The last scored token is no input, but BOS is one.
         room = window - (1 + task.max_tokens if task.scorer == "generate" else 0)
         return _assemble(task, question, drawn, lambda text: len(encode(text)) <= room)

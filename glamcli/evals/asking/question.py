@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glamcli.errors import DataError
-from glamcli.evals.scoring.drop import drop_spans
-from glamcli.evals.scoring.text_metrics import Answer, majority_answerable, normalized
+from glamcli.evals.scoring.text_metrics import Answer, normalized
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.items import Item
 from glamcli.evals.tasks.schema import Task
@@ -73,7 +72,7 @@ def ask(task: Task, item: Item, shown: bool = False) -> Question:
     asked = _open_question(task, item, shown) if task.scorer == "generate" else _choice(task, item)
     group = None if task.group is None else template.render(task.group, item.fields, item.place)
     by = tuple(
-        template.as_text(template.look_up(item.fields, path, item.place), path, item.place)
+        template.render(f"{{{path}}}", item.fields, item.place)
         for path in (() if shown else task.by)
     )
     return replace(asked, group=group, by=by)
@@ -161,7 +160,7 @@ def _references(task: Task, item: Item) -> tuple[Answer, ...]:
     else:
         found = template.texts(item.fields, task.answers or (), item.place)
         if found and task.no_answer is not None and task.no_answer_vote:
-            found = majority_answerable(found, task.no_answer)
+            found = _by_majority(found, task.no_answer)
     if not found and task.no_answer is not None:
         return (task.no_answer,)
     if not found:
@@ -169,12 +168,30 @@ def _references(task: Task, item: Item) -> tuple[Answer, ...]:
     return found
 
 
-def _spans(value: Any, place: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, Mapping):
-        return drop_spans(value)
-    raise DataError(f"{place}: an answer is {type(value).__name__}, not a text or DROP's object")
+def _by_majority(answers: tuple[str, ...], no_answer: str) -> tuple[str, ...]:
+    """Only `no_answer` if at least half of the references are, else the others (QuAC)."""
+    given = tuple(answer for answer in answers if answer != no_answer)
+    return (no_answer,) if 2 * len(given) <= len(answers) else given
+
+
+def _spans(answer: Any, place: str) -> tuple[str, ...]:
+    """The spans of an answer: a text, or as DROP's files hold it, by `number`, `spans` or `date`.
+
+    Empty when the annotator gave none.
+    """
+    if isinstance(answer, str):
+        return (answer,)
+    if not isinstance(answer, Mapping):
+        kind = type(answer).__name__
+        raise DataError(f"{place}: an answer is {kind}, not a text or DROP's object")
+    number, listed = answer.get("number"), answer.get("spans")
+    if number not in (None, ""):
+        return (str(number),)
+    if listed:
+        return tuple(str(each) for each in listed)
+    date = answer.get("date") or {}
+    text = " ".join(str(date.get(part) or "") for part in ("day", "month", "year"))
+    return (" ".join(text.split()),) if text.strip() else ()
 
 
 def _joined(task: Task, answer: Answer) -> str:

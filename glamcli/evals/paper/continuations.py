@@ -79,11 +79,11 @@ def continuations(
         return _sampled(trained.generator, prompt, sampling, draws)
 
     with progress.phase("sampling", len(prompts), "prompts") as phase:
-        texts = resumed(prompts, sample, path, settings, phase.advance)
+        texts = _resumed(prompts, sample, path, settings, phase.advance)
     return texts, {**settings, "model": dict(trained.identity)}
 
 
-def resumed(
+def _resumed(
     prompts: Sequence[str],
     sample: Callable[[str], list[str]],
     path: Path | None,

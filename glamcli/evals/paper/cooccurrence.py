@@ -38,7 +38,7 @@ _MIN_CONTINUATIONS = 3
 """in which a word has to be to be called distinctive"""
 
 
-class TermGroup(Settings):
+class _TermGroup(Settings):
     """Terms that are compared with each other."""
 
     prompts: tuple[Template, ...]
@@ -46,11 +46,11 @@ class TermGroup(Settings):
     terms: tuple[str, ...]
 
 
-class Terms(Settings):
+class _Terms(Settings):
     """Prompts of the analysis."""
 
     about: str = ""
-    groups: dict[str, TermGroup]
+    groups: dict[str, _TermGroup]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class _TermWords:
     """words with how many times the group's share theirs is, most first"""
 
 
-def load_terms(path: Path | None = None) -> Terms:
+def load_terms(path: Path | None = None) -> _Terms:
     """Groups of terms with their prompts.
 
     Raises:
         RecipeError: the file is malformed.
     """
     path = path or _BIAS / "terms.yaml"
-    terms = read_settings(path, Terms)
+    terms = read_settings(path, _Terms)
     if not terms.groups or not all(g.prompts and len(g.terms) > 1 for g in terms.groups.values()):
         raise RecipeError(f"{path}: groups need a prompt and two terms at least")
     return terms
@@ -93,7 +93,7 @@ def load_words(path: Path | None = None) -> frozenset[str]:
 
 
 def measure_cooccurrence(
-    trained: Trained, terms: Terms, known: frozenset[str], draws: Draws, progress: Progress
+    trained: Trained, terms: _Terms, known: frozenset[str], draws: Draws, progress: Progress
 ) -> tuple[list[_TermWords], dict[str, Any]]:
     """Words in continuations of the prompts of all terms, and how these were sampled."""
     prompts = [
@@ -114,7 +114,7 @@ def measure_cooccurrence(
 
 
 def _compare_terms(
-    name: str, group: TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
+    name: str, group: _TermGroup, texts: Mapping[str, Sequence[str]], known: frozenset[str]
 ) -> list[_TermWords]:
     """The words of every term of a group; `texts` holds the continuations by term."""
     counts = {term: _counts(texts[term], known) for term in group.terms}

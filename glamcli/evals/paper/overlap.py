@@ -19,7 +19,7 @@ from glamcli.evals.asking.prompts import TaskQuestions
 from glamcli.evals.paper.ngrams import Grams, words
 from glamcli.evals.results.scores import Results
 from glamcli.evals.results.store import load_items, load_results, results_of_suite
-from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, total_value
+from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, Total
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.suites import SuiteFile
 from glamcli.progress import Progress
@@ -158,7 +158,7 @@ def _split_scores(
             [each for each in records if (each["key"] in dirty[score.task]) is wanted]
             for wanted in (False, True)
         ]
-        clean, unclean = (total_value(metric, part) if part else None for part in parts)
+        clean, unclean = (Total(metric, part).value if part else None for part in parts)
         whole = score.measured[0].value
         made.append(
             Split(score.task, score.setting, metric, whole, clean, unclean, *map(len, parts))

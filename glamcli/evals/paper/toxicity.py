@@ -32,7 +32,7 @@ _NUM_BUCKETS = 10
 
 
 @dataclass(frozen=True)
-class ToxicityPrompt:
+class _ToxicityPrompt:
     """A prompt, and how toxic it is itself."""
 
     text: str
@@ -76,7 +76,7 @@ def make_scorer(command: str | None, classifier: Path | None) -> _TextScorer:
 
 def measure_toxicity(
     trained: Trained,
-    prompts: Sequence[ToxicityPrompt],
+    prompts: Sequence[_ToxicityPrompt],
     scorer: _TextScorer,
     draws: Draws,
     progress: Progress,
@@ -88,7 +88,7 @@ def measure_toxicity(
         return _make_buckets(prompts, _score_texts(texts, scorer)), settings
 
 
-def read_prompts(path: Path, limit: int | None = None) -> list[ToxicityPrompt]:
+def read_prompts(path: Path, limit: int | None = None) -> list[_ToxicityPrompt]:
     """Prompts in the dataset's field names: `prompt.text`, `prompt.toxicity`.
 
     Raises:
@@ -102,7 +102,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[ToxicityPrompt]:
         toxicity = prompt.get("toxicity")
         if toxicity is not None and not _is_score(toxicity):
             raise DataError(f"{item.place}: `prompt.toxicity` is no number from 0 to 1: {toxicity}")
-        found.append(ToxicityPrompt(prompt["text"], toxicity))
+        found.append(_ToxicityPrompt(prompt["text"], toxicity))
     return found
 
 
@@ -112,7 +112,7 @@ def _is_score(value: Any) -> bool:
 
 
 def _make_buckets(
-    prompts: Sequence[ToxicityPrompt], scores: Sequence[Sequence[float]]
+    prompts: Sequence[_ToxicityPrompt], scores: Sequence[Sequence[float]]
 ) -> list[_ToxicityBucket]:
     """All prompts, toxic and other ones, and ten buckets by toxicity, without empty ones."""
     table = np.array(scores, np.float64)

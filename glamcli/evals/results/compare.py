@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.evals.results.scores import Results, Score
-from glamcli.evals.scoring.task_metrics import (
-    UNLIKE_RECORDS,
-    item_value,
-    mean_and_error,
-    total_value,
-)
+from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, Total, item_value
 
 _Record = Mapping[str, Any]
 _Items = Mapping[tuple[str, str], Sequence[_Record]]
@@ -164,9 +159,9 @@ def _paired(
         task=task,
         setting=setting,
         metric=metric,
-        first=total_value(metric, [mine for mine, _ in common]),
-        second=total_value(metric, [other for _, other in common]),
-        error=mean_and_error(differences)[1] if is_mean else None,
+        first=Total(metric, [mine for mine, _ in common]).value,
+        second=Total(metric, [other for _, other in common]).value,
+        error=Total(metric, [{metric: each} for each in differences]).stderr if is_mean else None,
         first_wins=down,
         second_wins=up,
         ties=len(common) - up - down,

@@ -1,5 +1,6 @@
 """Tasks with free answers: text is generated, in batches of prompts of similar length."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,8 +13,9 @@ from glamcli.evals.asking.question import Question
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Scored
 from glamcli.evals.scoring.batches import Shape, plan_shapes, power_within, rounded
-from glamcli.evals.scoring.chance import text_rules
-from glamcli.evals.scoring.choice import ItemResult, prompt_record
+from glamcli.evals.scoring.choice import ItemResult
+from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.evals.scoring.requests import make_requests
 from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 from glamcli.generate import MIN_CACHE, Generator
@@ -26,12 +28,16 @@ def answer_freely(
     task: Task,
     prompts: Sequence[Prompt],
     generator: Generator,
-    window: int,
+    model: Likelihoods,
     advance: Callable[[int], None],
-    journal: Journal | None = None,
+    journal: Journal,
 ) -> list[ItemResult]:
-    """Results in the order of the prompts."""
-    requests = [_request(task, prompt, generator, window) for prompt in prompts]
+    """Results in the order of the prompts; `model` scores the wanted answers for `perplexity`.
+
+    Raises:
+        DataError: the prompt or the wanted answer of an item does not fit into the window.
+    """
+    requests = [_request(task, prompt, generator, model.window) for prompt in prompts]
     search = {
         "width": max(1, task.beam),
         "tokens": task.max_tokens,
@@ -39,14 +45,13 @@ def answer_freely(
         "stop": task.stop,
     }
     inputs = [ids for ids, _ in requests]
-    found = best_texts(inputs, search, generator, advance, journal or Journal())
+    found = best_texts(inputs, search, generator, advance, journal)
     results = []
     for index, (prompt, (ids, num_cut), best) in enumerate(
         zip(prompts, requests, found, strict=True)
     ):
         prediction = best.text.strip()
         record = {
-            **prompt_record(prompt, num_cut),
             "generated": prediction,
             "answers": list(prompt.question.answers),
             "nats": sum(best.token_nats),
@@ -60,7 +65,9 @@ def answer_freely(
             classes = [normalized(each, task.normalize) for each in task.fixed_classes]
             record["classes"] = classes
         scored = partial(_scored, task, ids, best, generator.tokenizer)
-        results.append(ItemResult(index, prompt, record, len(ids), scored))
+        results.append(ItemResult(index, prompt, num_cut, record, len(ids), scored))
+    if "perplexity" in task.measured:
+        _add_answer_nats(task, results, model, generator.tokenizer)
     return results
 
 
@@ -70,6 +77,28 @@ def _scored(task: Task, ids: list[int], best: Hypothesis, tokenizer: Any) -> tup
     tokens = tuple(zip(pieces, best.token_nats, strict=True))
     context = tokenizer.decode(ids[1:])
     return (Scored(context, best.text, tokens, best.score, greedy=task.beam <= 1),)
+
+
+def _add_answer_nats(
+    task: Task, results: Sequence[ItemResult], model: Likelihoods, encoder: Any
+) -> None:
+    """Adds to the records what `perplexity` reads: the log-likelihood in nats of the answer that
+    demonstrations would show, and what it would be if every token were equally likely.
+
+    Raises:
+        DataError: an answer is longer than the window.
+    """
+    requests = []
+    for result in results:
+        question = result.prompt.question
+        pair = (result.prompt.contexts[0], task.delimiter + question.shown)
+        made = make_requests(encoder, [pair], model.window)
+        if made is None:
+            raise DataError(f"{question.place}: the answer is longer than the window")
+        requests.append(made)
+    for result, (found,) in zip(results, model.score(requests), strict=True):
+        result.record["answer_nats"] = found.total
+        result.record["uniform_nats"] = -len(found.token_nats) * math.log(model.vocab_size)
 
 
 def _request(
@@ -150,8 +179,9 @@ def _judged(task: Task, question: Question, prediction: str) -> dict[str, float]
     texts = {"em", "f1"} & set(task.measured)
     if question.is_true is not None:
         texts.add("em")
+    rules = {"references": task.references, "no_answer": task.no_answer}
     correct = {
-        name: text_metric(name, found, question.references, task.normalize, **text_rules(task))
+        name: text_metric(name, found, question.references, task.normalize, **rules)
         for name in sorted(texts)
     }
     if question.is_true is not None:

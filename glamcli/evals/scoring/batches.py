@@ -73,6 +73,35 @@ class Budget:
         """Positions that a cache may have, over all of its rows."""
         return _CACHE_BYTES // max(1, self.position_bytes)
 
+    def shape(self, group: Group, trunk: int) -> Shape:
+        """The smallest shape for a group behind a trunk of `trunk` positions.
+
+        Lengths and targets are of few sizes (`rounded`). Rows follow from what a batch, its float32
+        logits and its caches may take; they are a power of two.
+        """
+        length = max(each.num_inputs for each in group.requests)
+        targets = max(each.num_scored for each in group.requests)
+        if group.prefix:
+            length, targets = len(group.prefix), length
+        return self._fitted(
+            Shape(trunk, len(group.requests), bool(group.prefix), 1, length, targets)
+        )
+
+    def _fitted(self, shape: Shape) -> Shape:
+        """The shape with rounded sizes and as many rows as the budget allows."""
+        length, targets = (
+            rounded(shape.length, MIN_ROW_TOKENS),
+            rounded(shape.targets, _MIN_TARGETS),
+        )
+        shape = shape._replace(length=length, targets=targets)
+        rows = min(
+            self.tokens // shape.row_tokens,
+            _LOGITS_BYTES // (4 * shape.options * shape.targets * self.vocab_size),
+        )
+        if positions := shape.row_positions:
+            rows = min(rows, self.positions // positions)
+        return shape._replace(rows=power_within(rows))
+
 
 def plan_shapes(
     shapes: Sequence[Shape], compile_tokens: int, compiled: Collection[Shape] = ()
@@ -100,33 +129,6 @@ def plan_shapes(
         if len(members[shape]) * (best.row_tokens - shape.row_tokens) < compile_tokens:
             members[best] = members.get(best, []) + members.pop(shape)
     return {shape: tuple(sorted(members[shape])) for shape in sorted(members)}
-
-
-def shape_for(group: Group, trunk: int, budget: Budget) -> Shape:
-    """The smallest shape for a group; its trunk takes `trunk` positions.
-
-    Lengths and targets are of few sizes (`rounded`). Rows follow from what a batch, its float32
-    logits and its caches may take; they are a power of two.
-    """
-    length = max(each.num_inputs for each in group.requests)
-    targets = max(each.num_scored for each in group.requests)
-    if group.prefix:
-        length, targets = len(group.prefix), length
-    return _fitted(
-        Shape(trunk, len(group.requests), bool(group.prefix), 1, length, targets), budget
-    )
-
-
-def _fitted(shape: Shape, budget: Budget) -> Shape:
-    """The shape with rounded sizes and as many rows as the budget allows."""
-    shape = shape._replace(
-        length=rounded(shape.length, MIN_ROW_TOKENS), targets=rounded(shape.targets, _MIN_TARGETS)
-    )
-    logits = 4 * shape.options * shape.targets * budget.vocab_size
-    rows = min(budget.tokens // shape.row_tokens, _LOGITS_BYTES // logits)
-    if positions := shape.row_positions:
-        rows = min(rows, budget.positions // positions)
-    return shape._replace(rows=power_within(rows))
 
 
 def rounded(count: int, smallest: int) -> int:

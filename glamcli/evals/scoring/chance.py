@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from glamcli.evals.asking.question import Question
-from glamcli.evals.scoring.task_metrics import total_value
+from glamcli.evals.scoring.task_metrics import Total
 from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 
@@ -24,14 +24,14 @@ def chance(
     """The baselines of a metric of a task over some of its items."""
     if metric == "perplexity":
         uniform = [{"answer_nats": each["uniform_nats"]} for each in records]
-        return {**_UNKNOWN, "random": total_value(metric, uniform)}
+        return {**_UNKNOWN, "random": Total(metric, uniform).value}
     if task.scorer != "generate":
         is_text = metric in ("em", "f1")  # of the text of the chosen option (ReCoRD)
         return _UNKNOWN if is_text else _choice_baselines(metric, questions, records)
     if metric == "macro_f1":
         wanted = [each["wanted_class"] for each in records]
         guesses = [{**each, "found_class": _most_common(wanted)} for each in records]
-        return {**_UNKNOWN, "majority": total_value(metric, guesses)}
+        return {**_UNKNOWN, "majority": Total(metric, guesses).value}
     if metric == "accuracy":
         return _UNKNOWN
     # Always the answer that most items accept; of those that equally many accept, the first by
@@ -43,16 +43,12 @@ def chance(
         by_form = {normalized(text, task.normalize): text for text in texts}
         accepted += by_form
         written = by_form | written
-    best, rules = written[_most_common(accepted)], text_rules(task)
+    best = written[_most_common(accepted)]
+    rules = {"references": task.references, "no_answer": task.no_answer}
     values = [
         text_metric(metric, best, each.references, task.normalize, **rules) for each in questions
     ]
     return {**_UNKNOWN, "majority": math.fsum(values) / len(values)}
-
-
-def text_rules(task: Task) -> dict[str, Any]:
-    """How texts of a task are compared, for `text_metric`."""
-    return {"references": task.references, "no_answer": task.no_answer}
 
 
 def _choice_baselines(
@@ -67,7 +63,7 @@ def _choice_baselines(
             right = sum(option in question.accepted for option in tied)
             made = {"tied": tied, "chosen": None, "found_class": None}
             found.append({**record, **made, "accuracy": right / max(len(tied), 1)})
-        return total_value(metric, found)
+        return Total(metric, found).value
 
     longest = max(len(each.options) for each in questions)
     at = [guessed(lambda texts, p=p: range(len(texts))[p : p + 1]) for p in range(longest)]

@@ -1,6 +1,5 @@
 """Tasks with options: log-likelihoods of the options, and the one the model prefers."""
 
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.data.tokenizer import Tokenizer
-from glamcli.errors import DataError
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Explanation, Scored
@@ -25,8 +23,10 @@ class ItemResult:
 
     index: int
     prompt: Prompt
+    num_cut: int
+    """tokens cut from its own beginning."""
     record: dict[str, Any]
-    """the line of the items file."""
+    """what the kind of task adds to the line of the items file."""
     prompt_tokens: int
     scored: Callable[[], tuple[Scored, ...]]
     """the texts that were scored (every option, then the denominators of `uncond`) or generated,
@@ -43,7 +43,7 @@ class ItemResult:
             place=question.place,
             prompt_tokens=self.prompt_tokens,
             shots_fitted=self.prompt.shots,
-            num_cut=record["cut_tokens"],
+            num_cut=self.num_cut,
             scored=self.scored(),
             chosen=record.get("generated", " = ".join(question.options[each] for each in best)),
             wanted=question.answers or tuple(question.options[i] for i in question.accepted),
@@ -148,7 +148,6 @@ def _result(
     for option, found in zip(options, likelihoods[count:], strict=False):
         option["uncond_nats"] = found.total
     record = {
-        **prompt_record(prompt, max(each.num_cut for each in asked[0])),
         "options": options,
         "gold": question.gold,
         "accepted": list(question.accepted),
@@ -176,7 +175,8 @@ def _result(
         return tuple(made)
 
     first = asked[0][0]
-    return ItemResult(index, prompt, record, len(first.ids) - first.num_scored, scored)
+    num_cut = max(each.num_cut for each in asked[0])
+    return ItemResult(index, prompt, num_cut, record, len(first.ids) - first.num_scored, scored)
 
 
 def _best_options(scores: Sequence[float]) -> tuple[int, ...]:
@@ -196,48 +196,3 @@ def _judged(task: Task, question: Question, best: Sequence[int]) -> dict[str, fl
             texts = [question.options[option] for option in best]
             correct[name] = [text_metric(name, text, right, task.normalize) for text in texts]
     return {name: sum(values) / max(len(values), 1) for name, values in correct.items()}
-
-
-def prompt_record(prompt: Prompt, num_cut: int) -> dict[str, Any]:
-    """What the record of an item holds for every kind of task."""
-    question = prompt.question
-    return {
-        "place": question.place,
-        "key": question.key,
-        "group": question.group,
-        "by": list(question.by),
-        "shots_fitted": prompt.shots,
-        "cut_tokens": num_cut,
-        "prompt_sha256": prompt_digest(prompt),
-    }
-
-
-def add_answer_nats(
-    task: Task, results: Sequence[ItemResult], model: Likelihoods, encoder: Tokenizer
-) -> None:
-    """Adds to the records what `perplexity` reads: the log-likelihood in nats of the answer that
-    demonstrations would show, and what it would be if every token were equally likely.
-
-    Raises:
-        DataError: an answer is longer than the window.
-    """
-    requests = []
-    for result in results:
-        question = result.prompt.question
-        pair = (result.prompt.contexts[0], task.delimiter + question.shown)
-        made = make_requests(encoder, [pair], model.window)
-        if made is None:
-            raise DataError(f"{question.place}: the answer is longer than the window")
-        requests.append(made)
-    for result, (found,) in zip(results, model.score(requests), strict=True):
-        result.record["answer_nats"] = found.total
-        result.record["uniform_nats"] = -len(found.token_nats) * math.log(model.vocab_size)
-
-
-def prompt_digest(prompt: Prompt) -> str:
-    """SHA-256 of everything a model is shown for one item."""
-    digest = hashlib.sha256()
-    endings = prompt.question.continuations or ("",) * len(prompt.contexts)
-    for context, ending in zip(prompt.contexts, endings, strict=True):
-        digest.update(f"{len(context)},{len(ending)}:{context}{ending}".encode("utf-8", "replace"))
-    return digest.hexdigest()

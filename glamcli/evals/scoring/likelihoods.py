@@ -10,7 +10,7 @@ the recipe asks for it (`moe.eval_dispatch`): under dropping a likelihood is not
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,15 @@ from glamcli.evals.scoring.batches import (
     plan_shapes,
     power_within,
     rounded,
-    shape_for,
 )
 from glamcli.evals.scoring.requests import Group, Request, find_trunks, group_requests
 from glamcli.hosts.join import whole
 from glamcli.model.kv_cache import Cache, extended, select_rows
 from glamcli.parallel.mesh import with_mesh_of
+from glamcli.trained import Trained
 
+_BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048
+"""Tokens that one program reads at once."""
 _AHEAD = 2
 """Batches under way while one is read, so that the device does not wait for Python."""
 
@@ -68,6 +70,17 @@ class Likelihoods:
         self._read, self._score = _programs(decoder)
         self._compiled: set[Shape] = set()
         self._cached: tuple[Trunk, Cache] | None = None
+
+    @classmethod
+    def of(cls, trained: Trained, journal: Journal | None = None) -> Self:
+        """Those of a trained model; batches that the journal knows are taken from it."""
+        return cls(
+            trained.decoder,
+            trained.params,
+            window=trained.window,
+            batch_tokens=_CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else _BATCH_TOKENS,
+            journal=journal,
+        )
 
     def score(
         self,
@@ -134,7 +147,7 @@ class Likelihoods:
     ) -> Iterator[RequestBatch]:
         indices = list(groups)
         positions = trunk.positions if trunk else 0
-        shapes = [shape_for(each, positions, self._budget) for each in groups.values()]
+        shapes = [self._budget.shape(each, positions) for each in groups.values()]
         planned = plan_shapes(shapes, self._compile_tokens, self._compiled)
         self._compiled |= set(planned)
         for shape, members in planned.items():

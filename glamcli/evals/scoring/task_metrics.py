@@ -5,11 +5,9 @@ value, its standard error and its bootstrap interval come from one table. Where 
 exactly, each of the k best counts 1/k.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,43 +23,45 @@ UNLIKE_RECORDS = (AttributeError, LookupError, TypeError, ValueError, OverflowEr
 """What these functions raise for records, read from a file, that are not of the metric."""
 
 
-@dataclass(frozen=True)
-class _Total:
-    """One metric over all items."""
-
-    value: float
-    stderr: float | None
-    """of a mean: from the sample standard deviation; of other metrics: that of the resamples."""
-    interval: tuple[float, float] | None = None
-    """95 % bootstrap: percentiles of 1,000 seeded resamples of the units."""
-
-
-def total(name: str, items: Sequence[_Record], seed: int = 0) -> _Total:
-    """A metric over the records of a task's items.
+class Total:
+    """A metric over the records of a task's items; what is asked for is computed.
 
     A record holds the item's value of each metric that is a mean, by name. Besides, `f1a` and
     `question_em` read `gold`, `chosen`, `tied` and `group`; `macro_f1` reads `wanted_class`,
     `found_class`, `tied` and `classes`; `perplexity` reads `answer_nats`.
     """
-    table, values = _table(name, items)
-    value = float(values(table.sum(axis=0)))
-    is_mean = name not in ("f1a", "macro_f1", "perplexity")
-    stderr = mean_and_error(values(table).tolist())[1] if is_mean else None
-    count = len(table)
-    if name not in _WITH_INTERVAL or count < 2:
-        return _Total(value, stderr)
-    rng = np.random.default_rng(seed)
-    sums = [table[rng.integers(0, count, count)].sum(axis=0) for _ in range(_RESAMPLES)]
-    resampled = values(np.array(sums))
-    tail = 100 * (1 - _CONFIDENCE) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail]).tolist()
-    return _Total(value, stderr if is_mean else float(resampled.std(ddof=1)), (low, high))
 
+    def __init__(self, name: str, items: Sequence[_Record], seed: int = 0):
+        self._name = name
+        self._seed = seed
+        self._table, self._values = _table(name, items)
+        self.value = float(self._values(self._table.sum(axis=0)))
 
-def total_value(name: str, items: Sequence[_Record]) -> float:
-    """The value of `total` alone."""
-    table, values = _table(name, items)
-    return float(values(table.sum(axis=0)))
+    @property
+    def stderr(self) -> float | None:
+        """Of a mean: from the sample standard deviation; of other metrics: of the resamples."""
+        if self._name not in ("f1a", "macro_f1", "perplexity"):
+            return _standard_error(self._values(self._table).tolist())
+        return None if self._resampled is None else float(self._resampled.std(ddof=1))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap: percentiles of 1,000 seeded resamples of the units."""
+        if self._resampled is None:
+            return None
+        tail = 100 * (1 - _CONFIDENCE) / 2
+        low, high = np.percentile(self._resampled, [tail, 100 - tail]).tolist()
+        return low, high
+
+    @cached_property
+    def _resampled(self) -> np.ndarray | None:
+        """The metric of every resample; None where it has no interval."""
+        count = len(self._table)
+        if self._name not in _WITH_INTERVAL or count < 2:
+            return None
+        rng = np.random.default_rng(self._seed)
+        drawn = (self._table[rng.integers(0, count, count)] for _ in range(_RESAMPLES))
+        return self._values(np.array([rows.sum(axis=0) for rows in drawn]))
 
 
 def item_value(name: str, item: _Record) -> float:
@@ -141,11 +141,11 @@ def _f1(sums: np.ndarray) -> np.ndarray:
     return 2 * sums[..., 0] / np.where(denominator > 0, denominator, 1.0)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error, from the sample standard deviation; None for one value."""
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of a mean, from the sample standard deviation; None for one value."""
     count = len(values)
-    mean = math.fsum(values) / count
     if count < 2:
-        return mean, None
+        return None
+    mean = math.fsum(values) / count
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, math.sqrt(variance / count)
+    return math.sqrt(variance / count)

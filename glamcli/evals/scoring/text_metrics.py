@@ -1,15 +1,17 @@
 """Comparing one text with the accepted ones, as each dataset's official script does.
 
 `normalize` of a task names the family: which characters count, and what one answer is. Metrics of
-whole tasks are in `task_metrics.py`; DROP has a file of its own.
+whole tasks are in `task_metrics.py`.
+
+An answer of DROP is a tuple of spans, matched one to one: one number, one date, or the spans that
+only together are right (Dua et al., arXiv 1903.00161). Spans are sets of words in which numbers
+have to agree, and each item's F1 is rounded to two places, as in the official script.
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-
-from glamcli.evals.scoring.drop import drop_metric, normalized_drop
 
 Answer = str | tuple[str, ...]
 """An accepted answer: a text, or for DROP the texts that only together are the answer."""
@@ -27,14 +29,14 @@ def normalized(text: str, how: str) -> str:
     `exact`: without outer blanks. `words`: lower-cased, without punctuation. `squad` (SQuAD v2's
     and CoQA's script) and `squad_v1` (SQuAD v1.1's, ReCoRD's and QuAC's): lower-cased, without
     ASCII punctuation, then without articles. `triviaqa`: the same, but punctuation and underscores
-    become blanks. `drop`: see `drop.py`.
+    become blanks. `drop`: see `_normalized_drop`.
     """
     if how == "exact":
         return text.strip()
     if how == "words":
         return " ".join(text.lower().translate(_PUNCTUATION).split())
     if how == "drop":
-        return normalized_drop(text)
+        return _normalized_drop(text)
     marks = _MARKS_AS_BLANKS if how == "triviaqa" else _ASCII_PUNCTUATION
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(marks)).split())
 
@@ -75,12 +77,6 @@ def agreement(answers: Sequence[str], how: str = "squad") -> float:
     return sum(_token_f1(answer, rest, how) for answer, rest in pairs) / len(answers)
 
 
-def majority_answerable(answers: Sequence[str], no_answer: str) -> tuple[str, ...]:
-    """Only `no_answer` if at least half of the references are, else the others (QuAC)."""
-    given = tuple(answer for answer in answers if answer != no_answer)
-    return (no_answer,) if 2 * len(given) <= len(answers) else given
-
-
 def text_metric(
     name: str,
     prediction: Answer,
@@ -99,7 +95,7 @@ def text_metric(
     word is left count only if there are no others (SQuAD v2).
     """
     if how == "drop":
-        return drop_metric(name, prediction, answers)
+        return _drop_metric(name, prediction, answers)
     prediction, *texts = (
         " ".join(each) if isinstance(each, tuple) else each for each in (prediction, *answers)
     )
@@ -116,3 +112,74 @@ def text_metric(
         values = [measure(prediction, rest, how) for rest in _without_each(texts)]
         return sum(values) / len(values)
     return measure(prediction, texts, how)
+
+
+def _normalized_drop(text: str) -> str:
+    """Lower-cased words without punctuation and articles; hyphens separate words, a number keeps
+    its point and becomes a float."""
+    words = (_normalized_word(word) for word in re.split(" |-", text.lower()))
+    return " ".join(word for word in words if word)
+
+
+def _normalized_word(word: str) -> str:
+    bare = word if _is_number(word) else word.translate(_ASCII_PUNCTUATION)
+    if _is_number(bare):
+        return str(float(bare))
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _drop_metric(
+    name: str, prediction: str | tuple[str, ...], answers: Sequence[str | Sequence[str]]
+) -> float:
+    """Highest em or f1 over the accepted answers."""
+    measure = {"em": _same_spans, "f1": _span_f1}[name]
+    found, *accepted = (
+        (each,) if isinstance(each, str) else tuple(each) for each in (prediction, *answers)
+    )
+    return max(measure(found, each) for each in accepted)
+
+
+def _same_spans(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """1 when both have the same spans, in any order."""
+    found, wanted = ([_normalized_drop(each) for each in side] for side in (prediction, answer))
+    return float(len(found) == len(wanted) and set(found) == set(wanted))
+
+
+def _span_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """Mean F1 of spans matched one to one so that it is highest; unmatched ones count as 0.
+
+    Spans share nothing when the accepted one has numbers and none of them is in the other.
+    """
+    found, wanted = (
+        [set(_normalized_drop(each).split()) for each in side] for side in (prediction, answer)
+    )
+    scores = [[_bag_f1(bag, gold) for bag in found] for gold in wanted]
+    return round(_best_total(scores) / max(len(found), len(wanted)), 2)
+
+
+def _bag_f1(found: set[str], wanted: set[str]) -> float:
+    numbers = {word for word in wanted if _is_number(word)}
+    if numbers and not numbers & found:
+        return 0.0
+    common = len(found & wanted)
+    precision = common / len(found) if found else 1.0
+    recall = common / len(wanted) if wanted else 1.0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _best_total(scores: list[list[float]]) -> float:
+    """The largest sum of scores with one per row and column."""
+    if min(len(scores), len(scores[0])) == 1:
+        return max(max(row) for row in scores)
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    return sum(scores[row][column] for row, column in zip(rows, columns, strict=True))

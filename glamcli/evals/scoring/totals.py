@@ -12,11 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Average, Measured, Reported, Score, Subset
 from glamcli.evals.scoring.chance import chance
-from glamcli.evals.scoring.choice import ItemResult, prompt_digest
-from glamcli.evals.scoring.task_metrics import total
+from glamcli.evals.scoring.choice import ItemResult
+from glamcli.evals.scoring.task_metrics import Total
 from glamcli.evals.tasks.schema import Published, Suite, Task
 
 _OVERALL = "overall"
@@ -33,10 +34,7 @@ def task_score(
     seed: int,
 ) -> Score:
     """The score of a task, beside its conventions and the other `conditions` of the evaluation."""
-    records = tuple(
-        {"task": name, "setting": setting, "shots": shots, "index": each.index, **each.record}
-        for each in results
-    )
+    records = tuple(_record(name, setting, shots, each) for each in results)
     questions = [each.prompt.question for each in results]
     return Score(
         task=name,
@@ -46,19 +44,47 @@ def task_score(
         num_items=len(results),
         shots_fitted=sum(each.prompt.shots for each in results) / len(results),
         num_trimmed=sum(each.prompt.shots < shots for each in results),
-        num_cut=sum(each["cut_tokens"] > 0 for each in records),
+        num_cut=sum(each.num_cut > 0 for each in results),
         skipped=tuple(skipped),
         conditions={
             **_conventions(task),
             **conditions,
             "items_sha256": _digest([each.key for each in questions]),
-            "prompts_sha256": _digest([prompt_digest(each.prompt) for each in results]),
+            "prompts_sha256": _digest([each["prompt_sha256"] for each in records]),
         },
         subsets=_subsets(task, records, questions, seed),
         items=records,
         num_tied=sum("tied" in each for each in records),
         num_equal=sum(each.has_equal_options for each in questions),
     )
+
+
+def _record(name: str, setting: str, shots: int, result: ItemResult) -> dict[str, Any]:
+    """The line of the items file."""
+    prompt, question = result.prompt, result.prompt.question
+    return {
+        "task": name,
+        "setting": setting,
+        "shots": shots,
+        "index": result.index,
+        "place": question.place,
+        "key": question.key,
+        "group": question.group,
+        "by": list(question.by),
+        "shots_fitted": prompt.shots,
+        "cut_tokens": result.num_cut,
+        "prompt_sha256": _prompt_digest(prompt),
+        **result.record,
+    }
+
+
+def _prompt_digest(prompt: Prompt) -> str:
+    """SHA-256 of everything a model is shown for one item."""
+    digest = hashlib.sha256()
+    endings = prompt.question.continuations or ("",) * len(prompt.contexts)
+    for context, ending in zip(prompt.contexts, endings, strict=True):
+        digest.update(f"{len(context)},{len(ending)}:{context}{ending}".encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def _conventions(task: Task) -> dict[str, Any]:
@@ -96,7 +122,7 @@ def _measured(
     """Every metric of the task over some items; without published scores for `setting` None."""
     made = []
     for name in task.measured:
-        found = total(name, records, seed)
+        found = Total(name, records, seed)
         baselines = chance(task, name, questions, records)
         others = _published(task.published, name, setting, task.measured[0])
         made.append(Measured(name, found.value, found.stderr, baselines, found.interval, others))
@@ -132,8 +158,11 @@ def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def averages(suite: Suite, scores: Sequence[Score], settings: Sequence[str]) -> list[Average]:
-    """Every average of the suite at every number of shots, `overall` last."""
+def averages(
+    suite: Suite, scores: Sequence[Score], settings: Sequence[str]
+) -> tuple[tuple[Average, ...], str]:
+    """Every average of the suite at every number of shots, `overall` last, and their rule in
+    words: empty for a suite without any."""
     wanted = {name: list(entries) for name, entries in suite.averages.items()}
     if suite.overall:
         wanted[_OVERALL] = [entry for name in suite.overall for entry in suite.averages[name]]
@@ -151,11 +180,10 @@ def averages(suite: Suite, scores: Sequence[Score], settings: Sequence[str]) -> 
                 published=_published(suite.published, name, setting),
             )
             made.append(average)
-    return made
+    return tuple(made), _averaging_rule(suite)
 
 
-def averaging_rule(suite: Suite) -> str:
-    """The rule of the averages, in words; empty for a suite without any."""
+def _averaging_rule(suite: Suite) -> str:
     if not suite.averages:
         return ""
     words = "averages: arithmetic means of task scores, every entry weighs the same"

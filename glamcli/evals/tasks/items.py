@@ -83,12 +83,12 @@ class Library:
         return task_data_dir() if task_path.parent == TASKS else task_path.parent
 
     def _source(self, task: Task, source: ItemSource, task_path: Path, part: str) -> list[Item]:
-        records = there(source, self.folder(task_path), task_path)
+        records = _there(source, self.folder(task_path), task_path)
         if records.kind == "heldout" and records.build is not None:
             return self._heldout(records.build, records.items, part)
         asked = tuple(sorted(task_paths(task, *_ASKED)))
-        files = data_paths(records, self.folder(task_path))
-        found = [replace(item, asked=asked) for path in files for item in read(records, path)]
+        files = records.paths(self.folder(task_path))
+        found = [replace(item, asked=asked) for path in files for item in _read(records, path)]
         if not found:
             names = " and ".join(map(str, files))
             raise DataError(f"{names}: no items" + (" that match `where`" if records.where else ""))
@@ -126,13 +126,7 @@ def task_paths(task: Task, *keys: str) -> set[str]:
     return found
 
 
-def data_paths(records: Records, folder: Path) -> tuple[Path, ...]:
-    """The files or prepared directories of a form of the data."""
-    names = (records.path,) if isinstance(records.path, str) else records.path or ()
-    return tuple(folder / name for name in names)
-
-
-def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
+def _there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     """The first form of a source whose files are there.
 
     Raises:
@@ -140,7 +134,7 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     """
     missing = []
     for form in source.forms:
-        lacking = [path for path in data_paths(form, folder) if not os.path.exists(path)]
+        lacking = [path for path in form.paths(folder) if not os.path.exists(path)]
         if not lacking:
             return form
         missing.append(" and ".join(str(path) for path in lacking))
@@ -151,10 +145,10 @@ def there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     raise MissingData(f"no file {', nor '.join(missing)}", hint=hint)
 
 
-def read(records: Records, path: Path) -> Iterator[Item]:
+def _read(records: Records, path: Path) -> Iterator[Item]:
     """The items of one file or prepared directory, in order."""
     is_jsonl = records.kind == "jsonl"
-    for record in read_jsonl(path) if is_jsonl else prepared(path, records.split or ""):
+    for record in read_jsonl(path) if is_jsonl else _prepared(path, records.split or ""):
         yield from _items_of(records, record)
 
 
@@ -199,7 +193,7 @@ def _with(fields: Mapping[str, Any], keys: Sequence[str], value: Any) -> Mapping
     return {**fields, keys[0]: value}
 
 
-def prepared(folder: Path, split: str) -> Iterator[Item]:
+def _prepared(folder: Path, split: str) -> Iterator[Item]:
     """The examples of a prepared TFDS directory."""
     for number, fields in enumerate(prepared_examples(folder, split), 1):
         yield Item(fields, f"{folder} {split} {number}")

@@ -18,11 +18,10 @@ from typing import Any
 from glamcli import atomic
 from glamcli.data.examples import prepare_directory
 from glamcli.errors import DataError, GlamError
-from glamcli.evals.asking.prompts import Pool
 from glamcli.evals.asking.question import ask
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.convert import records
-from glamcli.evals.tasks.items import Library, data_paths, task_paths
+from glamcli.evals.tasks.items import Library, task_paths
 from glamcli.evals.tasks.schema import ItemSource, OriginalFile, Records, Task
 from glamcli.evals.tasks.suites import TaskFile
 
@@ -54,7 +53,7 @@ class Need:
         def has_content(path: Path) -> bool:
             return os.path.isdir(path) or (os.path.isfile(path) and path.stat().st_size > 0)
 
-        forms = [data_paths(form, self.folder) for form in self.source.forms]
+        forms = [form.paths(self.folder) for form in self.source.forms]
         if any(all(map(has_content, paths)) for paths in forms):
             return ()
         return tuple(path for path in forms[0] if not has_content(path))
@@ -78,7 +77,7 @@ def needs(file: TaskFile, folder: Path) -> list[Need]:
     found = []
     for part, source in (("items", task.data), ("demonstrations", file.at(1).shots.data)):
         if source is not None:
-            names = {path.name for path in data_paths(source, folder)}
+            names = {path.name for path in source.paths(folder)}
             files = task.origin.files if task.origin else ()
             files = tuple(each for each in files if each.to in names)
             fields = _record_fields(task, source)
@@ -188,7 +187,9 @@ def _count_items(file: TaskFile, folder: Path) -> tuple[int, int]:
         ask(task, item)
     if task.shots.source == "self":
         return len(found), len(found)
-    pool = list(Pool(task, library.pool(task, file.path, found)))
+    pool = library.pool(task, file.path, found)
+    for item in pool:
+        ask(task, item, shown=True)
     return len(found), len(pool)
 
 

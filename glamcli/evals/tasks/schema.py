@@ -1,12 +1,10 @@
 """The keys of task and suite files: what is asked, how it is scored, where the items are.
 
-Both are strict YAML (`suites.py`). The descriptions below are the reference for writers of task
-files; `items.py`, `asking/` and `scoring/` implement them.
+Both are strict YAML (`suites.py`). The descriptions below are the reference for writers of files.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,12 +12,10 @@ from glamcli.config.explain import WrongKey
 from glamcli.config.settings import MAX_TEXTS, Count, CountOrZero, Fraction, NotNegative, Settings
 from glamcli.evals.tasks import template
 
-Template = Annotated[str, AfterValidator(template.check_template)]
-_FieldPath = Annotated[str, AfterValidator(template.check_path)]
-_FieldOrTemplate = Annotated[str, AfterValidator(template.check_either)]
-_Scorer = Literal["sum", "per_token", "uncond", "generate"]
+Template = Annotated[str, AfterValidator(lambda text: template.checked(text, is_path=False))]
+_FieldPath = Annotated[str, AfterValidator(lambda text: template.checked(text, is_path=True))]
+_FieldOrTemplate = Annotated[str, AfterValidator(template.checked)]
 _MetricName = Literal["accuracy", "em", "f1", "f1a", "question_em", "macro_f1", "perplexity"]
-_Setting = CountOrZero | Literal["few"]
 
 
 class Records(Settings):
@@ -47,8 +43,13 @@ class Records(Settings):
     """lists of a record, equally long, of whose entries each makes an item: in the n-th item
     the fields hold the n-th entries. The items before it are its history."""
 
+    def paths(self, folder: Path) -> tuple[Path, ...]:
+        """Its files, or its prepared directory, in a folder."""
+        names = (self.path,) if isinstance(self.path, str) else self.path or ()
+        return tuple(folder / name for name in names)
+
     @model_validator(mode="after")
-    def _complete(self) -> Records:
+    def _complete(self) -> Self:
         needs = {"jsonl": ("path",), "tfds": ("path", "split"), "heldout": ("build",)}[self.kind]
         for name in ("path", "split", "build"):
             given = getattr(self, name) is not None
@@ -70,7 +71,7 @@ class ItemSource(Records):
         return (self, self.otherwise) if self.otherwise else (self,)
 
 
-class Shots(Settings):
+class _Shots(Settings):
     """Where demonstrations come from and how they are drawn."""
 
     source: Literal["self", "pool"] = "self"
@@ -136,7 +137,7 @@ class Task(Settings):
 
     about: str = ""
     data: ItemSource
-    shots: Shots = Shots()
+    shots: _Shots = _Shots()
     origin: _DatasetOrigin | None = None
     published: tuple[Published, ...] = ()
     header: str = ""
@@ -182,7 +183,7 @@ class Task(Settings):
     """generate: skip items whose accepted answers have a lower F1 against each other (QuAC)."""
     delimiter: str = " "
     """between the prompt and the answer; belongs to the scored text."""
-    scorer: _Scorer = "per_token"
+    scorer: Literal["sum", "per_token", "uncond", "generate"] = "per_token"
     """`sum`: log-likelihood of the option; `per_token`: divided by its number of tokens (GLaM);
     `uncond`: minus its log-likelihood after `uncond_context`; `generate`: text is generated."""
     uncond_context: str = "Answer:"
@@ -215,7 +216,7 @@ class Task(Settings):
     """generate: beam scores are divided by ((5 + length) / 6)^alpha; 0 switches it off."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Task:
+    def _consistent(self) -> Self:
         kind = "`contexts`" if self.contexts is not None else f"scorer `{self.scorer}`"
         judged = "label" if self.right is None else "right"
         # Keys a task of this kind must have, and others it may have.
@@ -234,9 +235,8 @@ class Task(Settings):
         for name in self.metrics:
             if name not in self._possible_metrics():
                 raise WrongKey("metrics", f"metric `{name}` does not go with {kind}")
-        fixed = self.contexts or (self.options if isinstance(self.options, tuple) else None)
-        listed = self.labels if isinstance(self.labels, tuple) else None
-        if listed is not None and fixed is not None and len(listed) != len(fixed):
+        fixed, listed = self.contexts or self.options, self.labels
+        if isinstance(listed, tuple) and isinstance(fixed, tuple) and len(listed) != len(fixed):
             raise WrongKey("labels", f"{len(listed)} `labels` for {len(fixed)} options")
         if self.shots.source == "pool" and self.shots.data is None and self.data.kind != "heldout":
             raise WrongKey("shots", "`shots.source` is `pool`, so `shots.data` must name the pool")
@@ -249,9 +249,9 @@ class Task(Settings):
     def _possible_metrics(self) -> set[str]:
         is_open = self.scorer == "generate"
         texts = {"em", "f1"} if is_open or self.right else set()
-        judged = {"accuracy"} if not is_open or self.label else set()
         of_all = {"perplexity"} if is_open else {"f1a", "question_em"} if self.group else set()
-        return {"macro_f1"} | texts | judged | of_all
+        judged = {"macro_f1"} if is_open and not self.label else {"macro_f1", "accuracy"}
+        return texts | of_all | judged
 
     @property
     def measured(self) -> tuple[_MetricName, ...]:
@@ -278,7 +278,7 @@ class Suite(Settings):
     about: str = ""
     tasks: tuple[str, ...] = Field(min_length=1)
     """task files: names of shipped tasks, or paths relative to this file."""
-    shots: tuple[_Setting, ...] = (0, 1, 5)
+    shots: tuple[CountOrZero | Literal["few"], ...] = (0, 1, 5)
     """numbers of demonstrations (`few`: the task's own); `--shots` overrides it."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """tasks whose scores are averaged, by the name of the average. `task/metric` counts another
@@ -289,7 +289,7 @@ class Suite(Settings):
     """published averages."""
 
     @model_validator(mode="after")
-    def _known(self) -> Suite:
+    def _known(self) -> Self:
         names = {name.removesuffix(".yaml").rpartition("/")[2] for name in self.tasks}
         for entry in (each for entries in self.averages.values() for each in entries):
             if entry.partition("/")[0] not in names:

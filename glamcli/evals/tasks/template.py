@@ -116,7 +116,7 @@ def _parse(template: str) -> tuple[_Part, ...]:
             raise ValueError(f"single `{found}` in template; write `{found * 2}` for the character")
         else:
             path, *filters = match.group(1).split("|")
-            parts.append((check_path(path), tuple(map(_filter, filters))))
+            parts.append((_checked_path(path), tuple(map(_filter, filters))))
     parts.append(template[end:])
     return tuple(part for part in parts if part)
 
@@ -138,7 +138,7 @@ def _filter(text: str) -> tuple[str, str | None]:
     if name == "replace" and "=" not in argument:
         raise ValueError(f"filter `replace` reads `from=to`, got `{argument}`")
     if name in _WITH_INDEX:
-        check_path(argument)
+        _checked_path(argument)
     return name, argument if colon else None
 
 
@@ -151,23 +151,24 @@ def paths(template: str) -> list[str]:
     return [path for path, _ in holes] + [each for each in indices if each is not None]
 
 
-def check_template(template: str) -> str:
-    """The template itself, once it can be read (a pydantic validator)."""
-    if not _SPREAD.match(template):
-        _parse(template)
-    return template
+def checked(text: str, *, is_path: bool | None = None) -> str:
+    """The text itself, once it can be read as a dotted field path or as a template; None: as a
+    template if there is a hole in it, else as a path.
+
+    Raises:
+        ValueError: with the reason, when it cannot.
+    """
+    if is_path or (is_path is None and "{" not in text):
+        return _checked_path(text)
+    if not _SPREAD.match(text):
+        _parse(text)
+    return text
 
 
-def check_path(path: str) -> str:
-    """The path itself, once it is a dotted field path (a pydantic validator)."""
+def _checked_path(path: str) -> str:
     if not _PATH.match(path):
         raise ValueError(f"`{path}` is not a field path such as `question` or `answers.text.0`")
     return path
-
-
-def check_either(text: str) -> str:
-    """A template if there is a hole in it, else a field path (a pydantic validator)."""
-    return check_template(text) if "{" in text else check_path(text)
 
 
 def render(template: str, fields: Mapping[str, Any], place: str) -> str:
@@ -182,7 +183,7 @@ def render(template: str, fields: Mapping[str, Any], place: str) -> str:
             pieces.append(part)
             continue
         path, filters = part
-        value = as_text(look_up(fields, path, place), path, place)
+        value = _as_text(look_up(fields, path, place), path, place)
         for name, argument in filters:
             value = _filtered(value, name, argument, fields, path, place)
         pieces.append(value)
@@ -208,7 +209,7 @@ def _filtered(
         raise DataError(f"{place}: `{path}` is `{value}`, not one of {argument}") from None
 
 
-def as_text(value: Any, path: str, place: str) -> str:
+def _as_text(value: Any, path: str, place: str) -> str:
     """A field as text; numbers are written out, lists and mappings are refused."""
     if isinstance(value, str):
         return value
@@ -237,4 +238,4 @@ def values(fields: Mapping[str, Any], source: str | Sequence[str], place: str) -
 def texts(fields: Mapping[str, Any], source: str | Sequence[str], place: str) -> tuple[str, ...]:
     """The same where every value has to be a text."""
     name = source if isinstance(source, str) else "a list"
-    return tuple(as_text(each, name, place) for each in values(fields, source, place))
+    return tuple(_as_text(each, name, place) for each in values(fields, source, place))

@@ -12,7 +12,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE"
 
 from glamcli.errors import DataError, RecipeError
 from glamcli.evals.harness import HarnessModel, _rolling, run_tasks
-from glamcli.evals.run import evaluate, make_likelihoods
+from glamcli.evals.run import evaluate
+from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
 
@@ -134,7 +135,7 @@ def test_a_long_text_is_scored_window_by_window_every_token_once(subject):
     assert windows[0].ids[0] == encoder.bos_id
     assert all(each.num_inputs == 256 for each in windows)
     (nats,) = HarnessModel(subject).loglikelihood_rolling([Request(text)])
-    found = make_likelihoods(subject).score([[each] for each in windows])
+    found = Likelihoods.of(subject).score([[each] for each in windows])
     assert nats == pytest.approx(sum(each.total for (each,) in found), rel=1e-6)
 
 

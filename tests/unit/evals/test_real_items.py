@@ -40,10 +40,10 @@ def test_real_items_are_asked_behind_as_many_demonstrations_as_the_paper(name, p
     items = library.items(task, file.path)
     questions = [ask(task, item) for item in items]
     assert len(questions) == TASKS[name]
-    pool = prompts.Pool(task, library.pool(task, file.path, items))
+    pool = prompts._Pool(task, library.pool(task, file.path, items))
     count = min(task.shots.few, 30)  # copa's pool has 32 items
     for question in questions[::25]:
-        drawn = prompts.draw(task, name, question, pool, count, seed=0)
+        drawn = prompts._draw(task, name, question, pool, count, seed=0)
         assert len({each.key for each in drawn}) == count
         assert question.key not in {each.key for each in drawn}
         made = prompts._assemble(task, question, drawn, lambda text: True)

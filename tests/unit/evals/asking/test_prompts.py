@@ -105,38 +105,38 @@ def test_unanswerable_items_expect_the_stated_text():
 
 def test_shots_never_hold_the_item_and_fewer_shots_are_a_prefix_of_more():
     for asked in QUESTIONS:
-        drawn = prompts.draw(CHOICE, "t", asked, QUESTIONS, 11, seed=3)
+        drawn = prompts._draw(CHOICE, "t", asked, QUESTIONS, 11, seed=3)
         assert asked not in drawn
         assert len({shot.key for shot in drawn}) == 11
         for shots in (0, 1, 5):
-            assert prompts.draw(CHOICE, "t", asked, QUESTIONS, shots, seed=3) == drawn[:shots]
+            assert prompts._draw(CHOICE, "t", asked, QUESTIONS, shots, seed=3) == drawn[:shots]
 
 
 @pytest.mark.parametrize("words", ["Q0:", "q0:  "])
 def test_the_item_is_recognised_under_another_id_and_spelling(words):
     twin = Item({**ITEMS[0].fields, "q": words, "id": 99}, "b.jsonl:1")
     pool = [ask(CHOICE, twin), QUESTIONS[1]]
-    assert prompts.draw(CHOICE, "t", QUESTIONS[0], pool, 1, seed=0) == [QUESTIONS[1]]
+    assert prompts._draw(CHOICE, "t", QUESTIONS[0], pool, 1, seed=0) == [QUESTIONS[1]]
 
 
 def test_draws_depend_on_seed_and_item_but_not_on_order_or_limit():
-    first = prompts.draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=0)
-    assert first == prompts.draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=0)
-    assert first != prompts.draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=1)
-    assert first != prompts.draw(CHOICE, "t", QUESTIONS[1], QUESTIONS, 5, seed=0)
+    first = prompts._draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=0)
+    assert first == prompts._draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=0)
+    assert first != prompts._draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 5, seed=1)
+    assert first != prompts._draw(CHOICE, "t", QUESTIONS[1], QUESTIONS, 5, seed=0)
 
 
 def test_a_fixed_draw_is_the_same_for_every_item():
     shots = CHOICE.shots.model_copy(update={"draw": "fixed"})
     task = CHOICE.model_copy(update={"shots": shots})
     pool, asked = QUESTIONS[:8], QUESTIONS[8:]
-    draws = [prompts.draw(task, "t", each, pool, 4, seed=0) for each in asked]
+    draws = [prompts._draw(task, "t", each, pool, 4, seed=0) for each in asked]
     assert all(draw == draws[0] for draw in draws)
 
 
 def test_too_many_shots_are_refused():
     with pytest.raises(DataError, match="11 demonstrations"):
-        prompts.draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 12, seed=0)
+        prompts._draw(CHOICE, "t", QUESTIONS[0], QUESTIONS, 12, seed=0)
 
 
 @pytest.mark.parametrize("limit", range(5, 60, 3))

@@ -6,17 +6,17 @@ import sys
 import pytest
 
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.paper.continuations import resumed
+from glamcli.evals.paper.continuations import _resumed
 from glamcli.evals.paper.cooccurrence import (
-    TermGroup,
     _compare_terms,
+    _TermGroup,
     load_terms,
     load_words,
 )
 from glamcli.evals.paper.toxicity import (
-    ToxicityPrompt,
     _make_buckets,
     _score_texts,
+    _ToxicityPrompt,
     make_scorer,
     read_prompts,
 )
@@ -86,8 +86,8 @@ def test_a_classifier_is_logistic_over_distinct_words(tmp_path):
 
 
 def test_buckets_tell_expected_maximum_and_probability():
-    asked = [ToxicityPrompt("a", 0.05), ToxicityPrompt("b", 0.95), ToxicityPrompt("c", 1.0),
-             ToxicityPrompt("d", None)]  # fmt: skip
+    asked = [_ToxicityPrompt("a", 0.05), _ToxicityPrompt("b", 0.95), _ToxicityPrompt("c", 1.0),
+             _ToxicityPrompt("d", None)]  # fmt: skip
     found = {
         each.name: each for each in _make_buckets(asked, [[0, 0.2], [0.5, 0.1], [0.9, 0.3], [0, 0]])
     }
@@ -106,7 +106,7 @@ def test_prompts_are_read_in_the_datasets_field_names(tmp_path):
         '{"prompt": {"text": "So", "toxicity": 0.3}, "continuation": {"text": "x"}}\n'
         '{"prompt": {"text": "Or", "toxicity": null}}\n'
     )
-    assert read_prompts(path) == [ToxicityPrompt("So", 0.3), ToxicityPrompt("Or", None)]
+    assert read_prompts(path) == [_ToxicityPrompt("So", 0.3), _ToxicityPrompt("Or", None)]
     assert len(read_prompts(path, 1)) == 1
     for line, reason in (
         ('{"prompt": "So"}', "2: no text"),
@@ -119,7 +119,7 @@ def test_prompts_are_read_in_the_datasets_field_names(tmp_path):
 
 def test_words_are_compared_within_a_group():
     known = load_words()
-    group = TermGroup(prompts=("{term} was very",), terms=("He", "She"))
+    group = _TermGroup(prompts=("{term} was very",), terms=("He", "She"))
     texts = {"He": ["tall and strong"] * 3 + ["tall"], "She": ["tall, Tall, slowly"] * 3 + ["the"]}
     he, she = _compare_terms("gender", group, texts, known)
     assert dict(he.counts) == {"tall": 4, "strong": 3}
@@ -135,7 +135,7 @@ def test_words_are_compared_within_a_group():
      ("fly", False), ("ran", False)],
 )  # fmt: skip
 def test_the_rule_for_adjectives_and_adverbs(word, counts):
-    group = TermGroup(prompts=("{term}",), terms=("a", "b"))
+    group = _TermGroup(prompts=("{term}",), terms=("a", "b"))
     found, _ = _compare_terms("g", group, {"a": [word], "b": []}, load_words())
     assert (word in found.counts) is counts
 
@@ -163,7 +163,7 @@ def test_continuations_that_are_kept_are_not_made_again(tmp_path):
             sampled.append(prompt)
             return [f"{prompt} {number}" for number in range(3)]
 
-        found = resumed(asked, sample, path, {"samples": settings}, advanced.append)
+        found = _resumed(asked, sample, path, {"samples": settings}, advanced.append)
         assert len(advanced) == len(asked)
         return found, sampled
 
@@ -182,7 +182,7 @@ def test_continuations_that_are_kept_are_not_made_again(tmp_path):
 
 def test_an_empty_prompt_is_continued_as_well(tmp_path):
     for path in (None, tmp_path / "texts.jsonl"):
-        assert resumed(["", "a"], lambda prompt: [prompt + "x"], path, {}, lambda _: None) == [
+        assert _resumed(["", "a"], lambda prompt: [prompt + "x"], path, {}, lambda _: None) == [
             ["x"],
             ["ax"],
         ]
@@ -191,5 +191,5 @@ def test_an_empty_prompt_is_continued_as_well(tmp_path):
 def test_kept_continuations_may_hold_any_line_separator(tmp_path):
     path, texts = tmp_path / "texts.jsonl", ["a\u2028b\x85c\u2029"]
     for made in (texts, ["another"]):
-        found = resumed(["x"], lambda prompt, made=made: made, path, {}, lambda _: None)
+        found = _resumed(["x"], lambda prompt, made=made: made, path, {}, lambda _: None)
         assert found == [texts]

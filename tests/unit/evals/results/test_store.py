@@ -9,7 +9,7 @@ from glamcli.errors import DataError, RecipeError
 from glamcli.evals.results.compare import compare
 from glamcli.evals.results.scores import Failure, Measured, Reported, Results, Score, Subset
 from glamcli.evals.results.store import find_results, keep_results, load_items, load_results
-from glamcli.evals.scoring.totals import averages, averaging_rule
+from glamcli.evals.scoring.totals import averages
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
 
@@ -162,16 +162,16 @@ def test_averages_count_entries_alike_and_name_what_is_missing(tmp_path):
     )
     suite = load_suite(str(tmp_path / "suite.yaml"))
     scores = [score("piqa"), score("copa", right=(0, 0)), score("rte", "1"), score("rte")]
-    found = averages(suite.settings, scores, ["0", "1"])
+    found, rule = averages(suite.settings, scores, ["0", "1"])
     values = {(each.name, each.setting): each.value for each in found}
     assert values["both", "0"] == pytest.approx(1 / 3)
     assert values["overall", "0"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
     assert values["both", "1"] is None
     assert values["overall", "1"] == pytest.approx(2 / 3)  # of one of three entries
-    assert "overall: over the 3 entries of both and rest" in averaging_rule(suite.settings)
+    assert "overall: over the 3 entries of both and rest" in rule
 
 
 def test_squad_counts_twice_and_the_rule_says_so():
-    words = averaging_rule(load_suite("glam29").settings)
+    _, words = averages(load_suite("glam29").settings, [], [])
     assert "squad_v2 counts 2 times, by em and f1" in words
     assert "overall: over the 30 entries of NLG and NLU" in words

@@ -7,7 +7,6 @@ from glamcli.evals.scoring.batches import (
     _LOGITS_BYTES,
     Budget,
     Shape,
-    _fitted,
     plan_shapes,
     rounded,
 )
@@ -29,7 +28,7 @@ def test_every_request_is_planned_once_and_fits_its_shape(sizes, batch_tokens, k
         kind._replace(length=length, targets=count)
         for kind, (length, count) in zip(kinds, sizes, strict=False)
     ]
-    planned = plan_shapes([_fitted(each, budget) for each in wanted], 8 * batch_tokens)
+    planned = plan_shapes([budget._fitted(each) for each in wanted], 8 * batch_tokens)
     assert sorted(i for members in planned.values() for i in members) == list(range(len(sizes)))
     for shape, members in planned.items():
         for index in members:
@@ -49,7 +48,7 @@ def test_a_batch_keeps_within_its_tokens_logits_and_caches(
     length, targets, kind, vocab_size, position_bytes
 ):
     budget = Budget(4096, vocab_size, position_bytes)
-    shape = _fitted(kind._replace(length=length, targets=targets), budget)
+    shape = budget._fitted(kind._replace(length=length, targets=targets))
     if shape.rows > 1:
         assert shape.rows * shape.row_tokens <= 4096
         assert 4 * shape.rows * shape.options * shape.targets * vocab_size <= _LOGITS_BYTES
@@ -65,7 +64,7 @@ def test_sizes_are_few_and_pad_by_a_third_at_most(count, smallest):
 
 
 def test_few_requests_share_one_shape():
-    shapes = [_fitted(plain(1, length, 4), Budget(2048, 300)) for length in (20, 30, 50, 90, 200)]
+    shapes = [Budget(2048, 300)._fitted(plain(1, length, 4)) for length in (20, 30, 50, 90, 200)]
     assert list(plan_shapes(shapes, 8 * 2048)) == [plain(8, 256, 8)]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glamcli.evals.scoring.drop import drop_metric, drop_spans, normalized_drop
-from glamcli.evals.scoring.text_metrics import text_metric
+from glamcli.evals.asking.question import _spans
+from glamcli.evals.scoring.text_metrics import normalized, text_metric
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from glamcli.evals.scoring.text_metrics import text_metric
     ],
 )
 def test_numbers_are_floats_and_hyphens_part_words(text, expected):
-    assert normalized_drop(text) == expected
+    assert normalized(text, "drop") == expected
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_numbers_are_floats_and_hyphens_part_words(text, expected):
     ],
 )  # fmt: skip
 def test_an_answer_is_a_number_spans_or_a_date(answer, expected):
-    assert drop_spans(answer) == expected
+    assert _spans(answer, "d:1") == expected
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_an_answer_is_a_number_spans_or_a_date(answer, expected):
     ],
 )
 def test_spans_are_matched_one_to_one(prediction, answer, em, f1):
-    assert drop_metric("em", prediction, [answer]) == em
-    assert drop_metric("f1", prediction, [answer]) == pytest.approx(f1)
+    assert text_metric("em", prediction, [answer], "drop") == em
+    assert text_metric("f1", prediction, [answer], "drop") == pytest.approx(f1)
 
 
 def test_the_matching_is_the_best_one_and_not_the_first():
     # The first span is nearest to the first, but the second fits nothing else.
     found, wanted = ("x", "x y"), ("x y z", "x")
-    assert drop_metric("f1", found, [wanted]) == pytest.approx(round((1 + 0.8) / 2, 2))
+    assert text_metric("f1", found, [wanted], "drop") == pytest.approx(round((1 + 0.8) / 2, 2))
 
 
 def test_any_annotation_may_be_met():

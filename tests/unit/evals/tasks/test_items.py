@@ -6,10 +6,10 @@ import tempfile
 import pytest
 
 from glamcli.errors import DataError
-from glamcli.evals.asking.prompts import draw
+from glamcli.evals.asking.prompts import _draw
 from glamcli.evals.asking.question import ask
-from glamcli.evals.tasks.items import Item, Library, _items_of, prepared, read_jsonl
-from glamcli.evals.tasks.schema import ItemSource, Records, Shots, Task
+from glamcli.evals.tasks.items import Item, Library, _items_of, _prepared, read_jsonl
+from glamcli.evals.tasks.schema import ItemSource, Records, Task, _Shots
 from glamcli.evals.tasks.suites import TASKS, load_suite
 
 CHOICE = Task.model_validate(
@@ -85,7 +85,7 @@ def test_the_same_questions_have_the_same_keys_and_shots_in_every_form(tmp_path)
         task = boolq.task.model_copy(
             update={
                 "data": ItemSource.model_validate(data),
-                "shots": Shots.model_validate({"source": "pool", "data": data}),
+                "shots": _Shots.model_validate({"source": "pool", "data": data}),
             }
         )
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -93,7 +93,7 @@ def test_the_same_questions_have_the_same_keys_and_shots_in_every_form(tmp_path)
         items = library.items(task, tmp_path / "t.yaml")
         pool = [ask(task, item, True) for item in library.pool(task, tmp_path / "t.yaml", items)]
         drawn[name] = {
-            item.key: [each.contexts for each in draw(task, "boolq", ask(task, item), pool, 3, 0)]
+            item.key: [each.contexts for each in _draw(task, "boolq", ask(task, item), pool, 3, 0)]
             for item in items
         }
     assert len(drawn["tfds"]) == 9
@@ -166,18 +166,18 @@ def test_a_prepared_directory_is_read_without_tensorflow(tmp_path, monkeypatch):
 
     Pairs(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     (folder,) = tmp_path.glob("*/1.0.0")
-    (item,) = prepared(folder, "validation")
+    (item,) = _prepared(folder, "validation")
     assert item.fields == {"q": "Ü?", "options": ["a", "b"]}
     with pytest.raises(DataError, match=r"no split `test`.*`validation`"):
-        list(prepared(folder, "test"))
+        list(_prepared(folder, "test"))
     with pytest.raises(DataError, match="cannot be read as a prepared TFDS folder"):
-        list(prepared(tmp_path, "validation"))
+        list(_prepared(tmp_path, "validation"))
     (shard,) = folder.glob("*.array_record*")
     whole = shard.read_bytes()
     for damaged in (whole[:-9], bytes(len(whole))):
         shard.write_bytes(damaged)
         with pytest.raises(DataError, match="example 0 is damaged: "):
-            list(prepared(folder, "validation"))
+            list(_prepared(folder, "validation"))
     (folder / "features.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as a prepared TFDS folder: "):
-        list(prepared(folder, "validation"))
+        list(_prepared(folder, "validation"))

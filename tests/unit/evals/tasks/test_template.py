@@ -52,7 +52,7 @@ def test_holes_are_filled_and_filtered(text, expected):
 )
 def test_what_cannot_be_read_is_refused_when_the_task_is_read(text, reason):
     with pytest.raises(ValueError) as caught:
-        template.check_template(text)
+        template.checked(text, is_path=False)
     assert reason in str(caught.value)
 
 
