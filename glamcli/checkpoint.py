@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from glamcli import step_folders
-from glamcli.errors import CheckpointError
+from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
 from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, step_meta
@@ -185,7 +185,7 @@ class Checkpoints:
                     ),
                 )
             except OSError as error:
-                raise CheckpointError(
+                raise SaveFailed(
                     f"cannot write checkpoints in {self.folder}: {error.strerror or error}"
                 ) from error
         return self._manager
@@ -197,12 +197,13 @@ class Checkpoints:
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         if isinstance(error, CheckpointError):
             return error
-        # What was written of it would keep a full disk full.
-        for left in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+        # What was written of it, or waits to be deleted, would keep a full disk full.
+        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
+        self._empty_trash()
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
-        return CheckpointError(f"saving step {step} failed: {_one_line(error)}", hint=last)
+        return SaveFailed(f"saving step {step} failed: {_one_line(error)}", hint=last)
 
 
 def restore_params(

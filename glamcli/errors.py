@@ -78,6 +78,10 @@ class CheckpointError(GlamError):
     exit_code = 4
 
 
+class SaveFailed(CheckpointError):
+    """A checkpoint that could not be written, for a reason that may pass."""
+
+
 class PlanError(GlamError):
     """A step that does not fit the target devices."""
 

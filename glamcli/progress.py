@@ -54,3 +54,12 @@ class Aside(Progress):
 
     def warn(self, text: str) -> None:
         self._progress.warn(self._prefix + text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `8 s`, `3:05` or `2:03:04`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from glamcli.cli.streams import Lossy, write_line
 from glamcli.errors import printable
-from glamcli.progress import Phase, Progress
+from glamcli.progress import Phase, Progress, duration
 
 PLAIN_WIDTH = 160
 NARROW_WIDTH = 70
@@ -100,15 +100,6 @@ def step_text(values: Mapping[str, Any]) -> str:
     if values.get("bad_steps_total"):
         parts.append(f"skipped {values['bad_steps_total']}")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `8 s`, `3:05` or `2:03:04`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Live(Progress):

@@ -183,6 +183,9 @@ class CheckpointSettings(Settings):
 
     keep: Count = 3
     """newest checkpoints kept."""
+    retry_seconds: NotNegative = 1800.0
+    """one process: how long a save that fails is tried again, after 5 seconds, 15, 60 and then
+    every 120, before the run ends; 0 ends it at the first failure."""
 
 
 NUM_BYTE_IDS = 259

@@ -8,7 +8,7 @@ before anything is compiled. What is due between steps, and in which order, is i
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
-from glamcli.errors import Preempted
+from glamcli.errors import CheckpointError, Preempted
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
@@ -101,7 +101,7 @@ def train(
         if host.is_first:
             write_run_files(run_dir, recipe, run_identity, dataset.tokenizer)
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
-        stack.enter_context(closing(checkpoints))
+        stack.enter_context(_closing(checkpoints))
         pace, pulse = Pace(host.name), Pulse()
         folder = run_dir if host.is_first else None
         meter = stack.enter_context(
@@ -145,6 +145,18 @@ def train(
 def _watchdog(recipe: Recipe, host: Host) -> Watchdog:
     seconds = recipe.runtime.step_timeout_seconds if host.count > 1 else None
     return Watchdog(seconds, host.name(host.index), is_first=host.is_first)
+
+
+@contextmanager
+def _closing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Closes them; an error of the run is told rather than what it did to the save in progress."""
+    try:
+        yield
+    except BaseException:
+        with suppress(CheckpointError):
+            checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 @contextmanager

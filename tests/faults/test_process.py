@@ -1,14 +1,16 @@
 """What surrounds a run goes away: its terminal, its folder, its disk."""
 
+import contextlib
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import assert_same_run
+from runs import STEPS, assert_same_run, weights
 
 GLAM = [sys.executable, "-c", "from glamcli.cli.main import run; run()"]
 
@@ -42,3 +44,56 @@ def test_a_closed_terminal_saves_and_ends_with_75(recipe, train, uninterrupted, 
     code, err = run.finish()
     assert code == 0, err
     assert_same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("during", ["training", "saving"])
+def test_a_run_whose_folder_is_deleted_ends_at_the_next_step_with_clear_words(
+    train, tmp_path, during
+):
+    run = train(tmp_path / "run", "--set", "train.steps=100000")
+    if during == "training":
+        run.until_step(3)
+    else:
+        run.until("say", text="step 7: saved")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    last = max((each["step"] for each in run.events() if each["event"] == "step"), default=0)
+    code, err = run.finish()
+    assert code == 4
+    assert f"the run folder {tmp_path / 'run'} is gone" in err
+    assert "Traceback" not in err
+    assert last < 100
+
+
+def mount(folder, size):
+    """A disk of its own; skips where this may not be done."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_costs_nothing(train, uninterrupted, tmp_path):
+    disk = tmp_path / "disk"
+    mount(disk, "8m")
+    try:
+        run = train(disk / "run")
+        run.until_step(3)
+        ballast = disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        for event in run.events():
+            if event["event"] == "warn" and "No space left on device" in event["text"]:
+                warning = event["text"]
+                if warning.startswith("saving step 7 failed"):
+                    break
+        ballast.unlink()
+        code, err = run.finish()
+        assert code == 0, err
+        assert "trying again in 5.0 s" in warning
+        before, after = weights(uninterrupted, STEPS), weights(disk / "run", STEPS)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert not [name for name in before if before[name].tobytes() != after[name].tobytes()]

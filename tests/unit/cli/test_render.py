@@ -9,7 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from glamcli.cli.render import JsonLines, Live, Plain, duration, print_table, step_text
+from glamcli.cli.render import JsonLines, Live, Plain, print_table, step_text
+from glamcli.progress import duration
 
 
 def a_run(progress):

@@ -1,4 +1,4 @@
-"""A save that fails is repeated at the next step; a second failure in a row ends the run."""
+"""A save that fails is tried again on a clock, until a stated time has passed."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,11 @@ import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
-from glamcli.errors import CheckpointError
+from glamcli.errors import CheckpointError, SaveFailed
+from glamcli.hosts.join import ALONE, Host
 from glamcli.progress import Silent
 from glamcli.train.events import Save
+from glamcli.train.retry import Clock
 from unit.full_disk import save_without_room
 
 STATE = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.float32)}}
@@ -27,23 +29,36 @@ class Heard(Silent):
         self.said.append(text)
 
 
+class Hand(Clock):
+    """A clock that only this test moves, and that waiting moves."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        super().__init__(lambda: self.seconds, self.pass_)
+
+    def pass_(self, seconds):
+        self.seconds += seconds
+
+
 @pytest.fixture
 def run(tmp_path):
-    """The event that saves, its checkpoints, and what was heard of both."""
-    heard = Heard()
+    """The event that saves, its checkpoints, what was heard of both, and its clock."""
+    heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)
     running = SimpleNamespace(
-        recipe=load_recipe("test-tiny", ["train.steps=99"]).recipe,
+        recipe=load_recipe("test-tiny", ["train.steps=99", "every.checkpoint_steps=50"]).recipe,
+        run_dir=tmp_path,
         run_identity={"data": {}},
         dataset=data,
         meter=aside,
         watchdog=aside,
         progress=heard,
         stacked=lambda state: state,
+        host=ALONE,
     )
-    checkpoints = Checkpoints(tmp_path)
-    yield Save(running, checkpoints), checkpoints, heard
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    yield Save(running, checkpoints, clock), checkpoints, heard, clock
     checkpoints.close()
 
 
@@ -52,42 +67,117 @@ def nothing(*arguments):
 
 
 def test_a_failed_save_is_told_and_owed_until_the_next_one(run):
-    save, checkpoints, heard = run
+    save, checkpoints, heard, clock = run
     save.run(1, STATE)
     save.finish(1, STATE)
+    clock.pass_(90)
     save_without_room(checkpoints, 2, STATE)
     assert (save.is_owed, heard.said) == (False, ["step 1: saved"])
     save.poll()
     assert save.is_owed
     (warning,) = heard.warned
     assert warning.startswith("saving step 2 failed: ")
-    assert warning.endswith("; trying again (step 1 is complete)")
+    assert warning.endswith(
+        " (step 1 is complete; 1:30 of training not saved); trying again in 5.0 s, for 30:00 at"
+        f" most: make room in {checkpoints.folder}"
+    )
     assert [path.name for path in checkpoints.folder.iterdir()] == ["1"]
+    assert not save.is_due(3)
+    clock.pass_(5)
+    assert save.is_due(3)
     save.run(3, STATE)
+    assert not save.is_due(4)
     save.finish(3, STATE)
     assert (save.is_owed, heard.said) == (False, ["step 1: saved", "step 3: saved"])
     assert checkpoints.steps() == [3, 1]
 
 
-def test_the_last_step_is_saved_again_at_once(run):
-    save, checkpoints, heard = run
+def test_attempts_come_after_seconds_then_minutes_until_the_stated_time_has_passed(run):
+    save, checkpoints, heard, clock = run
+    waits = [5, 15, 60, *[120] * 14, 40]
+    error = SaveFailed("saving step 7 failed: no room", hint="step 5 is complete")
+
+    def fail():
+        raise error
+
+    checkpoints.poll = fail
+    for wait in waits:
+        save.poll()
+        clock.pass_(wait - 1)
+        assert not save.is_due(7)
+        clock.pass_(1)
+        assert save.is_due(7)
+    assert clock.seconds == 1800
+    with pytest.raises(SaveFailed, match="saving step 7 failed") as ended:
+        save.poll()
+    assert len(heard.warned) == len(waits)
+    assert ended.value.hint == (
+        "step 5 is complete; 30:00 of training not saved, tried for 30:00 "
+        "(`checkpoints.retry_seconds`)"
+    )
+
+
+def test_regular_saves_and_the_end_do_not_wait_for_the_clock(run):
+    save, checkpoints, _, _ = run
+    save_without_room(checkpoints, 7, STATE)
+    save.poll()
+    due = {step: save.is_due(step) for step in (8, 50, 99)}
+    assert due == {8: False, 50: True, 99: True}
+    assert save.is_due(8, stopping=True)
+
+
+def test_after_a_success_the_time_starts_again(run):
+    save, checkpoints, heard, clock = run
+    for step in (1, 3):
+        save_without_room(checkpoints, step, STATE)
+        save.poll()
+        clock.pass_(1799)
+        save.run(step + 1, STATE)
+        save.finish(step + 1, STATE)
+    assert (len(heard.warned), heard.said) == (2, ["step 2: saved", "step 4: saved"])
+
+
+def test_at_the_end_it_waits_and_tries_again(run):
+    save, checkpoints, heard, clock = run
     save_without_room(checkpoints, 9, STATE)
     save.finish(9, STATE)
     assert len(heard.warned) == 1
     assert (heard.said, checkpoints.steps()) == (["step 9: saved"], [9])
+    assert clock.seconds == 5
 
 
-def test_a_second_failure_in_a_row_ends_the_run_and_one_after_success_does_not(run):
-    save, checkpoints, heard = run
-    save_without_room(checkpoints, 1, STATE)
-    save.poll()
-    save.run(2, STATE)
-    save.finish(2, STATE)
-    save_without_room(checkpoints, 3, STATE)
-    save.poll()
-    assert (len(heard.warned), heard.said) == (2, ["step 2: saved"])
-    save_without_room(checkpoints, 4, STATE)
-    with pytest.raises(CheckpointError, match="saving step 4 failed") as caught:
+def test_a_slow_save_is_told_and_again_when_its_time_has_doubled(run, monkeypatch):
+    save, checkpoints, heard, clock = run
+    save.run(1, STATE)
+    poll = checkpoints.poll
+    monkeypatch.setattr(checkpoints, "poll", lambda: None)
+    for _ in range(300):
+        clock.pass_(1)
         save.poll()
-    assert caught.value.hint == "step 2 is complete"
-    assert checkpoints.steps() == [2]
+    assert heard.warned == [
+        f"a save has taken {time} so far; {time} of training not saved"
+        for time in ("1:00", "2:00", "4:00")
+    ]
+    monkeypatch.setattr(checkpoints, "poll", poll)
+    checkpoints._open().wait_until_finished()
+    save.poll()
+    assert (heard.said, len(heard.warned)) == (["step 1: saved"], 3)
+
+
+def test_a_run_folder_that_is_deleted_ends_the_run_at_the_next_step(run, tmp_path):
+    save, _, _, _ = run
+    save.poll()
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    with pytest.raises(CheckpointError, match=f"the run folder {tmp_path} is gone"):
+        save.poll()
+    tmp_path.with_name("elsewhere").rename(tmp_path)
+    save.poll()
+
+
+def test_one_of_several_processes_does_not_try_again(run):
+    save, checkpoints, _, _ = run
+    save_without_room(checkpoints, 1, STATE)
+    checkpoints.host = Host(0, 2)
+    with pytest.raises(SaveFailed):
+        save.poll()
+    checkpoints.host = ALONE
