@@ -117,7 +117,7 @@ def score(
         raise RecipeError("--include-path is for the tasks of --harness")
     runtime = prepare_process(run)
     request = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
-    with one_of_several(address, runtime, as_json) as (host, progress):
+    with one_of_several(address, run, runtime, as_json) as (host, progress):
         lm_eval = None if harness is None else _import_lm_eval()  # it may be missing
         mine = {**request, "explain": explain, "harness": harness, "fresh": fresh}
         _refuse_other_options(host, mine)

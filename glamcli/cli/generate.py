@@ -78,7 +78,7 @@ def command(run: Path, prompt: str | None, address: Address, as_json: bool, **op
     if prompt is not None:
         prompt = _utf8(prompt, "PROMPT")
     runtime = prepare_process(run)
-    with one_of_several(address, runtime, as_json) as (host, progress):
+    with one_of_several(address, run, runtime, as_json) as (host, progress):
         from glamcli.generate import Decoding
         from glamcli.train import identity
         from glamcli.trained import open_trained

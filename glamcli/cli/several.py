@@ -38,9 +38,9 @@ def prepare_process(run: Path) -> Runtime:
 
 @contextmanager
 def one_of_several(
-    address: Address, runtime: Runtime, as_json: bool
+    address: Address, run: Path, runtime: Runtime, as_json: bool
 ) -> Iterator[tuple[Host, Progress]]:
-    """This process among those of its run (mostly the only one), and where its progress goes.
+    """This process among those of `run` (mostly the only one), and where its progress goes.
 
     Results of a process that is not the first are discarded; its messages about its own machine
     go to stderr.
@@ -51,11 +51,12 @@ def one_of_several(
     """
     from glamcli.hosts.join import joined
     from glamcli.hosts.rendezvous import given_rendezvous
+    from glamcli.hosts.secret import run_secret
 
     rendezvous = given_rendezvous(*address)
     is_first = address[2] in (None, 0)
     progress = render.make_progress(as_json) if is_first else render.Plain(sys.stderr)
-    with joined(rendezvous, runtime, progress, _tell) as host:
+    with joined(rendezvous, run_secret(run), runtime, progress, _tell) as host:
         if host.is_first:
             yield host, render.make_progress(as_json)
             return

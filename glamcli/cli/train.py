@@ -57,7 +57,7 @@ def command(
     hugepages.apply(loaded.recipe.runtime.huge_pages == "auto")
     folder = run_dir or loaded.run_dir
     check_suites(loaded.recipe)
-    with one_of_several(address, loaded.recipe.runtime, as_json) as (host, progress):
+    with one_of_several(address, folder, loaded.recipe.runtime, as_json) as (host, progress):
         from glamcli.evals.scheduled import score_during
         from glamcli.train.folder import set_aside
         from glamcli.train.loop import train

@@ -29,7 +29,8 @@ from glamcli.errors import (
     Preempted,
     RecipeError,
 )
-from glamcli.hosts.rendezvous import Rendezvous, detected_rendezvous, meet
+from glamcli.hosts.greeting import meet
+from glamcli.hosts.rendezvous import Rendezvous, detected_rendezvous
 from glamcli.hosts.wire import GONE_SECONDS, Wire
 from glamcli.progress import Progress
 
@@ -177,10 +178,13 @@ def _may_follow_another(error: BaseException) -> bool:
     a save, is the first sign that another process is gone. Which one is known a little later."""
     if not isinstance(error, GlamError):
         return not isinstance(error, KeyboardInterrupt | BrokenPipeError)
-    cause = error.__cause__
-    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+    cause, seen = error.__cause__, set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            return True
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return cause is not None
+    return False
 
 
 ALONE = Host()
@@ -196,15 +200,16 @@ def whole(x: jax.Array) -> np.ndarray:
 
 @contextmanager
 def joined(
-    rendezvous: Rendezvous | None, runtime: Runtime, progress: Progress, tell: Tell
+    rendezvous: Rendezvous | None, secret: bytes, runtime: Runtime, progress: Progress, tell: Tell
 ) -> Iterator[Host]:
     """This process among the others of its run, who are all there when this returns.
 
     `rendezvous` None looks for a cluster around this process. Enter it before jax looks at its
-    devices. `tell` shows the error of another process that ends this one.
+    devices. All processes have the same `secret`. `tell` shows the error of another process that
+    ends this one.
 
     Raises:
-        RecipeError: the coordinator's address cannot be used.
+        RecipeError: the coordinator's address cannot be used, or the secrets differ.
         HostError: some processes did not come.
     """
     here = rendezvous or detected_rendezvous(runtime.join_seconds)
@@ -213,7 +218,9 @@ def joined(
         return
     index, count, listen = here.process_id, here.num_processes, here.listen or here.coordinator
     with progress.phase(f"waiting for {count} processes at {here.coordinator}"):
-        wire = meet(here.coordinator, listen, index, count, runtime.join_seconds)
+        wire = meet(
+            here.coordinator, listen, index, count, runtime.join_seconds, secret, progress.warn
+        )
     host = Host(index, count, wire, tell)
     wire.start(host.end)
     with host.failing_together():

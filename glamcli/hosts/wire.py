@@ -1,8 +1,8 @@
 """One TCP connection from every process of a run to process 0, for as long as the run lives: it
 tells at once who died and why, and carries small values between all (docs/decisions/0008).
 
-A message is one JSON object per line. Nothing is authenticated: the address belongs in a private
-network, as that of `jax.distributed` does.
+A message is one JSON object per line. Who is at the other end was proved in `greeting.py`; what it
+sends is checked all the same, and a connection that carries anything else counts as failed.
 """
 
 import json
@@ -13,44 +13,105 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from glamcli.errors import HostError
+from glamcli.errors import DataError, HostError
 
 # When a run hangs, all processes should end by their own watchdogs, which show their stacks; one
 # that ends first must not take the others along before that.
 GONE_SECONDS = 10.0
 # A machine that lost power or network sends nothing, so the kernel probes it.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
+# The largest value is what an interrupted evaluation had scored: some 100 bytes an item, and the
+# paper's 29 tasks have 200,000 items.
+MESSAGE_BYTES = 2**26
+SHOWN_BYTES = 40
+"""of something else that came instead of a message."""
+ERROR_CHARACTERS = 10_000
+"""of another process's error that are shown and passed on."""
 
 Message = dict[str, Any]
 
 
 class Connection:
-    """Messages over one connection; several threads may send."""
+    """Messages over one connection; several threads may send, one receives."""
 
     def __init__(self, sock: socket.socket, name: str = ""):
         self.name = name
         """of the process at the other end."""
-        sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self.socket = sock
-        self._file = sock.makefile("rb")
+        self._received = bytearray()
+        self._num_searched = 0
+        """of the bytes received, those that hold no end of a message."""
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Sends, unless the other side is gone; the thread that receives notices that."""
-        with self._lock, suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
+        """Sends, unless the other side is gone; the thread that receives notices that.
 
-    def receive(self) -> Message | None:
-        """The next message; None when the other side is gone or sends something else."""
+        Raises: DataError when the message is larger than the other side accepts.
+        """
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > MESSAGE_BYTES:
+            raise DataError(
+                f"`{message.get('put') or message.get('all')}`: {len(line):,} bytes, and processes "
+                f"exchange no more than {MESSAGE_BYTES:,} at once"
+            )
+        with self._lock, suppress(OSError):
+            self.socket.sendall(line)
+
+    def receive(self, limit: int, until: float | None = None) -> Message | None:
+        """The next message; None when the other side is gone.
+
+        Raises:
+            ValueError: what came is no message, or has more than `limit` bytes.
+            TimeoutError: no whole message came before `until`, of the monotonic clock.
+        """
+        while (message := self.take(limit)) is None:
+            if until is not None:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                self.socket.settimeout(left)
+            if not self.fill():
+                return None
+        return message
+
+    def fill(self) -> bool:
+        """Receives some of what has come; False when the other side is gone.
+
+        Raises: BlockingIOError or TimeoutError when nothing came for as long as the socket waits.
+        """
         try:
-            message = json.loads(self._file.readline())
-        except (OSError, ValueError):
+            received = self.socket.recv(1 << 16)
+        except (BlockingIOError, TimeoutError):
+            raise
+        except OSError:
+            return False
+        self._received += received
+        return bool(received)
+
+    def take(self, limit: int) -> Message | None:
+        """The next message, if all of it has been received.
+
+        Raises: ValueError when what was received is no message, or has more than `limit` bytes.
+        """
+        end = self._received.find(b"\n", self._num_searched)
+        self._num_searched = len(self._received) if end < 0 else 0
+        if max(end, self._num_searched) > limit:
+            raise ValueError(f"more than {limit:,} bytes at once")
+        if end < 0:
             return None
-        return message if isinstance(message, dict) else None
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"no JSON: {line[:SHOWN_BYTES]!r}") from None
+        if not isinstance(message, dict):
+            raise ValueError(f"no JSON object: {line[:SHOWN_BYTES]!r}")
+        return message
 
     def is_gone(self) -> bool:
         """Whether the other side, from which no message is expected, has closed the connection."""
@@ -63,7 +124,6 @@ class Connection:
 
     def close(self) -> None:
         with suppress(OSError):
-            self._file.close()
             self.socket.close()
 
 
@@ -79,6 +139,8 @@ class Wire:
         self._values: dict[str, dict[int, Any]] = {}
         """of every gathering under way, by process."""
         self._num_gathered = 0
+        self._awaited = ""
+        """the gathering whose values process 0 has to send next."""
         self._closing = False
         self._over = False
         self._threads = [
@@ -97,10 +159,14 @@ class Wire:
             thread.start()
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """The values (for JSON) of all processes, in their order, once all have called this."""
+        """The values (for JSON) of all processes, in their order, once all have called this.
+
+        Raises: DataError when they are too large to be sent.
+        """
         key = f"{self._num_gathered} {name}"
         self._num_gathered += 1
         if self.index:
+            self._awaited = key
             self._send_all({"put": key, "value": value})
         else:
             self._add(key, {0: value})
@@ -136,18 +202,41 @@ class Wire:
             connection.close()
 
     def _read(self, peer: int, connection: Connection) -> None:
-        while (message := connection.receive()) is not None:
-            if "put" in message:
-                self._add(message["put"], {peer: message["value"]})
-            elif "all" in message:
-                self._add(message["all"], dict(enumerate(message["values"])))
-            elif "failed" in message:
+        what = None
+        try:
+            while (message := connection.receive(MESSAGE_BYTES)) is not None:
+                if "bye" in message:
+                    return
+                self._hear(peer, message)
+            if self.index == 0 and not self._closing:
+                time.sleep(GONE_SECONDS)
+        except ValueError as error:
+            what = f"it sent something that no process of a run sends: {error}"
+        self._end({"failed": peer, "what": what, "hint": None, "code": HostError.exit_code})
+
+    def _hear(self, peer: int, message: Message) -> None:
+        """Raises: ValueError when no process sends this, or not now."""
+        match message:
+            case {"put": str(key), "value": value} if self.index == 0 and not self._has_put(peer):
+                self._add(key, {peer: value})
+            case {"all": str(key), "values": [*values]} if key == self._awaited and len(
+                values
+            ) == len(self.names):
+                self._add(key, dict(enumerate(values)))
+            case {
+                "failed": int(k),
+                "what": str() | None,
+                "hint": str() | None,
+                "code": int(code),
+            } if peer in (0, k) and k in range(len(self.names)) and code in range(256):
                 self._end(message)
-            elif "bye" in message:
-                return
-        if self.index == 0 and not self._closing:
-            time.sleep(GONE_SECONDS)
-        self._end({"failed": peer, "what": None, "hint": None, "code": HostError.exit_code})
+            case _:
+                raise ValueError(", ".join(f"`{key}`" for key in message)[:SHOWN_BYTES])
+
+    def _has_put(self, peer: int) -> bool:
+        """Whether the process has sent a value that is still being gathered: it sends no other."""
+        with self._changed:
+            return any(peer in values for values in self._values.values())
 
     def _add(self, key: str, values: dict[int, Any]) -> None:
         with self._changed:
@@ -159,6 +248,7 @@ class Wire:
             if self._closing or self._over:
                 return
             self._over = True
+        message = {key: _short(value) for key, value in message.items()}
         if self.index == 0:
             self._send_all(message)
         name = self.names[message["failed"]]
@@ -172,3 +262,7 @@ class Wire:
     def _send_all(self, message: Message) -> None:
         for connection in self.connections.values():
             connection.send(message)
+
+
+def _short(value: Any) -> Any:
+    return value[:ERROR_CHARACTERS] if isinstance(value, str) else value

@@ -1,9 +1,7 @@
 """How processes find each other, agree and end; here they are threads of one process."""
 
-import contextlib
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
@@ -11,66 +9,29 @@ import pytest
 from glamcli.config.load import load_recipe
 from glamcli.data.cache import json_digest
 from glamcli.errors import CheckpointError, DataError, HostError, RecipeError
-from glamcli.hosts import join, rendezvous, wire
+from glamcli.hosts import join, wire
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.rendezvous import (
     Rendezvous,
     detected_rendezvous,
     given_rendezvous,
-    meet,
     split_address,
 )
 from glamcli.parallel.mesh import local_rows
 from glamcli.train import identity
-
-HERE = socket.gethostname()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def cut(line):
-    """Breaks a process's connections, as its death does."""
-    line._closing = True
-    for each in line.connections.values():
-        with contextlib.suppress(OSError):
-            each.socket.shutdown(socket.SHUT_RDWR)
-    line._close_all()
-
-
-def names(index, count, address, seconds=10):
-    """Meets and leaves again."""
-    line = meet(address, address, index, count, seconds)
-    cut(line)
-    return line.names
-
-
-def together(count, do, host="127.0.0.1"):
-    """Runs `do(index, address)` of every process; results or exceptions in order."""
-    address = f"{host}:{free_port()}"
-
-    def one(index):
-        try:
-            return do(index, address)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
+from unit.hosts.threads import HERE, cut, meet, names, together
 
 
 def test_values_come_to_all_in_the_order_of_processes():
     def one(index, address):
-        line = meet(address, address, index, 3, 10)
+        line = meet(address, index, 3)
         line.start(lambda *what: None)
         values = [line.gather("first", index), line.gather("second", {"of": [index]})]
         line.close(lambda: None)
         return line.names, values
 
-    for names, values in together(3, one):
-        assert names == [f"process {index} ({HERE})" for index in range(3)]
+    for called, values in together(3, one):
+        assert called == [f"process {index} ({HERE})" for index in range(3)]
         assert values == [[0, 1, 2], [{"of": [0]}, {"of": [1]}, {"of": [2]}]]
 
 
@@ -89,7 +50,7 @@ def test_what_fails_in_one_process_ends_all_others_once(failing):
     heard = threading.Barrier(3)
 
     def one(index, address):
-        line = meet(address, address, index, 3, 10)
+        line = meet(address, index, 3)
 
         def end(*what):
             ended[index].append(what)
@@ -116,7 +77,7 @@ def test_a_process_that_is_gone_is_named_to_all_others(gone, monkeypatch):
     heard = threading.Barrier(3)
 
     def one(index, address):
-        line = meet(address, address, index, 3, 10)
+        line = meet(address, index, 3)
 
         def end(*what):
             ended[index].append(what)
@@ -145,23 +106,6 @@ def test_processes_started_as_different_numbers_are_refused():
         assert isinstance(error, RecipeError)
         assert error.what == f"process 1 on {HERE} was started as one of 3, process 0 as one of 2"
         assert error.hint == "--num-processes must be the same"
-
-
-def test_strangers_are_sent_away_and_a_restarted_process_takes_its_place(monkeypatch):
-    monkeypatch.setattr(rendezvous, "HELLO_SECONDS", 0.2)
-    arrived = threading.Event()
-
-    def one(index, address):
-        if index == 2:
-            for said in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1, "of": 3, "host": "old"}\n'):
-                with rendezvous._connect(address, 10) as sock:
-                    sock.sendall(said)
-            arrived.set()
-        elif index == 1:
-            arrived.wait(10)
-        return names(index, 3, address)
-
-    assert together(3, one) == [[f"process {index} ({HERE})" for index in range(3)]] * 3
 
 
 def test_the_same_process_id_twice_is_refused():
@@ -264,7 +208,7 @@ def test_the_odd_process_is_named_with_what_differs():
 )
 def test_what_each_reads_for_itself_is_the_same_or_an_error_in_all(made, said):
     def one(index, address):
-        line = meet(address, address, index, 3, 10)
+        line = meet(address, index, 3)
         line.start(lambda *what: None)
 
         def make():
@@ -310,6 +254,12 @@ def caused(error, *causes):
     return error
 
 
+def in_a_circle(error, cause):
+    """As an error that is raised again while its own effect is handled."""
+    error.__cause__, cause.__context__ = cause, error
+    return error
+
+
 BROKEN = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
 
@@ -320,10 +270,11 @@ BROKEN = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection 
         (caused(CheckpointError("saving step 7 failed"), BROKEN), True, 4),
         (caused(CheckpointError("saving step 7 failed"), ValueError("a barrier"), BROKEN), True, 4),
         (caused(CheckpointError("saving step 7 failed"), OSError(28, "full")), False, 4),
+        (in_a_circle(CheckpointError("saving failed"), ValueError("a barrier")), False, 4),
         (DataError("no file"), False, 3),
         (KeyboardInterrupt(), False, 130),
     ],
-    ids=["step", "save", "inside orbax", "full disk", "bad input", "interrupted"],
+    ids=["step", "save", "inside orbax", "full disk", "circle", "bad input", "interrupted"],
 )
 def test_what_a_lost_process_may_be_behind_is_told_only_after_the_news(
     monkeypatch, error, waits, code
