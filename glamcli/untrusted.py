@@ -27,9 +27,12 @@ def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         begin), or is larger than `max_bytes`.
     """
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(max_bytes + 1)
+        data = file.read(min(status.st_size, max_bytes) + 1)  # memory for so much is taken at once
+        if status.st_size < len(data) <= max_bytes:  # it has grown
+            data += file.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
     return data

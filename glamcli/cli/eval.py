@@ -38,7 +38,7 @@ class _RunOrCommand(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             near = difflib.get_close_matches(args[0], self.commands, 1, cutoff=0.7)
-            if near and "/" not in args[0] and not Path(args[0]).exists():
+            if near and "/" not in args[0] and not os.path.exists(args[0]):
                 hint = f"did you mean `glam eval {near[0]}`?"
                 raise RecipeError(f"no such command or run: `{args[0]}`", hint)
             args = ["score", *args]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,13 +62,13 @@ def overlap(
 
     chosen = load_suite(suite, preset)
     progress = render.make_progress(as_json)
-    run = Path(what) if (Path(what) / "recipe.yaml").is_file() else None
+    run = Path(what) if os.path.isfile(Path(what) / "recipe.yaml") else None
     if run is not None:
         recipe = load_recipe(str(run / "recipe.yaml"), check=False).recipe
         dataset = open_data(recipe, progress)
         documents = dataset.heldout_documents
         search = partial(corpus.search_rows, dataset=dataset, packing=recipe.data.packing)
-    elif Path(what).is_dir():
+    elif os.path.isdir(what):
         raise CheckpointError(f"{what} is no run folder: it has no `recipe.yaml`")
     else:
         documents = None

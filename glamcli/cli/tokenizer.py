@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,7 @@ def show_tokenizer(
     from glamcli.data.vocabulary import open_tokenizer
 
     path = Path(file_or_recipe)
-    if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
+    if os.path.isfile(path) and path.suffix not in (".yaml", ".yml", ".json"):
         if sets:
             raise RecipeError("`--set` changes a recipe, but this is a tokenizer file")
         tokenizer = load_sentencepiece(path)

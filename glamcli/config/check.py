@@ -5,8 +5,8 @@ field to edit, and names the nearest values that work.
 """
 
 import math
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
@@ -209,7 +209,7 @@ def _finish(recipe: Recipe) -> Found:
         yield "finish.shots", "`finish.suite` is set, but there are no `finish.shots`", "use [0]"
     # Checked now rather than after the last step.
     if is_path(finish.suite):
-        if not Path(finish.suite).is_file():
+        if not os.path.isfile(finish.suite):
             yield "finish.suite", f"no such suite file: `{shown(finish.suite)}`", None
         return
     suites = {**shipped("evals/suites"), **shipped("evals/suites/tasks")}

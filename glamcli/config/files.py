@@ -5,6 +5,7 @@ that names it. `~/` is the home folder; environment variables are not expanded.
 """
 
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -36,19 +37,15 @@ def find(kind: str, name_or_path: str, beside: Path | None = None) -> Path:
         if name_or_path in names:
             return names[name_or_path]
         local = (beside or Path()) / f"{name_or_path}.yaml"
-        if name_or_path and local.is_file():
+        if name_or_path and os.path.isfile(local):
             hint = f"for the file beside you write `./{shown(local.name)}`"
         else:
             hint = _near(name_or_path, names)
         raise RecipeError(f"no shipped {_NOUN[kind]} is called `{shown(name_or_path)}`", hint)
     path = Path(absolute(name_or_path, beside or Path.cwd()))
-    try:
-        if kind == "recipes" and (path / "recipe.yaml").is_file():
-            return path / "recipe.yaml"  # a run folder
-        exists = path.exists()
-    except OSError:  # a name too long, a folder that may not be entered
-        exists = False
-    if not exists:
+    if kind == "recipes" and os.path.isfile(path / "recipe.yaml"):
+        return path / "recipe.yaml"  # a run folder
+    if not os.path.exists(path):
         what = f"no such {_NOUN[kind]} file: `{shown(name_or_path)}`"
         raise RecipeError(what, _near(path.stem, names))
     return path
@@ -77,12 +74,22 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def run_folder(text: str | Path) -> Path:
-    """The path of a run folder. Raises: RecipeError for a URL: runs are on a file system."""
+    """The path of a run folder.
+
+    Raises: RecipeError for a URL (runs are on a file system), and for what no file can be called.
+    """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
         raise RecipeError(
             f"a run folder cannot be a URL: {text}",
             hint="give a local path; mount the bucket to use one there",
         )
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a link to itself, a zero byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError(f"{shown(text)}: {str(reason).lower()}") from None
     return Path(text)
 
 

@@ -8,6 +8,7 @@ import functools
 import glob
 import hashlib
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -57,7 +58,7 @@ def find_files(pattern: str, kind: str, name: str) -> list[File]:
 
     Hidden files and folders are left out, unless the path names them.
 
-    Raises: DataError when there is none, or one file in two ways.
+    Raises: DataError when there is none, one file in two ways, or a pipe or device among them.
     """
     try:
         fs, root = fsspec.core.url_to_fs(pattern)
@@ -77,7 +78,7 @@ def find_files(pattern: str, kind: str, name: str) -> list[File]:
         raise DataError(f"source `{name}`: cannot read `{pattern}`: {error}", hint) from error
     if not found:
         raise _no_files(pattern, kind, name, shown, num_hidden=len(paths) - len(shown))
-    _refuse_same_file(found, name)
+    _refuse_unlike_files(found, name)
     return found
 
 
@@ -152,13 +153,16 @@ def describe(fs: Any, path: str, name: str) -> File:
     return File(path, name, int(info["size"] or 0), str(changed), fs)
 
 
-def _refuse_same_file(found: list[File], name: str) -> None:
-    """Links to a file already listed; `prepare` warns of copies, whose hashes it has anyway."""
+def _refuse_unlike_files(found: list[File], name: str) -> None:
+    """Pipes and devices, and links to a file already listed; `prepare` warns of copies, as it has
+    their hashes anyway."""
     seen: dict[tuple[int, int], str] = {}
     for file in found:
         if file.is_local:
-            stat = os.stat(file.url)
-            other = seen.setdefault((stat.st_dev, stat.st_ino), file.url)
+            status = os.stat(file.url)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"source `{name}`: `{file.url}` is not a regular file")
+            other = seen.setdefault((status.st_dev, status.st_ino), file.url)
             if other != file.url:
                 raise DataError(
                     f"source `{name}`: the same file is listed twice: `{other}` and `{file.url}`"

@@ -17,6 +17,7 @@ import sentencepiece
 from glamcli import atomic
 from glamcli.config.schema import NUM_BYTE_IDS
 from glamcli.errors import DataError
+from glamcli.untrusted import read_file
 
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 NUM_SPECIAL = 3
@@ -24,6 +25,8 @@ NUM_SPECIAL = 3
 TOKENIZER_FILE = "tokenizer.model"
 # Longer texts are encoded in slices, so memory does not grow with a document.
 SLICE_CHARS = 1 << 16
+# A model of the largest vocabularies in use has a hundredth of this.
+MAX_MODEL_BYTES = 1 << 30
 # Stands for a space in SentencePiece's pieces.
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 # Appended to a model, this turns off three fields of its `normalizer_spec`: `precompiled_charsmap`,
@@ -81,7 +84,7 @@ class SentencePiece:
         self.name = name
         try:
             self._processor = _processor(model)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise DataError(f"{name}: not a SentencePiece model") from error
         ids = [self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id()]
         if ids != [PAD_ID, EOS_ID, BOS_ID]:
@@ -160,7 +163,7 @@ def _processor(model: bytes) -> Any:
 def load_sentencepiece(path: Path) -> SentencePiece:
     """The tokenizer in a model file. Raises: DataError when there is none."""
     try:
-        model = path.read_bytes()
+        model = read_file(path, MAX_MODEL_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
     return SentencePiece(model, str(path))

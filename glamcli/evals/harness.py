@@ -13,6 +13,7 @@ import difflib
 import itertools
 import json
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -247,7 +248,7 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
 
     folder = include_path and str(include_path)
     if include_path is not None:
-        if not include_path.is_dir():
+        if not os.path.isdir(include_path):
             raise RecipeError(f"--include-path: no folder {include_path}")
         # Looking through lm-eval's own thousands of task files takes seconds.
         manager = TaskManager(include_path=folder, include_defaults=False)

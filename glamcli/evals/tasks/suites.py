@@ -87,7 +87,7 @@ def load_suite(name_or_path: str, preset: str = _DEFAULT_PRESET) -> SuiteFile:
     """
     path = _find(name_or_path)
     text = yaml.read_bytes(path, display(path))
-    if re.search(rb"^tasks\s*:", text, re.MULTILINE):
+    if re.search(rb"^[\"']?tasks[\"']?\s*:", text, re.MULTILINE):
         settings = read_settings(path, Suite)
         tasks = tuple(_task_file(_find_task(each, path), preset) for each in settings.tasks)
     else:
