@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from glamcli.config.devices import Mesh, Pipeline
+from glamcli.config.guard import Guard
 from glamcli.config.settings import (
     MAX_NEW_TOKENS,
     Count,
@@ -158,7 +159,7 @@ class Train(Settings):
     """what the backward pass recomputes in each layer pair: nothing; attention only (selective);
     everything but matrix products; everything."""
     max_bad_steps: Count = 10
-    """stop after this many steps in a row whose gradient or update is not finite."""
+    """stop after this many steps in a row whose update was skipped: not finite, or a spike."""
 
 
 class Every(Settings):
@@ -278,6 +279,7 @@ class Recipe(Settings):
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
     train: Train
+    guard: Guard = Guard()
     every: Every = Every()
     heldout: HeldoutSettings = HeldoutSettings()
     eval: Eval = Eval()

@@ -227,7 +227,7 @@ def _decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
 
 def _step(decoder: Decoder, recipe: Recipe, state: State, batch: Any) -> tuple[State, Any, Any]:
     grads, sums = gradient(decoder, recipe, NUM_SOURCES, state, batch)
-    return update(decoder, recipe, state, grads)[0], grads, sums
+    return update(decoder, recipe, state, grads, sums["loss"])[0], grads, sums
 
 
 def _batch(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:

@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "train.steps",
     "train.max_bad_steps",
     "optimizer.factor_heads",
+    "guard",
     "every",
     "checkpoints",
     "heldout",

@@ -199,7 +199,8 @@ def _compiled_step(run: Running) -> Any:
     run.watchdog.beat("compiling", LONG)
     with run.progress.phase("compiling"):
         num_sources = len(run.dataset.source_names)
-        traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh)
+        restarts = tuple(stage.from_step for stage in run.dataset.mixture.stages)
+        traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh, restarts)
         _ = run.stacked
         return traced.lower().compile(programs.compiler_options(run.recipe, run.mesh))
 

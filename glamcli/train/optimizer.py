@@ -105,9 +105,10 @@ def init_opt_state(settings: Optimizer, axes: Tree, params: Tree) -> dict[str, T
 
 def checked_update(
     settings: Optimizer, axes: Tree, grads: Tree, state: dict[str, Tree], params: Tree
-) -> tuple[Tree, dict[str, Tree], Array]:
-    """What to add to the parameters, the next state, and whether all of both is finite. Apart from
-    a few reductions all of it is elementwise, so under `jit` it fuses with the addition.
+) -> tuple[Tree, dict[str, Tree], Array, Array]:
+    """What to add to the parameters, the next state, whether all of both is finite, and the norm of
+    the update before momentum. Apart from a few reductions all of it is elementwise, so under `jit`
+    it fuses with the addition.
 
     Holds for gradients whose norm is finite. Looks at sums that the update needs anyway and at the
     old state, because XLA would keep every update whole until the last of them was looked at.
@@ -121,9 +122,10 @@ def checked_update(
     tree = jax.tree.structure(params)
     trees = [tree.flatten_up_to(each) for each in (axes, grads, state["slots"], params)]
     leaves = [update_leaf(settings, t, *each) for each in zip(*trees, strict=True)]
-    updates, slots, bounds = (tree.unflatten(part) for part in zip(*leaves, strict=True))
-    finite = jnp.isfinite(sum((jnp.sum(x) for x in jax.tree.leaves(bounds)), start=0.0))
-    return updates, {"count": t, "slots": slots}, finite
+    updates, slots, bounds, squares = zip(*leaves, strict=True)
+    finite = jnp.isfinite(sum((jnp.sum(x) for x in bounds), start=0.0))
+    norm = jnp.sqrt(sum(squares, start=jnp.float32(0.0)))
+    return tree.unflatten(updates), {"count": t, "slots": tree.unflatten(slots)}, finite, norm
 
 
 def optimizer_axes(settings: Optimizer, axes: Tree, shapes: Tree) -> dict[str, Tree]:
@@ -157,9 +159,9 @@ def slot_dims(
 
 def _adafactor(
     settings: Optimizer, t: Array, axes: Axes, grad: Array, slot: dict[str, Array], p: Array
-) -> tuple[Array, dict[str, Array], Array]:
-    """One parameter's update, new state, and a bound that is finite only if both are (Adafactor,
-    arXiv 1804.04235, algorithms 4 and 5)."""
+) -> tuple[Array, dict[str, Array], Array, Array]:
+    """One parameter's update, new state, a bound that is finite only if both are, and the update's
+    sum of squares before momentum (Adafactor, arXiv 1804.04235, algorithms 4 and 5)."""
     own = own_dims(axes)
     keep = second_moment_decay(settings, t)
     factored = factored_dims(settings, axes, p.shape)
@@ -188,17 +190,18 @@ def _adafactor(
         rms = jnp.sqrt(squares / _size(p.shape, own))
         scale = scale / jnp.maximum(1.0, rms / settings.clip_update_rms)
     step = scale * _product(_reread(factors))
-    bound = jnp.sum(jnp.abs(scale) * jnp.sqrt(squares)) + sum(jnp.sum(x) for x in new.values())
+    norms = jnp.abs(scale) * jnp.sqrt(squares)
+    bound = jnp.sum(norms) + sum(jnp.sum(x) for x in new.values())
     if settings.beta1:
         bound = bound + _norm(slot["m"])
         step = new["m"] = settings.beta1 * slot["m"] + (1.0 - settings.beta1) * step
-    return step, new, bound
+    return step, new, bound, jnp.sum(jnp.square(norms))
 
 
 def _adamw(
     settings: Optimizer, t: Array, axes: Axes, grad: Array, slot: dict[str, Array], p: Array
-) -> tuple[Array, dict[str, Array], Array]:
-    """The same by AdamW (arXiv 1711.05101, algorithm 2)."""
+) -> tuple[Array, dict[str, Array], Array, Array]:
+    """The same by AdamW (arXiv 1711.05101, algorithm 2); the update has its momentum in it."""
     beta1, beta2 = settings.beta1, settings.beta2
     time = t.astype(jnp.float32)
     m = beta1 * slot["m"] + (1.0 - beta1) * grad
@@ -214,7 +217,8 @@ def _adamw(
         step = step + settings.weight_decay * p
         bound = bound + settings.weight_decay * _norm(p)
     rate = learning_rate(settings, t)
-    return -rate * step, {"m": m, "v": v}, rate * bound + jnp.sum(slot["v"])
+    squares = jnp.square(rate) * jnp.sum(jnp.square(step))
+    return -rate * step, {"m": m, "v": v}, rate * bound + jnp.sum(slot["v"]), squares
 
 
 def _reread(arrays: Any) -> Any:

@@ -33,12 +33,18 @@ def make_decoder(recipe: Recipe, mesh_shape: Mapping[str, int]) -> Decoder:
     return decoder.for_one_device() if math.prod(mesh_shape.values()) == 1 else decoder
 
 
-def trace_train_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Traced:
+def trace_train_step(
+    decoder: Decoder,
+    recipe: Recipe,
+    num_sources: int,
+    mesh: Mesh,
+    restarts: tuple[int, ...] = (),
+) -> Traced:
     """The training step (state, batch) -> (state, sums), to be lowered and compiled; its operations
-    can be counted. The state is updated in place."""
+    can be counted. The state is updated in place. `restarts` as `make_train_step` has them."""
     state = abstract_state(decoder, recipe.optimizer, mesh)
     step = jax.jit(
-        make_train_step(decoder, recipe, num_sources),
+        make_train_step(decoder, recipe, num_sources, restarts),
         donate_argnums=0,
         out_shardings=(state_shardings(decoder, recipe.optimizer, mesh), _everywhere(mesh)),
     )

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from glamcli.config.schema import Optimizer
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Tree
+from glamcli.train.guard import new_window
 from glamcli.train.optimizer import init_opt_state, optimizer_axes
 
 
@@ -26,8 +27,10 @@ class State(NamedTuple):
     opt_state: Tree
     """`count` in it counts applied updates only: rates and decays do not move on a bad step."""
     bad_steps: Array
-    """steps in a row, up to the last one, whose update was not finite."""
+    """steps in a row, up to the last one, whose update was skipped."""
     bad_steps_total: Array
+    window: Array
+    """what the guard remembers of the last applied steps (`guard.py`), float32 [4, 128]."""
 
 
 def init_state(decoder: Decoder, settings: Optimizer, seed: int, mesh: Mesh | None = None) -> State:
@@ -52,7 +55,7 @@ def abstract_state(decoder: Decoder, settings: Optimizer, mesh: Mesh | None = No
 def state_axes(decoder: Decoder, settings: Optimizer) -> State:
     """Logical axis names of every leaf."""
     opt_state = optimizer_axes(settings, decoder.axes, decoder.shapes)
-    return State._make([(), decoder.axes, opt_state, (), ()])
+    return State._make([(), decoder.axes, opt_state, (), (), (None, None)])
 
 
 def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
@@ -64,4 +67,5 @@ def state_shardings(decoder: Decoder, settings: Optimizer, mesh: Mesh) -> State:
 def _new_state(decoder: Decoder, settings: Optimizer, seed: int) -> State:
     params = decoder.init(jax.random.key(seed))
     zero = jnp.zeros((), jnp.int32)
-    return State(zero, params, init_opt_state(settings, decoder.axes, params), zero, zero)
+    opt_state = init_opt_state(settings, decoder.axes, params)
+    return State(zero, params, opt_state, zero, zero, new_window())

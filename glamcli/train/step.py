@@ -27,6 +27,7 @@ from glamcli.config.schema import Loss, Moe, Recipe
 from glamcli.config.stages import schedule
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout, Tree
+from glamcli.train.guard import judge
 from glamcli.train.optimizer import checked_update, global_norm, learning_rate, parameter_norm
 from glamcli.train.state import State
 
@@ -38,18 +39,20 @@ ROUTER_STREAM = 1
 
 
 def make_train_step(
-    decoder: Decoder, recipe: Recipe, num_sources: int
+    decoder: Decoder, recipe: Recipe, num_sources: int, restarts: tuple[int, ...] = ()
 ) -> Callable[[State, _Batch], tuple[State, Sums]]:
     """The function (state, batch) -> (next state, sums).
 
     `batch` holds `tokens`, `targets`, `segments` [B, S] and `source` [B], all int32; padding has
-    segment 0. A NaN or Inf in gradient, update or optimizer state changes neither weights nor
-    state; a gradient norm that overflows float32 counts as one.
+    segment 0. A NaN or Inf in loss, gradient, update or optimizer state changes neither weights nor
+    state, and nor does a spike (`guard.py`); a gradient norm that overflows float32 counts as Inf.
+    `restarts` are the steps after which the mixture's weights change.
     """
 
     def train_step(state: State, batch: _Batch) -> tuple[State, Sums]:
         grads, sums = gradient(decoder, recipe, num_sources, state, batch)
-        after, numbers = update(decoder, recipe, state, grads)
+        loss = sums["loss_nats"] / jnp.maximum(sums["num_targets"], 1).astype(jnp.float32)
+        after, numbers = update(decoder, recipe, state, grads, loss, restarts)
         return after, sums | numbers
 
     return train_step
@@ -74,38 +77,53 @@ def make_heldout_step(
     return heldout_step
 
 
-def update(decoder: Decoder, recipe: Recipe, state: State, grads: Tree) -> tuple[State, Sums]:
+def update(
+    decoder: Decoder,
+    recipe: Recipe,
+    state: State,
+    grads: Tree,
+    loss: Array,
+    restarts: tuple[int, ...] = (),
+) -> tuple[State, Sums]:
     """The state after this gradient, and numbers of the step for the metrics.
 
     Where the gradient or the update is not finite (a finite gradient gives such an update when the
-    optimizer's own arithmetic overflows), weights and optimizer state keep every bit and the step
-    is counted as bad. The reference code zeroes a bad gradient but lets the optimizer's averages
-    decay; GLaM section 5 skips the update (see also paxml). `step` advances either way, so that a
-    bad batch is not met again.
+    optimizer's own arithmetic overflows) or the step is a spike, with `loss` in nats per target,
+    weights and optimizer state keep every bit and the step is counted as bad. The reference code
+    zeroes a bad gradient but lets the optimizer's averages decay; GLaM section 5 skips the update
+    (see also paxml). `step` advances either way, so that a bad batch is not met again.
     """
     with jax.named_scope("optimizer"):
         grad_norm = global_norm(grads)
-        updates, opt_state, finite = checked_update(
+        updates, opt_state, finite, update_norm = checked_update(
             recipe.optimizer, decoder.axes, grads, state.opt_state, state.params
         )
-        finite &= jnp.isfinite(grad_norm)
+        finite &= jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(loss)
+        rate = learning_rate(recipe.optimizer, state.opt_state["count"] + 1)
+        norms = (grad_norm, update_norm)
+        verdict = judge(recipe, restarts, state.window, state.step + 1, loss, *norms, rate)
+        good = finite & ~verdict.is_spike
         params = jax.tree.map(jnp.add, state.params, updates)
         # A choice per element, not a branch: it fuses with the addition of the update, so a good
         # step pays nothing (measured), and it is the same program on every device.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        params, opt_state, window = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, verdict.window),
+            (state.params, state.opt_state, state.window),
         )
-        bad = jnp.logical_not(finite).astype(jnp.int32)
-        bad_steps = (state.bad_steps + 1) * bad
-        after = State(state.step + 1, params, opt_state, bad_steps, state.bad_steps_total + bad)
+        bad = jnp.logical_not(good).astype(jnp.int32)
+        bad_steps, total = (state.bad_steps + 1) * bad, state.bad_steps_total + bad
+        after = State(state.step + 1, params, opt_state, bad_steps, total, window)
     return after, {
         "step": after.step,
-        "learning_rate": learning_rate(recipe.optimizer, state.opt_state["count"] + 1),
+        "learning_rate": rate,
         "grad_norm": grad_norm,
+        "update_norm": update_norm,
         "param_norm": parameter_norm(state.params, decoder.axes),
         "finite": finite,
+        "spike": finite & verdict.is_spike,
+        "deviations": verdict.deviations,
+        "typical": verdict.typical,
         "bad_steps": after.bad_steps,
         "bad_steps_total": after.bad_steps_total,
     }

@@ -1,0 +1,17 @@
+"""The section `guard` of a recipe: what is done about numbers that look wrong."""
+
+from typing import Literal
+
+from glamcli.config.settings import Count, CountOrZero, Positive, Settings
+
+
+class Guard(Settings):
+    """What is done when a run's numbers look wrong (docs/decisions/0014)."""
+
+    on_spike: Literal["skip", "stop"] = "skip"
+    """the update of a step whose loss, gradient or update is far above those of the steps before
+    is never applied. Then `skip` goes on, up to `train.max_bad_steps` in a row; `stop` ends the
+    run at once, and also when there is no progress."""
+    spike_deviations: Positive | None = 6.0
+    """how far above the median of the last 128 applied steps a spike is, in deviations of those
+    steps; a loss above 2 ln V + 10 is one from the first step on. null looks for none."""
