@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from glamcli.config.settings import Count, CountOrZero, Positive, Settings
+from glamcli.config.settings import Positive, Settings
 
 
 class Guard(Settings):
@@ -13,5 +13,5 @@ class Guard(Settings):
     is never applied. Then `skip` goes on, up to `train.max_bad_steps` in a row; `stop` ends the
     run at once, and also when there is no progress."""
     spike_deviations: Positive | None = 6.0
-    """how far above the median of the last 128 applied steps a spike is, in deviations of those
-    steps; a loss above 2 ln V + 10 is one from the first step on. null looks for none."""
+    """how far a spike is above the median of the last applied steps, in deviations of those steps;
+    a loss above 2 ln V + 10 is one from the first step on. null looks for none."""

@@ -184,6 +184,10 @@ class Save:
     after a save that failed (`retry.py`). Nothing is lost by continuing after one: the next save
     has the newer state.
 
+    While updates are skipped, the weights are those of an earlier step and may be spoilt: only a
+    run that ends or stops saves then, and `good` in the checkpoint says that they are not proven.
+    What was due is saved when updates are applied again.
+
     Raises: CheckpointError, from every method but `is_due`, when saves failed for
         `checkpoints.retry_seconds`, or one of several processes failed: their saves wait for each
         other, so the others could not try again. Also when the run folder is gone.
@@ -196,11 +200,14 @@ class Save:
         self.is_owed = False
         """whether a save failed and none was started since."""
         self._is_saving = False
+        self._is_last = False
+        self._awaits_good_weights = False
 
     def is_due(self, step: int, stopping: bool = False) -> bool:
         recipe = self._running.recipe
-        due = step == recipe.train.steps or _is_due(step, recipe.every.checkpoint_steps)
-        return due or stopping or (self.is_owed and self._retry.is_due)
+        self._is_last = stopping or step == recipe.train.steps
+        due = self._is_last or _is_due(step, recipe.every.checkpoint_steps)
+        return due or self._awaits_good_weights or (self.is_owed and self._retry.is_due)
 
     def poll(self) -> None:
         """Notices how the save in progress ended; call once per training step."""
@@ -222,10 +229,14 @@ class Save:
         run = self._running
         run.watchdog.beat(f"saving step {step}", LONG)
         run.meter.flush()
+        is_good = run.meter.health.is_good
+        self._awaits_good_weights = not (is_good or self._is_last)
+        if self._awaits_good_weights:
+            return False
         self._note(self._checkpoints.wait)
         self.is_owed = False
         meta = identity.at_step(run.run_identity, run.dataset, step)
-        meta["loss_sums"] = run.meter.loss_sums
+        meta |= {"loss_sums": run.meter.loss_sums, "good": is_good}
         self._retry.start()
         self._is_saving = True
         self._note(lambda: self._checkpoints.save(step, run.stacked(state), meta))

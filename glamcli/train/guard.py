@@ -5,10 +5,10 @@ decision costs no wait, is the same in every process, and a resumed run makes th
 
 Three numbers are looked at: the loss, and the logarithms of the norms of gradient and update, the
 latter per unit of the learning rate. A step is a spike when one of them is more than
-`guard.spike_deviations` above the median of the window, counted in the root mean square of the
-window's own deviations upwards: a fall is no spike, and a loss that is still falling has a wide
-window. The window holds applied steps only, so a spike never hides the next one, and nothing that
-is not finite gets in. It starts anew where the mixture's weights change.
+`guard.spike_deviations` above the median of the last applied steps. One deviation comes from the
+differences of successive steps, which a loss that is still falling hardly widens. Only applied
+steps count, so a spike never hides the next one, and nothing that is not finite gets in. The
+window starts anew where the mixture's weights change.
 """
 
 import math
@@ -21,8 +21,9 @@ from jax import Array
 from glamcli.config.schema import Recipe
 
 WINDOW = 128
-MIN_STEPS = 32
-"""with fewer steps in the window only the absolute limit of the loss holds."""
+"""applied steps that one deviation is estimated from, at most."""
+RECENT = 32
+"""applied steps that the median is taken over; with fewer only the absolute limit holds."""
 FLOORS = (0.05, 0.2, 0.2)
 """the least that counts as one deviation, of the loss in nats and of the two logarithms: steps that
 happen to be very much alike must not make a spike of any other."""
@@ -37,7 +38,7 @@ class Verdict(NamedTuple):
     there are too few steps."""
     typical: Array
     """the medians of loss, gradient norm and update norm at the step's learning rate, float32 [3];
-    0 while there are no steps."""
+    meaningless while there are too few steps."""
     window: Array
     """the next window if the step is applied."""
 
@@ -75,24 +76,23 @@ def judge(
     begins = jnp.int32(0)
     for restart in restarts:
         begins = jnp.where(step > restart, jnp.int32(restart), begins)
-    steps, before = window[:1], window[1:]
+    steps, before = window[0], window[1:]
     is_known = steps > begins.astype(jnp.float32)
-    count = jnp.sum(is_known, dtype=jnp.int32)
-    ranked = jnp.sort(jnp.where(is_known, before, jnp.inf), axis=1)
-    middle = jnp.take(ranked, jnp.maximum(count - 1, 0) // 2, axis=1)
-    medians = jnp.where(count > 0, middle, jnp.float32(0.0))
-    above = jnp.where(is_known, jnp.maximum(before - medians[:, None], 0.0), 0.0)
-    half = jnp.maximum(count, 1).astype(jnp.float32) / 2
-    spread = jnp.sqrt(jnp.sum(jnp.square(above), axis=1) / half)
-    deviations = (values - medians) / jnp.maximum(spread, jnp.float32(FLOORS))
-    deviations = jnp.where(count >= MIN_STEPS, deviations, jnp.nan)
+    count = jnp.sum(is_known, dtype=jnp.float32)
+    ranked = jnp.sort(before[:, -RECENT:], axis=1)
+    medians = (ranked[:, RECENT // 2 - 1] + ranked[:, RECENT // 2]) / 2
+    changes = jnp.where(is_known[:-1], jnp.diff(before, axis=1), 0.0)
+    # The difference of two independent numbers has twice their variance.
+    variance = jnp.sum(jnp.square(changes), axis=1) / jnp.maximum(count - 1, 1) / 2
+    deviations = (values - medians) / jnp.maximum(jnp.sqrt(variance), jnp.float32(FLOORS))
+    deviations = jnp.where(count >= RECENT, deviations, jnp.nan)
 
     if (limit := recipe.guard.spike_deviations) is None:
         is_spike = jnp.bool_(False)
     else:
         is_spike = jnp.any(deviations > limit) | (loss > explosion(recipe))
-    typical = jnp.where(count > 0, jnp.exp(medians) * jnp.stack([1.0, 1.0, rate]), 0.0)
-    typical = typical.at[0].set(medians[0])
+    norms = jnp.exp(medians[1:]) * jnp.stack([jnp.float32(1.0), rate])
+    typical = jnp.concatenate([medians[:1], norms])
     newest = jnp.concatenate([step.astype(jnp.float32)[None], values])
     return Verdict(
         is_spike, deviations, typical, jnp.concatenate([window[:, 1:], newest[:, None]], axis=1)

@@ -7,7 +7,7 @@ training. docs/metrics.md explains every key.
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import jax
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import tokens_per_step
-from glamcli.errors import CheckpointError, TrainError
 from glamcli.hosts.pace import Pace
 from glamcli.progress import Progress
 from glamcli.train import metrics
+from glamcli.train.health import Health
 from glamcli.train.metric_files import MetricsFile, TensorBoard
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
 
@@ -47,7 +47,7 @@ class Meter(AbstractContextManager["Meter"]):
         """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
         one that it continues, empty for a new run."""
         self._pace = pace
-        self._checkpoints = checkpoints
+        self.health = Health(recipe, progress, checkpoints, saved)
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
@@ -71,7 +71,7 @@ class Meter(AbstractContextManager["Meter"]):
     def add(self, step: int, sums: Any) -> None:
         """Takes the sums of a step just dispatched, and reads those of the step before.
 
-        Raises: TrainError when the updates of too many steps in a row were not finite.
+        Raises: TrainError when `health` gives the run up.
         """
         previous, self._pending = self._pending, (step, sums)
         if previous is not None:
@@ -136,31 +136,16 @@ class Meter(AbstractContextManager["Meter"]):
         self.loss_sums = metrics.add_losses(self.loss_sums, values, self.source_names)
         self._latest = metrics.summarise(values, self.loss_sums, self.recipe)
         self._steps_timed += 1
-        bad_steps = self._latest["bad_steps"]
-        if bad_steps:
-            what = "the update is" if self._latest["grad_norm"] is not None else "gradients are"
-            self.progress.warn(f"step {step}: {what} not finite, weights stay as they were")
+        self.health.notice(step, values)
         every, last = self.recipe.every.log_steps, self.recipe.train.steps
-        if step % every == 0 or step in (1, last) or bad_steps:
+        if step % every == 0 or step in (1, last) or not self.health.is_good:
             self._write({**self._latest, **self._timing(step)})
             self.loss_sums = {}
         elif step == self._first:
             # Shown at once, for those who wait; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
-        if bad_steps >= self.recipe.train.max_bad_steps:
-            self._give_up(step, bad_steps)
-
-    def _give_up(self, step: int, bad_steps: int) -> None:
-        with suppress(CheckpointError):  # a save in progress may be the newest
-            self._checkpoints.wait()
-        newest, steps = self._checkpoints.latest(), "steps" if bad_steps > 1 else "step"
-        raise TrainError(
-            f"updates not finite at step {step} for {bad_steps} {steps} in a row",
-            hint="there is no checkpoint to go back to"
-            if newest is None
-            else f"last good checkpoint: step {newest}",
-        )
+        self.health.check(step, values)
 
     def _timing(self, step: int) -> dict[str, Any]:
         """Mean speed since the last line."""

@@ -18,6 +18,8 @@ LossSums = tuple[float, int]
 FAILED_TASKS = "eval/failed_tasks"
 """The key of the number of tasks that could not be scored, beside the scores of the others."""
 
+DEVIATIONS = ("loss_deviations", "grad_norm_deviations", "update_norm_deviations")
+
 COLLAPSE_FRAC = 0.5
 """First choices of one expert that mean its router has collapsed."""
 DROPPED_FRAC = 0.3
@@ -66,9 +68,12 @@ def summarise(
         "softmax_z": _mean(sums["z_sum"], num_targets),
         "learning_rate": finite(sums["learning_rate"]),
         "grad_norm": finite(sums["grad_norm"]),
+        "update_norm": finite(sums["update_norm"]),
         "param_norm": finite(sums["param_norm"]),
+        **dict(zip(DEVIATIONS, map(finite, sums["deviations"]), strict=True)),
         "num_targets": num_targets,
         "padding_frac": 1.0 - num_targets / (recipe.batch.rows * recipe.batch.row_tokens),
+        "spike": int(sums["spike"]),
         "bad_steps": int(sums["bad_steps"]),
         "bad_steps_total": int(sums["bad_steps_total"]),
     }

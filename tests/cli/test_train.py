@@ -108,11 +108,12 @@ def test_gradients_that_stay_bad_end_the_run_and_the_last_good_checkpoint_is_nam
     out, err = capsys.readouterr()
     assert out == ""
     assert err.endswith(
-        "error: updates not finite at step 10 for 3 steps in a row\n"
-        "hint: last good checkpoint: step 5\n"
+        "error: 3 steps in a row were skipped, up to step 10: gradients are not finite\n"
+        "hint: last good checkpoint: step 5; "
+        "a new run (`--fresh`) can have a lower `optimizer.learning_rate`\n"
     )
     for step in (8, 9, 10):
-        assert f"step {step}: gradients are not finite, weights stay as they were" in err
+        assert f"step {step}: gradients are not finite; update skipped" in err
     assert Checkpoints(elsewhere / "runs/test-tiny/checkpoints").steps() == [5]
 
 

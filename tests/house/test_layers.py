@@ -26,6 +26,7 @@ ROWS = (
     ("glamcli.train.loop", 7),
     ("glamcli.train.events", 7),
     ("glamcli.train.meter", 7),
+    ("glamcli.train.health", 7),
     ("glamcli.train.folder", 7),
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 5),

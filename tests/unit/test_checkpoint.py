@@ -210,7 +210,7 @@ def training(dim, settings, seed=0):
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     opt_state = init_opt_state(settings, axes, params)
-    _, opt_state, _ = checked_update(settings, axes, params, opt_state, params)
+    _, opt_state, _, _ = checked_update(settings, axes, params, opt_state, params)
     return put({"params": params, "opt_state": opt_state}, 1)
 
 

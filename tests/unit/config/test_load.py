@@ -385,6 +385,7 @@ def test_null_is_accepted_exactly_where_absence_has_a_meaning():
         "moe.eval_capacity_factor",
         "optimizer.clip_update_rms",
         "optimizer.clip_grad_norm",
+        "guard.spike_deviations",
         "every.eval_steps",
         "every.heldout_steps",
         "every.checkpoint_steps",

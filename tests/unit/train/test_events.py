@@ -45,6 +45,7 @@ def run(tmp_path):
     """The event that saves, its checkpoints, what was heard of both, and its clock."""
     heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
+    aside.health = SimpleNamespace(is_good=True)
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)
     running = SimpleNamespace(
         recipe=load_recipe("test-tiny", ["train.steps=99", "every.checkpoint_steps=50"]).recipe,
@@ -181,3 +182,24 @@ def test_one_of_several_processes_does_not_try_again(run):
     with pytest.raises(SaveFailed):
         save.poll()
     checkpoints.host = ALONE
+
+
+def test_weights_of_a_bad_streak_are_saved_only_when_the_run_ends_or_stops(run):
+    save, checkpoints, _, _ = run
+    health = save._running.meter.health
+    health.is_good = False
+    assert not save.is_due(49)
+    assert save.is_due(50)
+    save.run(50, STATE)
+    checkpoints.wait()
+    assert checkpoints.steps() == []
+    assert save.is_due(51), "what was due is owed"
+    health.is_good = True
+    save.run(51, STATE)
+    assert not save.is_due(52)
+    health.is_good = False
+    assert save.is_due(53, stopping=True)
+    save.run(53, STATE)
+    checkpoints.wait()
+    assert [checkpoints.meta(step)["good"] for step in (53, 51)] == [False, True]
+    assert not save.is_due(54)

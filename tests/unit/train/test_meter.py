@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.checkpoint import Checkpoints
+from glamcli.config.guard import Guard
 from glamcli.config.load import load_recipe
 from glamcli.errors import TrainError
 from glamcli.hosts.join import ALONE
@@ -42,19 +43,24 @@ def sums(step: int, bad_steps: int = 0):
         "source_targets": np.array([3, 1], np.int32),
         "learning_rate": np.float32(0.01),
         "grad_norm": np.float32(1.0),
+        "update_norm": np.float32(1.0),
         "param_norm": np.float32(1.0),
         "finite": np.bool_(not bad_steps),
+        "spike": np.bool_(False),
+        "deviations": np.full(3, np.nan, np.float32),
+        "typical": np.zeros(3, np.float32),
         "bad_steps": np.int32(bad_steps),
         "bad_steps_total": np.int32(bad_steps),
         "routing": {},
     }
 
 
-def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None):
+def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE):
     names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.latest = lambda: max(saved_steps, default=None)
-    return Meter(RECIPE, names, tmp_path, start, progress, pace, checkpoints, saved or {})
+    checkpoints.steps = lambda: sorted(saved_steps, reverse=True)
+    checkpoints.meta = lambda step: {"good": step != 3}
+    return Meter(recipe, names, tmp_path, start, progress, pace, checkpoints, saved or {})
 
 
 def lines(tmp_path):
@@ -119,28 +125,72 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
     assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS)
 
 
-def test_bad_steps_are_told_and_end_the_run_naming_the_last_checkpoint(tmp_path):
+FRESH = "; a new run (`--fresh`) can have a lower `optimizer.learning_rate`"
+
+
+def test_bad_steps_are_told_and_end_the_run_naming_the_last_good_checkpoint(tmp_path):
     heard = Heard()
-    with meter(tmp_path, progress=heard, saved_steps=(2, 4)) as read:
+    # Step 3 was saved during an earlier streak, 4 is the last applied one, 5 was saved since.
+    with meter(tmp_path, progress=heard, saved_steps=(2, 3, 4, 5)) as read:
         for bad in range(1, LIMIT):
-            read.add(bad, sums(bad, bad_steps=bad) | {"grad_norm": np.float32("nan")})
-        read.add(LIMIT, sums(LIMIT, bad_steps=LIMIT))
+            read.add(bad + 4, sums(bad + 4, bad_steps=bad) | {"grad_norm": np.float32("nan")})
+        read.add(LIMIT + 4, sums(LIMIT + 4, bad_steps=LIMIT))
         with pytest.raises(TrainError, match="not finite") as caught:
             read.flush()
-    assert caught.value.hint == "last good checkpoint: step 4"
+    assert caught.value.hint == "last good checkpoint: step 2" + FRESH
     assert len(heard.warnings) == LIMIT
-    assert heard.warnings[0] == "step 1: gradients are not finite, weights stay as they were"
-    assert heard.warnings[-1].startswith(f"step {LIMIT}: the update is not finite")
-    assert [line["step"] for line in lines(tmp_path)] == list(range(1, LIMIT + 1))
+    skipped = "update skipped, weights stay as they were"
+    assert heard.warnings[0] == f"step 5: gradients are not finite; {skipped}"
+    assert heard.warnings[-1] == f"step {LIMIT + 4}: the update is not finite; {skipped}"
+    assert [line["step"] for line in lines(tmp_path)] == list(range(5, LIMIT + 5))
 
 
 def test_a_run_that_gives_up_without_a_checkpoint_says_so(tmp_path):
-    with meter(tmp_path) as read:
-        read.add(1, sums(1, bad_steps=LIMIT))
+    with meter(tmp_path, saved_steps=(1,)) as read:
+        read.add(LIMIT, sums(LIMIT, bad_steps=LIMIT))
         with pytest.raises(TrainError) as caught:
             read.flush()
-    assert caught.value.what == f"updates not finite at step 1 for {LIMIT} steps in a row"
-    assert caught.value.hint == "there is no checkpoint to go back to"
+    what = f"{LIMIT} steps in a row were skipped, up to step {LIMIT}: the update is not finite"
+    assert caught.value.what == what
+    assert caught.value.hint == "there is no good checkpoint to go back to" + FRESH
+
+
+SPIKE = {
+    "spike": np.bool_(True),
+    "loss_nats": np.float32(9.5 * 4),
+    "grad_norm": np.float32(31.0),
+    "deviations": np.float32([14.25, 3.0, -0.5]),
+    "typical": np.float32([4.25, 0.8, 1.5]),
+}
+
+
+@pytest.mark.parametrize("on_spike", ["skip", "stop"])
+def test_a_spike_is_told_with_what_is_usual_and_ends_the_run_that_asks_for_it(tmp_path, on_spike):
+    heard = Heard()
+    recipe = RECIPE.model_copy(update={"guard": Guard(on_spike=on_spike)})
+    with meter(tmp_path, progress=heard, saved_steps=(2, 5), recipe=recipe) as read:
+        read.add(7, sums(7, bad_steps=1) | SPIKE)
+        if on_spike == "skip":
+            read.flush()
+        else:
+            with pytest.raises(TrainError, match="step 7: a spike: loss") as caught:
+                read.flush()
+            assert caught.value.hint == "last good checkpoint: step 5" + FRESH
+    why = (
+        "a spike: loss 9.5 (usually 4.25, +14.2 deviations), gradient norm 31 (usually 0.8, +3.0 "
+        "deviations), update norm 1 (usually 1.5, -0.5 deviations)"
+    )
+    skipped = "update skipped, weights stay as they were"
+    assert heard.warnings == [f"step 7: {why}; {skipped}"]
+
+
+def test_an_explosion_before_there_is_anything_usual_says_what_no_loss_should_be(tmp_path):
+    heard = Heard()
+    with meter(tmp_path, progress=heard) as read:
+        unknown = {"deviations": np.full(3, np.nan, np.float32)}
+        read.add(2, sums(2, bad_steps=1) | SPIKE | unknown | {"loss_nats": np.float32(4 * 822)})
+        read.flush()
+    assert heard.warnings[0].startswith("step 2: loss 822, above the 22.48 that no guess costs")
 
 
 def test_held_out_losses_have_lines_of_their_own(tmp_path):

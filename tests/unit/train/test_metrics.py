@@ -25,8 +25,11 @@ SUMS = {
     "loss": 2.1,
     "learning_rate": 0.01,
     "grad_norm": float("inf"),
+    "update_norm": 0.5,
     "param_norm": 3.0,
+    "deviations": [7.5, float("nan"), -1.0],
     "finite": False,
+    "spike": True,
     "bad_steps": 1,
     "bad_steps_total": 2,
     "routing": {
@@ -60,7 +63,9 @@ def test_means_are_over_real_targets_of_all_and_of_each_source():
     assert got["softmax_z"] == 10.0 / 32
     assert got["padding_frac"] == pytest.approx(0.2)
     assert got["grad_norm"] is None
-    assert (got["bad_steps"], got["bad_steps_total"]) == (1, 2)
+    assert (got["spike"], got["bad_steps"], got["bad_steps_total"]) == (1, 1, 2)
+    deviations = [got[f"{name}_deviations"] for name in ("loss", "grad_norm", "update_norm")]
+    assert (got["update_norm"], deviations) == (0.5, [7.5, None, -1.0])
 
 
 def test_losses_are_means_over_the_targets_of_several_steps():

@@ -230,11 +230,12 @@ def test_one_bad_number_in_a_gradient_changes_no_bit(settings, bad):
     """1e30 is one: the gradient's norm overflows."""
     state = first_state(settings)
     grads = jax.tree.map(lambda p: np.full(p.shape, 1e-3, np.float32), state.params)
-    state, sums = updated(settings)(state, grads)
+    state, sums = updated(settings)(state, grads, jnp.float32(4.0))
     assert sums["finite"]
     grads["embedding"]["table"][5, 3] = bad
-    after, sums = updated(settings)(state, grads)
+    after, sums = updated(settings)(state, grads, jnp.float32(4.0))
     assert not sums["finite"]
+    assert not sums["spike"]
     assert_same_bits((after.params, after.opt_state), (state.params, state.opt_state))
 
 

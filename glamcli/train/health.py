@@ -1,0 +1,87 @@
+"""What a run does about steps whose numbers look wrong: tells, waits, and ends when it must.
+
+Which steps those are was decided on the devices (`guard.py`); their updates were not applied. The
+numbers are the same in every process, so all of them come to the same conclusion at the same step.
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from glamcli.checkpoint import Checkpoints
+from glamcli.config.schema import Recipe
+from glamcli.errors import CheckpointError, TrainError
+from glamcli.progress import Progress
+from glamcli.train.guard import explosion
+
+_QUANTITIES = ("loss", "gradient norm", "update norm")
+
+
+class Health:
+    """Whether a run is in good health; `saved` is the metadata of the checkpoint it continues."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        progress: Progress,
+        checkpoints: Checkpoints,
+        saved: Mapping[str, Any],
+    ):
+        self._recipe, self._progress, self._checkpoints = recipe, progress, checkpoints
+        self.is_good: bool = saved.get("good", True)
+        """whether the update of the newest step that was read was applied. Nothing else is known of
+        the weights after it: they are proven by the next step that is applied."""
+
+    def notice(self, step: int, sums: Mapping[str, Any]) -> None:
+        """Warns of a step whose update was skipped."""
+        self.is_good = not sums["bad_steps"]
+        if not self.is_good:
+            why = _why(self._recipe, sums)
+            self._progress.warn(f"step {step}: {why}; update skipped, weights stay as they were")
+
+    def check(self, step: int, sums: Mapping[str, Any]) -> None:
+        """Raises: TrainError when too many updates in a row were skipped, or when a spike is to end
+        the run."""
+        bad_steps = int(sums["bad_steps"])
+        why = _why(self._recipe, sums)
+        if bad_steps >= self._recipe.train.max_bad_steps:
+            steps = f"{bad_steps} steps in a row were" if bad_steps > 1 else "a step was"
+            raise self._end(f"{steps} skipped, up to step {step}: {why}", step - bad_steps)
+        if sums["spike"] and self._recipe.guard.on_spike == "stop":
+            raise self._end(f"step {step}: {why}", step - bad_steps)
+
+    def _end(self, what: str, last_applied: int) -> TrainError:
+        good = self._last_good(last_applied)
+        hint = "there is no good checkpoint to go back to"
+        if good is not None:
+            hint = f"last good checkpoint: step {good}"
+        lower = "a new run (`--fresh`) can have a lower `optimizer.learning_rate`"
+        return TrainError(what, hint=f"{hint}; {lower}")
+
+    def _last_good(self, last_applied: int) -> int | None:
+        """The newest step with good weights. Those after the last update that was applied are the
+        ones that do not work now: that update may be what spoilt them."""
+        with suppress(CheckpointError):  # a save in progress may be the newest
+            self._checkpoints.wait()
+        for step in self._checkpoints.steps():
+            with suppress(CheckpointError):
+                if step < last_applied and self._checkpoints.meta(step).get("good", True):
+                    return step
+        return None
+
+
+def _why(recipe: Recipe, sums: Mapping[str, Any]) -> str:
+    """What is wrong with a step, with its numbers beside those that are usual."""
+    if not sums["spike"]:
+        norm = float(sums["grad_norm"])
+        return f"{'the update is' if math.isfinite(norm) else 'gradients are'} not finite"
+    loss = float(sums["loss_nats"]) / max(int(sums["num_targets"]), 1)
+    values = (loss, float(sums["grad_norm"]), float(sums["update_norm"]))
+    if math.isnan(sums["deviations"][0]):
+        return f"loss {loss:,.5g}, above the {explosion(recipe):.4g} that no guess costs"
+    each = zip(_QUANTITIES, values, sums["typical"], sums["deviations"], strict=True)
+    return "a spike: " + ", ".join(
+        f"{name} {value:,.4g} (usually {typical:,.4g}, {deviation:+.1f} deviations)"
+        for name, value, typical, deviation in each
+    )
