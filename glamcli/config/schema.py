@@ -156,8 +156,8 @@ class Train(Settings):
     steps: Count
     """batches of the whole run, consumed or left out by a rewind."""
     remat: Literal["none", "attention", "dots", "full"] = "full"
-    """what the backward pass recomputes in each layer pair: nothing; attention only (selective);
-    everything but matrix products; everything."""
+    """what the backward pass recomputes in each layer pair: nothing; attention's scores and
+    softmax; all but matrix products, whose results are kept (of attention too); everything."""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose update was skipped: not finite, or a spike."""
 

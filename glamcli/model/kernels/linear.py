@@ -65,7 +65,7 @@ def _backward(spec: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, A
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-linear.defvjp(lambda *args: (linear(*args), args[1:]), _backward)
+linear.defvjp(lambda *args: (_linear(*args), args[1:]), _backward)
 
 
 def sum_over_rows(a_rK: Array, b_rN: Array) -> Array:
