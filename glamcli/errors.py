@@ -94,6 +94,14 @@ class TrainError(GlamError):
     exit_code = 6
 
 
+class CrashLoop(GlamError):
+    """A run that failed the same way too often; its exit code is that of the last failure."""
+
+    def __init__(self, what: str, hint: str, exit_code: int):
+        super().__init__(what, hint)
+        self.exit_code = exit_code
+
+
 class HostError(GlamError):
     """Another process of the run did not connect, or is gone."""
 

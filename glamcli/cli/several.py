@@ -48,15 +48,20 @@ def one_of_several(
     Raises:
         RecipeError: the options make no sense, or their address cannot be used.
         HostError: other processes did not come.
+        PlanError: what was done with them took more memory than there is.
     """
     from glamcli.hosts.join import joined
     from glamcli.hosts.rendezvous import given_rendezvous
     from glamcli.hosts.secret import run_secret
+    from glamcli.memory import explaining_memory
 
     rendezvous = given_rendezvous(*address)
     is_first = address[2] in (None, 0)
     progress = render.make_progress(as_json) if is_first else render.Plain(sys.stderr)
-    with joined(rendezvous, run_secret(run), runtime, progress, _tell) as host:
+    with (
+        joined(rendezvous, run_secret(run), runtime, progress, _tell) as host,
+        explaining_memory(lambda: "use a larger device, or several processes (docs/hosts.md)"),
+    ):
         if host.is_first:
             yield host, render.make_progress(as_json)
             return

@@ -151,7 +151,7 @@ def of_command(host: Host, options: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a command that uses a trained model; its options by name, for JSON."""
     if host.count == 1:
         return {}
-    mine = {**options, "versions": versions(), "code of glamcli": _code()}
+    mine = {**options, "versions": versions(), "code of glamcli": code_digest()}
     return json.loads(json.dumps(mine))  # as the others receive it: no tuples
 
 
@@ -184,7 +184,7 @@ def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
     )
 
 
-def _code() -> str:
+def code_digest() -> str:
     """SHA-256 over the source files of this package."""
     code = hashlib.sha256()
     root = Path(glamcli.__file__).parent

@@ -30,6 +30,7 @@ from glamcli.model.params import unstack_blocks
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
+from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
 from glamcli.train.folder import (
     after_rewinds,
@@ -75,6 +76,7 @@ def train(
         CheckpointError: the folder is in use, belongs to another run, or cannot be written.
         Preempted: SIGINT or SIGTERM came; everything up to that step is saved.
         TrainError: updates were not finite for too long.
+        PlanError: out of memory. CrashLoop: the last three starts from this step failed.
         DataError: a source cannot be read.
         RecipeError: the processes were not started with the same recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
@@ -107,7 +109,7 @@ def train(
         meter = stack.enter_context(
             Meter(recipe, dataset.source_names, folder, start, progress, pace, checkpoints, saved)
         )
-        stack.enter_context(host.failing_together())
+        stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
         watchdog = stack.enter_context(_watchdog(recipe, host))
         run = Running(
             recipe, run_dir, dataset, mesh, decoder, run_identity, meter, watchdog, progress, host
@@ -131,10 +133,7 @@ def train(
                 save.poll()
                 bar.advance()
                 stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
-                for event in (heldout, tasks, save):
-                    if event.is_due(step, stopping):
-                        stopping |= event.run(step, state)
-                if stopping:
+                if _run_due((heldout, tasks, save), step, state, stopping):
                     break
         save.finish(step, state)
         _leave_if_asked(run, stop, step)
@@ -233,6 +232,16 @@ def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) 
     if warning := pace.add(of_all[:, 1:]):
         progress.warn(warning)
     return bool(of_all[:, 0].any())
+
+
+def _run_due(
+    events: tuple[HeldoutLoss, TaskScores, Save], step: int, state: State, stopping: bool
+) -> bool:
+    """Runs what is due after a step; whether the run stops here."""
+    for event in events:
+        if event.is_due(step, stopping):
+            stopping |= event.run(step, state)
+    return stopping
 
 
 def _leave_if_asked(run: Running, stop: Stop, step: int) -> None:

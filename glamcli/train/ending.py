@@ -1,0 +1,101 @@
+"""What is done about the error that ends a run: the other processes hear of it, running out of
+memory is explained, and a run that keeps failing is not started again and again.
+
+A launcher that restarts whatever ends would spend days on a run that fails at the same step each
+time. So an error is noted in the run folder, and after three in a row from the same step, by the
+same recipe and code, the next start is refused. Signals, kills, lost machines and the ends of other
+processes are no errors and never count: a run that is preempted before its first checkpoint,
+however often, goes on.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from glamcli import atomic
+from glamcli.checkpoint import Checkpoints
+from glamcli.config.schema import Recipe
+from glamcli.data.cache import json_digest
+from glamcli.errors import CrashLoop, GlamError, HostError, Preempted
+from glamcli.hosts.join import Host
+from glamcli.memory import explaining_memory
+from glamcli.train import identity
+from glamcli.untrusted import parse_json, read_file
+
+FAILURES = "failures.json"
+MAX_FAILURES = 3
+_MAX_BYTES = 100_000
+
+
+@contextmanager
+def ending(
+    run_dir: Path, recipe: Recipe, start: int, checkpoints: Checkpoints, host: Host
+) -> Iterator[None]:
+    """Around all that a run from step `start` computes. Enter it last (`Host.failing_together`).
+
+    Raises:
+        CrashLoop: the last three starts from this step failed.
+        PlanError: out of memory.
+    """
+
+    def what_to_change() -> str:
+        latest = checkpoints.latest()
+        kept = "" if latest is None else f"; step {latest} is complete and goes on from there"
+        return (
+            "lower `batch.row_tokens`, raise `batch.accumulate`, set `train.remat` to `full`, or "
+            f"use more devices (`glam plan` says what each takes){kept}"
+        )
+
+    with host.failing_together():
+        if not host.is_first:
+            with explaining_memory(what_to_change):
+                yield
+            return
+        program = [recipe.model_dump(mode="json"), identity.versions(), identity.code_digest()]
+        asked = {"step": start, "program": json_digest(program)}
+        known = _failures(run_dir / FAILURES, asked)
+        _refuse_a_fourth(run_dir, start, known)
+        try:
+            with explaining_memory(what_to_change):
+                yield
+        except (Preempted, HostError, OSError):
+            raise
+        except Exception as error:
+            _note(run_dir / FAILURES, {**asked, "failures": [*known, _described(error)]})
+            raise
+
+
+def _refuse_a_fourth(run_dir: Path, start: int, known: list[Any]) -> None:
+    if len(known) < MAX_FAILURES:
+        return
+    what, code = known[-1]
+    raise CrashLoop(
+        f"the last {len(known)} starts from step {start} all failed before another checkpoint: "
+        f"{what}",
+        hint="mend that; a changed recipe is tried again at once, the same one after "
+        f"deleting {run_dir / FAILURES}",
+        exit_code=code,
+    )
+
+
+def _failures(path: Path, asked: dict[str, Any]) -> list[Any]:
+    """The failures in a row of just this: (text, exit code) of each."""
+    try:
+        saved = parse_json(read_file(path, _MAX_BYTES))
+        found = saved.pop("failures")
+        return [(str(what), int(code)) for what, code in found] if saved == asked else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _described(error: Exception) -> tuple[str, int]:
+    if isinstance(error, GlamError):
+        return error.what, error.exit_code
+    return f"{type(error).__name__}: {error}".split("\n")[0][:240], 1
+
+
+def _note(path: Path, failures: dict[str, Any]) -> None:
+    with suppress(OSError):  # a full disk may be the failure
+        atomic.write(path, json.dumps(failures) + "\n")
