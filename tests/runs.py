@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,24 @@ sources:
   numbers: {kind: text, path: numbers.txt, separator: line, weight: 0.7}
   words: {kind: text, path: words.txt, separator: line, weight: 0.3}
 heldout_frac: 0.1
+"""
+LONG = ("--set", "train.steps=100000")
+SMALL = (
+    *("--set", "moe=null", "--set", "model.num_layers=1", "--set", "model.ffn_dim=16"),
+    *("--set", "every.heldout_steps=null", "--set", "heldout.rows=1"),
+)
+# Something that process 1 of several does at a step that it was given.
+AT_THE_TENTH = """
+import ctypes, os, signal, sys, time
+import jax
+from glamcli.errors import DataError
+from glamcli.train import loop
+calls, put = iter(range(10**6)), loop.global_batch
+def hang(*batch):
+    if jax.process_index() == 1 and next(calls) {when}:
+        {what}
+    return put(*batch)
+loop.global_batch = hang
 """
 
 
@@ -116,6 +135,35 @@ def train(recipe):
     for run in started:
         run.process.kill()
         run.process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def several(train):
+    """Starts the processes of one run, process 0 last."""
+
+    def start(
+        folder: Path, *arguments: str, of: int = 2, only: int | None = None, **options
+    ) -> list[Run]:
+        address = f"127.0.0.1:{free_port()}"
+        runs = {}
+        for k in reversed(range(of)) if only is None else [only]:
+            place = ("--coordinator", address, "--num-processes", str(of), "--process-id", str(k))
+            mine = {name: value(k) if callable(value) else value for name, value in options.items()}
+            runs[k] = train(folder, *place, *arguments, num_devices=4, **mine)
+        return [runs[k] for k in sorted(runs)]
+
+    return start
+
+
+def finished(runs: list[Run]) -> list[str]:
+    ends = [run.finish() for run in runs]
+    assert [code for code, _ in ends] == [0] * len(runs), ends
+    return [err for _, err in ends]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.data.open import open_data
 from glamcli.progress import Silent
-from runs import Run, assert_same_run, metrics, weights
+from runs import AT_THE_TENTH, LONG, SMALL, assert_same_run, finished, free_port, metrics, weights
 
 # Writes which rows a process got for which place of which batch.
 RECORD = """
@@ -36,18 +36,6 @@ HANGS = {
     "keeps the interpreter": "ctypes.PyDLL(None).sleep(500)",
     "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
 }
-AT_THE_TENTH = """
-import ctypes, os, signal, sys, time
-import jax
-from glamcli.errors import DataError
-from glamcli.train import loop
-calls, put = iter(range(10**6)), loop.global_batch
-def hang(*batch):
-    if jax.process_index() == 1 and next(calls) {when}:
-        {what}
-    return put(*batch)
-loop.global_batch = hang
-"""
 # Process `victim` never comes to start the checkpoint after step 7's, so that nobody completes one.
 SAVES_FOR_EVER = """
 import time
@@ -62,36 +50,6 @@ Checkpoints.save = stuck
 """
 TASK = 'data: {path: sums.jsonl}\nprompt: "{a} and {b} make"\noptions: o\nlabel: right\n'
 ITEM = '{"a": %d, "b": %d, "o": ["odd", "even"], "right": %d}\n'
-LONG = ("--set", "train.steps=100000")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@pytest.fixture
-def several(train):
-    """Starts the processes of one run, process 0 last."""
-
-    def start(
-        folder: Path, *arguments: str, of: int = 2, only: int | None = None, **options
-    ) -> list[Run]:
-        address = f"127.0.0.1:{free_port()}"
-        runs = {}
-        for k in reversed(range(of)) if only is None else [only]:
-            place = ("--coordinator", address, "--num-processes", str(of), "--process-id", str(k))
-            mine = {name: value(k) if callable(value) else value for name, value in options.items()}
-            runs[k] = train(folder, *place, *arguments, num_devices=4, **mine)
-        return [runs[k] for k in sorted(runs)]
-
-    return start
-
-
-def finished(runs: list[Run]) -> list[str]:
-    ends = [run.finish() for run in runs]
-    assert [code for code, _ in ends] == [0] * len(runs), ends
-    return [err for _, err in ends]
 
 
 def rows(*files: Path) -> dict[int, dict[str, str]]:
@@ -135,12 +93,6 @@ def listening() -> list[tuple[str, int]]:
     ]
     places = [line[1].split(":") for line in lines if line[3] == "0A"]
     return [(host, int(port, 16)) for host, port in places]
-
-
-SMALL = (
-    *("--set", "moe=null", "--set", "model.num_layers=1", "--set", "model.ffn_dim=16"),
-    *("--set", "every.heldout_steps=null", "--set", "heldout.rows=1"),
-)
 
 
 @pytest.mark.slow
