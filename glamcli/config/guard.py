@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from glamcli.config.settings import Positive, Settings
+from glamcli.config.settings import Count, Positive, Settings
 
 
 class Guard(Settings):
@@ -15,3 +15,11 @@ class Guard(Settings):
     spike_deviations: Positive | None = 6.0
     """how far a spike is above the median of the last applied steps, in deviations of those steps;
     a loss above 2 ln V + 10 is one from the first step on. null looks for none."""
+    no_progress_steps: Count | None = 2000
+    """warn when the training loss has for so long not been below that of token frequencies alone:
+    ln V, or the entropy of single tokens where that is less. null never looks."""
+    replay_steps: Count | None = None
+    """how often a step is computed twice and the bits are compared, to find devices that compute
+    wrongly; needs room for a second state. null never does."""
+    replica_steps: Count | None = None
+    """how often the copies that devices hold of the same array are compared. null never does."""

@@ -229,14 +229,13 @@ class Save:
         run = self._running
         run.watchdog.beat(f"saving step {step}", LONG)
         run.meter.flush()
-        is_good = run.meter.health.is_good
-        self._awaits_good_weights = not (is_good or self._is_last)
+        self._awaits_good_weights = not (run.meter.health.is_good or self._is_last)
         if self._awaits_good_weights:
             return False
         self._note(self._checkpoints.wait)
         self.is_owed = False
         meta = identity.at_step(run.run_identity, run.dataset, step)
-        meta |= {"loss_sums": run.meter.loss_sums, "good": is_good}
+        meta |= {"loss_sums": run.meter.loss_sums, **run.meter.health.saved(step)}
         self._retry.start()
         self._is_saving = True
         self._note(lambda: self._checkpoints.save(step, run.stacked(state), meta))

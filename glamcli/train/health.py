@@ -14,6 +14,7 @@ from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, TrainError
 from glamcli.progress import Progress
 from glamcli.train.guard import explosion
+from glamcli.train.metrics import LossSums
 
 _QUANTITIES = ("loss", "gradient norm", "update norm")
 
@@ -27,11 +28,23 @@ class Health:
         progress: Progress,
         checkpoints: Checkpoints,
         saved: Mapping[str, Any],
+        start: int,
     ):
+        """`start` is how many batches were consumed."""
         self._recipe, self._progress, self._checkpoints = recipe, progress, checkpoints
         self.is_good: bool = saved.get("good", True)
         """whether the update of the newest step that was read was applied. Nothing else is known of
         the weights after it: they are proven by the next step that is applied."""
+        self.unigram_nats: Mapping[str, float] = {}
+        """entropy of the single tokens of every source as far as known, nats per token."""
+        # Batches that were left out after `saved` are no steps without progress.
+        self._progressed = start - saved.get("steps_without_progress", 0)
+        self._warned = self._progressed
+
+    def saved(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` carries."""
+        without = step - self._progressed
+        return {"good": self.is_good, "steps_without_progress": without}
 
     def notice(self, step: int, sums: Mapping[str, Any]) -> None:
         """Warns of a step whose update was skipped."""
@@ -50,6 +63,34 @@ class Health:
             raise self._end(f"{steps} skipped, up to step {step}: {why}", step - bad_steps)
         if sums["spike"] and self._recipe.guard.on_spike == "stop":
             raise self._end(f"step {step}: {why}", step - bad_steps)
+
+    def check_progress(self, step: int, losses: Mapping[str, LossSums]) -> None:
+        """Compares the losses of the last steps, by source and of all (`""`), with what the
+        frequencies of tokens alone would cost.
+
+        Raises: TrainError when that is no better for too long and `guard.on_spike` is `stop`.
+        """
+        blind = math.log(self._recipe.model.vocab_size)
+        nats, num_targets = losses[""]
+        cost = sum(
+            min(blind, self.unigram_nats.get(name, blind)) * count
+            for name, (_, count) in losses.items()
+            if name
+        )
+        if nats < cost or not num_targets:
+            self._progressed = self._warned = step
+        limit, since = self._recipe.guard.no_progress_steps, step - self._progressed
+        if limit is None or step - self._warned < limit:
+            return
+        self._warned = step
+        what = (
+            f"no progress for {since:,} steps: at step {step} the loss is "
+            f"{nats / num_targets:.4g}, and the frequencies of tokens alone give "
+            f"{cost / num_targets:.4g}"
+        )
+        if self._recipe.guard.on_spike == "stop":
+            raise self._end(what, self._progressed)
+        self._progress.warn(what)
 
     def _end(self, what: str, last_applied: int) -> TrainError:
         good = self._last_good(last_applied)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -30,6 +29,7 @@ from glamcli.model.params import unstack_blocks
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
+from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
 from glamcli.train.folder import (
@@ -75,7 +75,7 @@ def train(
     Raises:
         CheckpointError: the folder is in use, belongs to another run, or cannot be written.
         Preempted: SIGINT or SIGTERM came; everything up to that step is saved.
-        TrainError: updates were not finite for too long.
+        TrainError: updates were skipped for too long, or devices compute wrongly (`recipe.guard`).
         PlanError: out of memory. CrashLoop: the last three starts from this step failed.
         DataError: a source cannot be read.
         RecipeError: the processes were not started with the same recipe, code or libraries.
@@ -115,6 +115,7 @@ def train(
             recipe, run_dir, dataset, mesh, decoder, run_identity, meter, watchdog, progress, host
         )
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
+        meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
         state = _first_state(run, checkpoints, saved_step, start)
         train_step = _compiled_step(run)
@@ -126,7 +127,7 @@ def train(
             for step in range(start + 1, last + 1):
                 watchdog.beat(f"in step {step}")
                 with pace.waiting(), jax.transfer_guard("disallow"):
-                    state, sums = train_step(state, batch)  # dispatched, not awaited
+                    state, sums = train_step(step, state, batch)  # dispatched, not awaited
                 if step < last:
                     batch = next(batches)
                 meter.add(step, sums)  # reads the numbers of the step before
@@ -193,7 +194,7 @@ def _first_state(run: Running, checkpoints: Checkpoints, step: int, start: int) 
     return state._replace(step=consumed, bad_steps=none)
 
 
-def _compiled_step(run: Running) -> Any:
+def _compiled_step(run: Running) -> Checked:
     """The program that every step runs; compiles the one that prepares a checkpoint as well."""
     run.watchdog.beat("compiling", LONG)
     with run.progress.phase("compiling"):
@@ -201,7 +202,10 @@ def _compiled_step(run: Running) -> Any:
         restarts = tuple(stage.from_step for stage in run.dataset.mixture.stages)
         traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh, restarts)
         _ = run.stacked
-        return traced.lower().compile(programs.compiler_options(run.recipe, run.mesh))
+        step = traced.lower().compile(programs.compiler_options(run.recipe, run.mesh))
+    if run.recipe.guard.replica_steps is not None and run.mesh.size == 1:
+        run.progress.warn("`guard.replica_steps` compares nothing: there is one device")
+    return Checked(step, run.recipe.guard, run.mesh, run.host.name)
 
 
 def _catch_up(

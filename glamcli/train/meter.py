@@ -47,7 +47,7 @@ class Meter(AbstractContextManager["Meter"]):
         """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
         one that it continues, empty for a new run."""
         self._pace = pace
-        self.health = Health(recipe, progress, checkpoints, saved)
+        self.health = Health(recipe, progress, checkpoints, saved, start)
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
@@ -140,6 +140,7 @@ class Meter(AbstractContextManager["Meter"]):
         every, last = self.recipe.every.log_steps, self.recipe.train.steps
         if step % every == 0 or step in (1, last) or not self.health.is_good:
             self._write({**self._latest, **self._timing(step)})
+            self.health.check_progress(step, self.loss_sums)
             self.loss_sums = {}
         elif step == self._first:
             # Shown at once, for those who wait; not written, so that a resumed run's file is the

@@ -201,14 +201,20 @@ def _adafactor(
 def _adamw(
     settings: Optimizer, t: Array, axes: Axes, grad: Array, slot: dict[str, Array], p: Array
 ) -> tuple[Array, dict[str, Array], Array, Array]:
-    """The same by AdamW (arXiv 1711.05101, algorithm 2); the update has its momentum in it."""
+    """The same by AdamW (arXiv 1711.05101, algorithm 2); the sum of squares is with momentum and
+    without weight decay."""
     beta1, beta2 = settings.beta1, settings.beta2
     time = t.astype(jnp.float32)
-    m = beta1 * slot["m"] + (1.0 - beta1) * grad
-    v = beta2 * slot["v"] + (1.0 - beta2) * jnp.square(grad)
-    unbiased_m = m / (1.0 - beta1**time)
-    unbiased_v = v / (1.0 - beta2**time)
-    step = unbiased_m / (jnp.sqrt(unbiased_v) + ADAM_EPSILON)
+
+    def moments(grad: Array, slot: dict[str, Array]) -> tuple[Array, Array, Array]:
+        m = beta1 * slot["m"] + (1.0 - beta1) * grad
+        v = beta2 * slot["v"] + (1.0 - beta2) * jnp.square(grad)
+        unbiased_m = m / (1.0 - beta1**time)
+        unbiased_v = v / (1.0 - beta2**time)
+        return m, v, unbiased_m / (jnp.sqrt(unbiased_v) + ADAM_EPSILON)
+
+    m, v, step = moments(grad, slot)
+    squares = jnp.sum(jnp.square(moments(*_reread((grad, slot)))[2]))
     # A gradient of finite norm has no element larger than the root of the largest number.
     largest_m = _norm(slot["m"]) + float(np.finfo(np.float32).max) ** 0.5
     bound = largest_m / (1.0 - beta1**time) / ADAM_EPSILON
@@ -217,8 +223,8 @@ def _adamw(
         step = step + settings.weight_decay * p
         bound = bound + settings.weight_decay * _norm(p)
     rate = learning_rate(settings, t)
-    squares = jnp.square(rate) * jnp.sum(jnp.square(step))
-    return -rate * step, {"m": m, "v": v}, rate * bound + jnp.sum(slot["v"]), squares
+    bound = rate * bound + jnp.sum(slot["v"])
+    return -rate * step, {"m": m, "v": v}, bound, jnp.square(rate) * squares
 
 
 def _reread(arrays: Any) -> Any:

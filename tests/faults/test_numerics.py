@@ -68,3 +68,28 @@ def test_a_rate_that_spoils_the_weights_ends_the_run_and_leaves_no_checkpoint_ca
     assert "optimizer.learning_rate" in error.hint
     assert checkpoints.steps() == []
     assert len(heard.warned) == 10
+
+
+@pytest.mark.slow
+def test_checks_of_devices_find_nothing_on_sound_ones_and_change_no_number(running, tmp_path):
+    plain, _, _ = running("train.steps=12")
+    (tmp_path / "run").rename(tmp_path / "plain")
+    sets = ("guard.replay_steps=3", "guard.replica_steps=4")
+    checked, checkpoints, error = running("train.steps=12", *sets)
+    assert error is None
+    assert (checked.warned, checkpoints.latest()) == ([], 12)
+    losses = [[heard.steps[step]["loss"] for step in range(1, 13)] for heard in (plain, checked)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_nothing_says_so_and_ends_where_it_should(running):
+    slow = ("train.steps=12", "optimizer.learning_rate=1e-6", "guard.no_progress_steps=5")
+    heard, _, error = running(*slow)
+    assert error is None
+    assert [text.split(":")[0] for text in heard.warned] == [
+        "no progress for 5 steps",
+        "no progress for 10 steps",
+    ]
+    heard, _, error = running("train.steps=30", *slow[1:], "guard.on_spike=stop")
+    assert error.what.startswith("no progress for 15 steps: at step 15 the loss is ")

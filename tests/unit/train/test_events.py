@@ -46,6 +46,7 @@ def run(tmp_path):
     heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
     aside.health = SimpleNamespace(is_good=True)
+    aside.health.saved = lambda step: {"good": aside.health.is_good}
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)
     running = SimpleNamespace(
         recipe=load_recipe("test-tiny", ["train.steps=99", "every.checkpoint_steps=50"]).recipe,

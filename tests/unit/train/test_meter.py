@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,12 +56,13 @@ def sums(step: int, bad_steps: int = 0):
     }
 
 
-def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE):
+def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE, writes=True):
     names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.steps = lambda: sorted(saved_steps, reverse=True)
     checkpoints.meta = lambda step: {"good": step != 3}
-    return Meter(recipe, names, tmp_path, start, progress, pace, checkpoints, saved or {})
+    folder = tmp_path if writes else None
+    return Meter(recipe, names, folder, start, progress, pace, checkpoints, saved or {})
 
 
 def lines(tmp_path):
@@ -191,6 +193,56 @@ def test_an_explosion_before_there_is_anything_usual_says_what_no_loss_should_be
         read.add(2, sums(2, bad_steps=1) | SPIKE | unknown | {"loss_nats": np.float32(4 * 822)})
         read.flush()
     assert heard.warnings[0].startswith("step 2: loss 822, above the 22.48 that no guess costs")
+
+
+def no_progress(steps, saved=None, start=0, **guard):
+    """Reads steps of 4 targets whose loss in nats is `steps(step)`; what was heard, the meter.
+
+    Token frequencies alone cost ln 512 on `books`, 3 nats on `web`, which has 3 of 4 targets.
+    """
+    heard = Heard()
+    recipe = RECIPE.model_copy(update={"guard": Guard(no_progress_steps=6, **guard)})
+    read = meter(Path(), start, heard, saved=saved, recipe=recipe, writes=False)
+    read.health.unigram_nats = {"web": 3.0}
+    for step in range(start + 1, start + 31):
+        nats = np.float32([3 * steps(step), steps(step)])
+        read.add(step, sums(step) | {"loss_nats": nats.sum(), "source_nats": nats})
+    read.flush()
+    return heard.warnings, read
+
+
+BLIND = (3 * 3.0 + np.log(512)) / 4
+
+
+def test_a_loss_no_better_than_token_frequencies_is_told_again_and_again():
+    warnings, _ = no_progress(lambda step: BLIND - 0.01)
+    assert warnings == []
+    warnings, _ = no_progress(lambda step: BLIND + 0.01)
+    assert [text.split(": at step ")[0] for text in warnings] == [
+        f"no progress for {steps} steps" for steps in (6, 12, 18, 24, 30)
+    ]
+    assert (
+        "at step 6 the loss is 3.82, and the frequencies of tokens alone give 3.81" in (warnings[0])
+    )
+    warnings, _ = no_progress(lambda step: BLIND + 0.01 if step > 10 else 1.0)
+    assert [text.split(":")[0] for text in warnings] == [
+        f"no progress for {steps} steps" for steps in (6, 12, 18)
+    ]
+
+
+def test_steps_without_progress_are_counted_over_a_resumption():
+    saved = {"step": 9, "steps_without_progress": 5}
+    warnings, read = no_progress(lambda step: 9.0, saved=saved, start=9)
+    assert warnings[0].startswith("no progress for 8 steps: at step 12 ")
+    assert read.health.saved(39)["steps_without_progress"] == 35
+    # Batches left out by a rewind are no steps.
+    warnings, _ = no_progress(lambda step: 9.0, saved=saved, start=109)
+    assert warnings[0].startswith("no progress for 7 steps: at step 111 ")
+
+
+def test_no_progress_ends_a_run_that_is_to_stop(tmp_path):
+    with pytest.raises(TrainError, match="no progress for 6 steps"):
+        no_progress(lambda step: 9.0, on_spike="stop")
 
 
 def test_held_out_losses_have_lines_of_their_own(tmp_path):
