@@ -92,4 +92,4 @@ def test_a_run_that_learns_nothing_says_so_and_ends_where_it_should(running):
         "no progress for 10 steps",
     ]
     heard, _, error = running("train.steps=30", *slow[1:], "guard.on_spike=stop")
-    assert error.what.startswith("no progress for 15 steps: at step 15 the loss is ")
+    assert error.what.startswith("no progress for 13 steps: at step 13 the loss is ")
