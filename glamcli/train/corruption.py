@@ -24,7 +24,7 @@ from glamcli.errors import TrainError, first_of
 from glamcli.named_leaves import named_leaves
 from glamcli.train.state import State
 
-SHOWN = 4
+_SHOWN = 4
 
 _Step = Callable[[State, Any], tuple[State, Any]]
 
@@ -83,8 +83,9 @@ class Checked:
         devices = [self._mesh.devices.flat[place] for place in sorted(odd)]
         named = [f"{device} of {self._name(device.process_index)}" for device in devices]
         arrays = sorted({name for names in odd.values() for name in names})
+        where, which = (", ".join(first_of(texts, _SHOWN)) for texts in (named, arrays))
         raise TrainError(
-            f"{what} {', '.join(first_of(named, SHOWN))}, in {', '.join(first_of(arrays, SHOWN))}",
+            f"{what} {where}, in {which}",
             hint="leave that device out; the same command then goes on from the last checkpoint",
         )
 
