@@ -4,7 +4,6 @@ A subcommand is imported when it is run, so `glam --help` and the recipe command
 jax. Each is in `glamcli/cli/<name>.py` as `command`.
 """
 
-import difflib
 import importlib
 import os
 import re
@@ -19,6 +18,7 @@ import click
 import glamcli
 from glamcli import libtpu
 from glamcli.cli import streams
+from glamcli.config.nearest import did_you_mean
 from glamcli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
@@ -142,8 +142,7 @@ def _usage(error: click.ClickException) -> tuple[str, str | None]:
     near = list(getattr(error, "possibilities", None) or [])
     listed = f"`{path} --help` lists them"
     if isinstance(error, click.NoSuchOption):
-        near = difflib.get_close_matches(error.option_name, near, 1, 0.0)
-        hint = f"did you mean `{near[0]}`?" if near else listed
+        hint = did_you_mean(error.option_name, near, listed, cutoff=0.0)
         return f"no such option: `{error.option_name}`", hint
     if name := getattr(error, "command_name", None):  # NoSuchCommand, since click 8.4
         hint = f"did you mean `{path} {near[0]}`?" if near else listed

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from glamcli.config import yaml
+from glamcli.config.nearest import did_you_mean
 from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
@@ -174,8 +175,7 @@ def _rewrite(given: Any, items: list[dict[str, Any]]) -> str | None:
         return f'write `"{shown(given)}"`, with quotes'
     if "literal_error" in kinds and isinstance(given, str):
         options = re.findall(r"'([^']*)'", str(items[-1]["ctx"]["expected"]))
-        near = difflib.get_close_matches(given, options, n=1, cutoff=0.5)
-        return f"did you mean `{near[0]}`?" if near else None
+        return did_you_mean(given, options, cutoff=0.5)
     return None
 
 

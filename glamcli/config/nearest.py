@@ -1,10 +1,22 @@
-"""What a rule between fields yields, and advice: the values nearest to a refused one."""
+"""What a rule between fields yields, and advice: the names and values nearest to a refused one."""
 
+import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Found = Iterator[tuple[str, str, str | None]]
 """(key, what, hint) of every contradiction, the key being the one to edit."""
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str | None = None, *, cutoff: float = 0.6
+) -> str | None:
+    """The hint with the known name that is most like an unknown one; `otherwise` where none is.
+
+    `cutoff` is how alike they have to be, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"did you mean `{near[0]}`?" if near else otherwise
 
 
 def use(*values: int) -> str:

@@ -12,7 +12,6 @@ its suffixes in `source_files.py`; binary files, which nothing unpacks, have a b
 there, as array_record has.
 """
 
-import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import fsspec
 
 from glamcli.config.mixtures import Source
+from glamcli.config.nearest import did_you_mean
 from glamcli.data.embedded import embedded_documents, embedded_files
 from glamcli.data.examples import stored_example, stored_examples
 from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
@@ -217,8 +217,7 @@ def _look_up(record: dict[str, Any], key: str, place: str) -> Any:
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             names = [str(each) for each in record]
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(names)}"
+            hint = did_you_mean(key, names, f"it has {', '.join(names)}")
             raise DataError(f"{place}: no field `{key}`", hint)
         value = value[part]
     return value

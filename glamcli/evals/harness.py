@@ -9,7 +9,6 @@ Called by `glam eval RUN --harness TASKS`, and by lm-eval's own command (`cli/ha
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import logging
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glamcli.config.nearest import did_you_mean
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.decoding import Sampling
 from glamcli.errors import DataError, GlamError, RecipeError
@@ -258,8 +258,7 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
     unknown = [each for each in tasks if each not in manager.all_tasks]
     if not unknown:
         return manager
-    near = difflib.get_close_matches(unknown[0], manager.all_tasks, 1)
-    hint = f"did you mean `{near[0]}`?" if near else "`lm-eval ls tasks` lists them"
+    hint = did_you_mean(unknown[0], manager.all_tasks, "`lm-eval ls tasks` lists them")
     raise RecipeError(f"lm-eval has no task `{unknown[0]}`", hint=hint)
 
 

@@ -101,14 +101,17 @@ def fastest(found: Iterable[Candidate]) -> Candidate | None:
 def fitting(
     recipe: Recipe, target: Target, room: float = 1.0, dropped: Counter[str] | None = None
 ) -> Iterator[Candidate]:
-    """Layouts that train what the recipe trains and take at most `room` of a device's memory."""
+    """Layouts that train what the recipe trains and take at most `room` of a device's memory; the
+    others are counted in `dropped` by reason."""
     dropped = Counter() if dropped is None else dropped
     return candidates(recipe, target, dropped, vary_run=False, room=room)
 
 
 def remedy(recipe: Recipe, target: Target) -> str | None:
-    """Advice for a step that does not fit: a layout that does, on the target or a larger one. None
-    where memory is not what is wrong."""
+    """Advice for a step that does not fit: a layout that does, on the target or a larger one.
+
+    None where every layout is impossible for another reason than its memory.
+    """
     dropped: Counter[str] = Counter()
     for parts in (1, 2, 4, 8, 16, 32):
         accumulate = parts * recipe.batch.accumulate
@@ -116,8 +119,8 @@ def remedy(recipe: Recipe, target: Target) -> str | None:
         if best := fastest(each for each in found if each.settings or parts > 1):
             more = f"--set batch.accumulate={accumulate} " if parts > 1 else ""
             return f"{more}{best.options}".strip() + " fits by arithmetic"
-    if not dropped[TOO_LARGE]:
-        return None
+    if TOO_LARGE not in dropped:
+        return None  # no layout failed by its memory
     for larger in larger_targets(target):
         if best := fastest(fitting(recipe, larger, SURE)):
             options = f"--target {larger.name} {best.options}".strip()

@@ -7,7 +7,6 @@ simulated devices, `local` the devices of this machine. Facts about chips are in
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 
 from glamcli.config.chips import Chip
-from glamcli.config.nearest import divisors
+from glamcli.config.nearest import did_you_mean, divisors
 from glamcli.errors import PlanError
 
 MAX_GPUS = 16384
@@ -158,16 +157,15 @@ def _grid(chip: Chip, num_chips: int) -> tuple[int, ...]:
     return tuple(4 * side for side in min(boxes, key=sum))
 
 
-def _nearest(text: str, chips: dict[str, Chip]) -> str:
+def _nearest(text: str, chips: dict[str, Chip]) -> str | None:
     names = ["local", "cpu:8"]
     for chip in chips.values():
         if chip.family == "gpu":
             names += [f"{n}x{chip.name}" for n in (1, 8, 16)]
         else:
             names += [f"{chip.name}-{n * chip.names_per_chip}" for n in slice_sizes(chip)]
-    near = difflib.get_close_matches(text, names, n=1, cutoff=0.55)
     examples = "for example `v4-2048`, `v5e-64`, `2xv5e-256`, `8xh100`, `cpu:8`, `local`"
-    return f"did you mean `{near[0]}`?" if near else examples
+    return did_you_mean(text, names, examples, cutoff=0.55)
 
 
 def devices(target: Target) -> Sequence[Any]:

@@ -8,7 +8,6 @@ preset `glam`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ from glamcli.config import yaml
 from glamcli.config.explain import validate
 from glamcli.config.files import display
 from glamcli.config.load import merge, read_settings
+from glamcli.config.nearest import did_you_mean
 from glamcli.config.schema import Recipe
 from glamcli.errors import GlamError, RecipeError
 from glamcli.evals.tasks.schema import Suite, Task
@@ -109,10 +109,9 @@ def _find(name_or_path: str) -> Path:
     path = Path(os.path.expanduser(name_or_path))
     if os.path.exists(path):
         return path
-    near = difflib.get_close_matches(name_or_path, known, 1)
     raise RecipeError(
         f"no suite `{name_or_path}`: neither shipped nor a file",
-        hint=f"did you mean `{near[0]}`?" if near else f"shipped: {', '.join(shipped_suites())}",
+        hint=did_you_mean(name_or_path, known, f"shipped: {', '.join(shipped_suites())}"),
     )
 
 

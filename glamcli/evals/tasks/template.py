@@ -5,12 +5,12 @@ lists, `*` is every entry of one) and passes it through the filters below. `{{` 
 braces. Task files are checked when they are read, so that a mistake is reported with its line.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from glamcli.config.nearest import did_you_mean
 from glamcli.errors import DataError
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -127,10 +127,8 @@ def _filter(text: str) -> tuple[str, str | None]:
     if name in _ALL:
         raise ValueError(f"filter `{name}` stands alone, as in `{{answers|{name}}}`")
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(
-            f"unknown filter `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
-        )
+        hint = did_you_mean(name, known)
+        raise ValueError(f"unknown filter `{name}`" + (f"; {hint}" if hint else ""))
     if bool(colon) == (name in _PLAIN):
         raise ValueError(f"filter `{name}` takes {'no' if colon else 'an'} argument")
     if name == "map" and not all("=" in pair for pair in argument.split(",")):
