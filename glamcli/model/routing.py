@@ -194,12 +194,12 @@ def summary(sums: dict[str, Array]) -> dict[str, Array]:
     """Both router losses, without coefficients, and diagnostics, all float32, from tallies.
 
     Leading dimensions (layers) stay. Per expert `wanted_E`, its share of choices before capacity,
-    `load_E`, of kept choices, and `first_E`, of first choices; `dropped_*_frac` choices turned away
-    for lack of room, of those wanted; `served_3` share of real tokens that reached 0, 1, 2 experts;
-    `dead_experts` experts that no token reached.
+    and `first_E`, of first choices; `dropped_*_frac` choices turned away for lack of room, of those
+    wanted; `served_3` share of real tokens that reached 0, 1, 2 experts; `dead_experts` experts
+    that no token reached.
     """
     tokens, wanted_K = sums["tokens"], sums["wanted_K"]
-    wanted_E, kept_E = sums["wanted_E"], sums["kept_E"]
+    wanted_E = sums["wanted_E"]
     dropped_K = wanted_K - sums["kept_K"]
     has_second = wanted_K.shape[-1] > 1
     second_frac = _over(dropped_K[..., -1], wanted_K[..., -1])
@@ -207,14 +207,13 @@ def summary(sums: dict[str, Array]) -> dict[str, Array]:
         "balance_loss": _over(sums["balance_sum"], sums["groups"]),
         "router_z_loss": _over(sums["router_z_sum"], tokens),
         "wanted_E": _over(wanted_E, jnp.sum(wanted_E, axis=-1, keepdims=True)),
-        "load_E": _over(kept_E, jnp.sum(kept_E, axis=-1, keepdims=True)),
         "first_E": _over(sums["first_E"], tokens[..., None]),
         "dropped_first_frac": _over(dropped_K[..., 0], wanted_K[..., 0]),
         "dropped_second_frac": second_frac if has_second else jnp.zeros_like(second_frac),
         "dropped_frac": _over(jnp.sum(dropped_K, axis=-1), jnp.sum(wanted_K, axis=-1)),
         "served_3": _over(sums["served_3"], tokens[..., None]),
         "router_entropy_nats": _over(sums["entropy_sum"], tokens),
-        "dead_experts": jnp.sum(kept_E == 0, axis=-1, dtype=jnp.int32).astype(jnp.float32),
+        "dead_experts": jnp.sum(sums["kept_E"] == 0, axis=-1, dtype=jnp.int32).astype(jnp.float32),
     }
 
 

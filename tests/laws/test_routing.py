@@ -124,7 +124,7 @@ def test_weights_and_loads_add_up(case, normalize):
     probs_GSE = jax.nn.softmax(logits_GSE, axis=-1)
     found = jitted_summary(route, logits_GSE, probs_GSE, real_GS)
     num_real = real_GS.sum()
-    for name in ("load_E", "first_E", "served_3"):
+    for name in ("wanted_E", "first_E", "served_3"):
         np.testing.assert_allclose(np.sum(found[name]), float(num_real > 0), atol=1e-5)
     kept = float(np.dot(found["served_3"], [0, 1, 2])) * num_real
     np.testing.assert_allclose(kept, route.kept_GSK.sum(), rtol=1e-4)

@@ -166,7 +166,9 @@ def _run(command: str, texts: Sequence[str]) -> list[float]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         raise DataError(f"the scorer `{command}` exited with {done.returncode}: {last}")
-    written, scores = done.stdout.splitlines(), []
+    *written, rest = done.stdout.split("\n")
+    written += [rest] if rest else []
+    scores = []
     if len(written) != len(texts):
         raise DataError(f"the scorer `{command}` wrote {len(written)} lines for {len(texts)} texts")
     for number, line in enumerate(written, 1):

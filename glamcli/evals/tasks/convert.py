@@ -143,7 +143,7 @@ def _inside(option: str) -> str:
 
 def _lambada(path: Path) -> list[_Fields]:
     """A line is a passage."""
-    lines = map(str.strip, read_file(path).decode().splitlines())
+    lines = map(str.strip, read_file(path).decode().split("\n"))
     return [{"text": line} for line in lines if line]
 
 

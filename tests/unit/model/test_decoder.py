@@ -81,7 +81,7 @@ def gradient(function, params):
 def test_scanned_equals_blocks_apart():
     decoder, params = built(True)
     expected = gradient(lambda p: apart(decoder, p), params)
-    assert expected[0][1]["load_E"].shape == (3, 4)
+    assert expected[0][1]["wanted_E"].shape == (3, 4)
     remat = dataclasses.replace(decoder, remat="full")
     found = gradient(lambda p: loss(remat, p, "gather"), params)
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -250,7 +250,7 @@ def test_drawn_second_experts_follow_the_key_and_differ_by_layer():
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.asarray(first) - np.asarray(other)).max() > 1e-4
     # Two draws of a layer may give the same counts by chance: both keys together hardly do.
-    loads = np.concatenate([drawn["load_E"], drawn_otherwise["load_E"]], axis=1)
+    loads = np.concatenate([drawn["wanted_E"], drawn_otherwise["wanted_E"]], axis=1)
     assert len({tuple(load) for load in loads}) == 3, "every layer draws for itself"
 
 

@@ -327,7 +327,6 @@ def test_diagnostics_of_the_worked_example():
     real_GS = jnp.ones((1, 6), bool)
     found = measured(logits_GSE, real_GS, moe, 2)
     np.testing.assert_allclose(found["wanted_E"], [5 / 12, 4 / 12, 3 / 12], rtol=1e-6)
-    np.testing.assert_allclose(found["load_E"], [2 / 6, 2 / 6, 2 / 6], rtol=1e-6)
     np.testing.assert_allclose(found["first_E"], [4 / 6, 1 / 6, 1 / 6], rtol=1e-6)
     np.testing.assert_allclose(found["dropped_first_frac"], 2 / 6, rtol=1e-6)
     np.testing.assert_allclose(found["dropped_second_frac"], 4 / 6, rtol=1e-6)
@@ -343,7 +342,7 @@ def test_diagnostics_count_what_is_real():
     moe = Moe(num_experts=3, experts_per_token=1)
     logits_GSE = jnp.log(jnp.asarray(PROBS_SE, jnp.float32))[None]
     found = measured(logits_GSE, jnp.asarray(real_S)[None], moe, 4)
-    assert found["load_E"].tolist() == [1, 0, 0]
+    assert found["wanted_E"].tolist() == [1, 0, 0]
     assert found["served_3"].tolist() == [0, 1, 0]
     assert float(found["dead_experts"]) == 2
     assert float(found["dropped_frac"]) == 0

@@ -36,7 +36,6 @@ SUMS = {
         "balance_loss": [1.0, 1.5],
         "router_z_loss": [4.0, 1.0],
         "wanted_E": [[0.25] * 4, [0.7, 0.3, 0.0, 0.0]],
-        "load_E": [[0.25] * 4, [0.5, 0.5, 0.0, 0.0]],
         "first_E": [[0.25] * 4, [0.9, 0.1, 0.0, 0.0]],
         "dropped_first_frac": [0.0, 0.5],
         "dropped_second_frac": [0.1, 0.3],

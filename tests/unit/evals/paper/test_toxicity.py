@@ -38,6 +38,8 @@ def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     texts = [["bad\nbad", "  "], ["", "a bad Ü"]]
     assert _score_texts(texts, command(tmp_path, SCORER)) == [[1, 0], [0, 0.5]]
     assert _score_texts([["", " "]], make_scorer("no such program", None)) == [[0, 0]]
+    judge = command(tmp_path, 'print(\'{"score": 0.5, "text": "a\\u2028b\\x85"}\')')
+    assert judge(["a\u2028b\x85"]) == [0.5]
 
 
 @pytest.mark.parametrize(

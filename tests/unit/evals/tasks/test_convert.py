@@ -122,6 +122,12 @@ def test_the_authors_files_become_questions_of_the_shipped_task(tmp_path, name):
     assert (asked.shown if asked.gold is None else asked.continuations[asked.gold]).endswith(answer)
 
 
+def test_a_passage_of_lambada_may_hold_any_line_separator(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("a\u2028b\x85c\r\nd\n".encode())
+    assert records("lambada", path) == [{"text": "a\u2028b\x85c"}, {"text": "d"}]
+
+
 def test_converted_records_hold_what_the_files_say(tmp_path):
     write(
         tmp_path, {"x.xml": SCHEMAS, "web.json": WEB, "rec.jsonl": [RECORD], **FILES["race_h"][0]}
