@@ -1,25 +1,24 @@
-"""Checkpoints on disk: one folder per saved step, written by orbax (nowhere else imported).
+"""Checkpoints on disk: one folder per saved step, written by orbax.
 
 A step folder holds two items: `state`, the whole training state as plain nested dicts named by
 path, so no Python class is part of the format; and `meta`, a JSON object saying which run wrote
-it (the caller's identity) together with the name, shape and dtype of every array.
+it (the caller's identity) together with the name, shape, dtype and digest of every array, and a
+checksum of itself. Digests are computed on the devices before anything is copied, and compared
+after every read.
 
 What the library leaves open is closed here. Steps are found by looking at the folders
 (`step_folders.py`), because orbax would also name an empty folder or a renamed copy as its latest
 step. Names, shapes and dtypes are compared before anything is read, because a restore casts
-silently. Deletion is a rename, because deleting file by file leaves torn steps behind when the
-process is killed.
+silently. Which steps stay is decided here, by what their descriptions prove. Deletion is a rename,
+because deleting file by file leaves torn steps behind when the process is killed.
 """
 
 import contextlib
-import gc
-import logging
-import os
+import json
 import re
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,25 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from glamcli import step_folders
-from glamcli.errors import CheckpointError, SaveFailed
+from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE, Host
+from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
-from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, find_step, step_meta
+from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, step_meta
+from glamcli.stored_arrays import ignore_abandoned_work, one_line, read_arrays, silenced
 
 # What Adafactor kept for attention's weights before format 3.
 FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
+# What the guard remembers, which checkpoints before format 4 do not have.
+SINCE_4 = re.compile(r"window")
 TRASH = "trash"
+FEWEST_KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run: `folder` holds a sub-folder per step, the newest `keep` stay.
+    """The checkpoints of one run: `folder` holds a sub-folder per step. After a save the newest
+    step stays, and the newest `keep` (at least two) that are complete and good.
+
     Every process of a run opens them, which reads and writes nothing; the first `save` cleans up,
     in the first process, what a killed process left behind.
     """
@@ -50,11 +56,13 @@ class Checkpoints:
         self.host = host
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
+        self._damaged: set[str] = set()
         self._silence = contextlib.ExitStack()
 
     def steps(self) -> list[int]:
-        """The complete steps, newest first."""
-        return step_folders.complete_steps(self.folder)
+        """The complete steps, newest first, without those whose arrays turned out damaged."""
+        steps = step_folders.complete_steps(self.folder)
+        return [step for step in steps if str(step) not in self._damaged]
 
     def latest(self) -> int | None:
         return next(iter(self.steps()), None)
@@ -62,12 +70,9 @@ class Checkpoints:
     def meta(self, step: int) -> Meta:
         """What the run wrote about itself beside this step.
 
-        Raises: CheckpointError when the folder is missing, torn, or of another step.
+        Raises: DamagedCheckpoint when the folder is missing, torn, or of another step.
         """
-        reason = step_folders.fault(self.folder / str(step))
-        if reason is not None:
-            raise CheckpointError(f"checkpoint {self.folder / str(step)}: {reason}")
-        return step_meta(self.folder / str(step))
+        return _described(self.folder / str(step))
 
     def restore(self, step: int, target: Any, warn: Callable[[str], object] = warnings.warn) -> Any:
         """The state saved at `step`, placed as `target` says, on any number of devices.
@@ -76,25 +81,29 @@ class Checkpoints:
         depends on the devices of the process that saved. Of a checkpoint of format 2 the
         statistics that have another shape today start at 0, and `warn` is called with that.
 
-        Raises: CheckpointError naming the first differences of name, shape or dtype.
+        Raises:
+            DamagedCheckpoint: it cannot be read, or is not as it was saved.
+            CheckpointError: names, shapes or dtypes are not those of `target`; the first of them.
         """
         folder = self.folder / str(step)
-        meta, wanted = self.meta(step), named_leaves(target)
-        saved, described = meta["tree"], described_leaves(wanted)
-        every = sorted({*saved, *described})
-        names = [name for name in every if saved.get(name) != described.get(name)]
-        anew = {name for name in names if meta["format"] < 3 and FACTORS_BEFORE_3.fullmatch(name)}
-        if names := [name for name in names if name not in anew]:
-            raise CheckpointError(
-                f"checkpoint {folder}: {len(names)} arrays differ from this recipe's: "
-                + difference(saved, described, names),
-                hint="continue with the recipe that wrote it (`recipe` in its meta)",
-            )
-        arrays = _read_arrays(folder, {k: leaf for k, leaf in wanted.items() if k not in anew})
+        try:
+            meta, wanted = _described(folder), named_leaves(target)
+            saved, described = meta["tree"], described_leaves(wanted)
+            every = {*saved, *described}
+            other = {name for name in every if saved.get(name) != described.get(name)}
+            factors = {name for name in other if FACTORS_BEFORE_3.fullmatch(name)}
+            factors = factors if meta["format"] < 3 else set()
+            anew = factors | {name for name in other if SINCE_4.fullmatch(name)}
+            _refuse_differences(folder, saved, described, anew)
+            kept = {name: leaf for name, leaf in wanted.items() if name not in anew}
+            arrays = read_arrays(folder, kept, meta, self.host)
+        except DamagedCheckpoint:
+            self._damaged.add(folder.name)
+            raise
         for name in anew & wanted.keys():
             arrays[name] = jnp.zeros_like(wanted[name], device=wanted[name].sharding)
-        if anew:
-            num_weights = len({name.rpartition("/")[0] for name in anew})
+        if factors:
+            num_weights = len({name.rpartition("/")[0] for name in factors})
             warn(
                 f"{folder} is of format {meta['format']}: weights are carried over, but Adafactor's"
                 f" statistics of {num_weights} attention weights start from zero"
@@ -104,18 +113,21 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing `state`; returns once it is copied off the devices and may be donated to
-        the next step. A save still running is finished first.
+        the next step. A save still running is finished first. A step whose `meta` says that it is
+        not `good` is kept only while it is the newest.
 
         Raises: CheckpointError when this or the save before it failed.
         """
         self.wait()
         named = named_leaves(state)
         full = {**meta, "format": CHECKPOINT_FORMAT, "step": step, "tree": described_leaves(named)}
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(nested(named)),
-            meta=ocp.args.JsonSave(full),
-        )
         try:
+            full = json.loads(json.dumps({**full, "digests": digests(named)}))
+            full["checksum"] = step_folders.checksum(full)
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(nested(named)),
+                meta=ocp.args.JsonSave(full),
+            )
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
         except Exception as error:
@@ -151,7 +163,11 @@ class Checkpoints:
             # What failed after the step was complete was the deletion of an old one.
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
-        self._empty_trash()
+        if self.host.is_first:
+            fault = step_folders.fault(self.folder / str(step))
+            if fault is not None:
+                raise SaveFailed(f"saving step {step} failed: {fault}")
+            self._retire()
         return step
 
     def close(self) -> None:
@@ -169,26 +185,35 @@ class Checkpoints:
             try:
                 if self.host.is_first:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    for name in step_folders.damaged_steps(self.folder):
+                    for name in {*step_folders.damaged_steps(self.folder), *self._damaged}:
                         # If it stayed, a folder like `999` would make orbax skip every save below.
                         step_folders.move_aside(self.folder, name)
                     self._empty_trash()
                 self.host.wait("checkpoint folder")
-                self._silence.enter_context(_quiet("absl", "asyncio"))
-                self._silence.enter_context(_ignoring_closed_loops())
+                self._damaged.clear()
+                ignore_abandoned_work()
+                self._silence.enter_context(silenced("absl", "asyncio"))
                 self._manager = ocp.CheckpointManager(
                     self.folder,
-                    options=ocp.CheckpointManagerOptions(
-                        max_to_keep=self.keep,
-                        todelete_subdir=TRASH,
-                        cleanup_tmp_directories=True,
-                    ),
+                    options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
                 )
             except OSError as error:
                 raise SaveFailed(
                     f"cannot write checkpoints in {self.folder}: {error.strerror or error}"
                 ) from error
         return self._manager
+
+    def _retire(self) -> None:
+        """Deletes the complete steps that need not stay."""
+        trash = self.folder / TRASH
+        with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
+            steps = self.steps()
+            good = [step for step in steps if self.meta(step).get("good", True)]
+            staying = {steps[0], *good[: max(self.keep, FEWEST_KEPT)]}
+            for step in set(steps) - staying:
+                trash.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(trash / str(step))
+        self._empty_trash()
 
     def _empty_trash(self) -> None:
         if self.host.is_first:
@@ -203,89 +228,63 @@ class Checkpoints:
         self._empty_trash()
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
-        return SaveFailed(f"saving step {step} failed: {_one_line(error)}", hint=last)
+        return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)
 
 
 def restore_params(
-    path: Path, step: int | None = None, layout: Callable[[Meta], Any] | None = None
+    folder: Path, target: Callable[[Meta], Any], host: Host = ALONE
 ) -> tuple[dict[str, Any], Meta]:
-    """The parameters alone and the meta of a checkpoint, for scoring and generation.
+    """The parameters alone and the meta of a step folder, for scoring and generation.
 
-    `path` is a run folder, its `checkpoints` folder, or one step's folder; `step` None is the
-    newest complete one. `layout` makes the sharding of every parameter (a nested dict of the same
-    names) from the meta, which knows the recipe; without it all of them are on the first device.
+    `target` makes abstract parameters (a nested dict with shapes, dtypes and shardings) from the
+    meta, which knows the recipe. All processes of `host` must call this alike.
 
-    Raises: CheckpointError when there is no complete checkpoint.
+    Raises:
+        DamagedCheckpoint: they cannot be read, or are not as they were saved.
+        CheckpointError: the names, shapes or dtypes in the checkpoint are others.
     """
-    folder = find_step(path, step)
-    meta = step_meta(folder)
-    names = {name: entry for name, entry in meta["tree"].items() if name.startswith("params/")}
+    meta = _described(folder)
+    wanted = named_leaves({"params": target(meta)})
+    saved = {name: it for name, it in meta["tree"].items() if name.startswith("params/")}
+    _refuse_differences(folder, saved, described_leaves(wanted), anew=set())
+    return nested(read_arrays(folder, wanted, meta, host))["params"], meta
+
+
+def verify(folder: Path) -> None:
+    """Reads every array of a step folder, one at a time, and compares it with its digest.
+
+    Raises: DamagedCheckpoint naming the file or array that is not as it was saved. (Of formats 2
+        and 3, which have no digests, only what cannot be read.)
+    """
+    for name in _described(folder)["tree"]:
+        read_array(folder, name)
+
+
+def read_array(folder: Path, name: str) -> jax.Array:
+    """One array of a step folder, verified, on the first device.
+
+    Raises: DamagedCheckpoint when it cannot be read, or is not as it was saved.
+    """
+    meta = _described(folder)
+    dtype, shape = meta["tree"][name]
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = named_leaves({"params": layout(meta)}) if layout else dict.fromkeys(names, here)
-    wanted = {
-        name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=shardings[name])
-        for name, (dtype, shape) in names.items()
-    }
-    return nested(_read_arrays(folder, wanted))["params"], meta
+    wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
+    return read_arrays(folder, {name: wanted}, meta)[name]
 
 
-def _read_arrays(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    item = nested(wanted)
-    args = ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-    )
-    try:
-        with _quiet("absl", "asyncio"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return named_leaves(reader.restore(folder / "state", args=args))
-    except Exception as error:
-        reason = _one_line(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):  # another process may be gone
-            raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from error
-    _collect_unfinished_reads()
-    raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
+def _described(folder: Path) -> Meta:
+    if (fault := step_folders.fault(folder)) is not None:
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {fault}")
+    return step_meta(folder)
 
 
-@contextlib.contextmanager
-def _ignoring_closed_loops() -> Iterator[None]:
-    """Leaves out what TensorStore's threads report of a save that failed: that the event loop which
-    orbax ran it in is closed."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda raised: (
-        None if str(raised.exc_value) == "Event loop is closed" else hook(raised)
-    )
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-
-
-@contextlib.contextmanager
-def _quiet(*loggers: str) -> Iterator[None]:
-    """Silences these loggers, which report every phase; failures are raised as exceptions."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def _collect_unfinished_reads() -> None:
-    """Frees what a failed read leaves behind: coroutines that were never started, and reads that
-    report to an event loop that is gone. Python would print both, with tracebacks, later on."""
-    ignored = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
-    with ignored, _quiet("asyncio"), _ignoring_closed_loops():
-        gc.collect()
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong; from the libraries' long lines, which name a file thrice, the reason alone
-    if the operating system gave one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if reason := re.search(r"\[os_error_code='(\d+)'\]", lines[0]):
-        return os.strerror(int(reason[1]))
-    return lines[0][:240]
+def _refuse_differences(
+    folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], anew: set[str]
+) -> None:
+    every = sorted({*saved, *wanted} - anew)
+    if names := [name for name in every if saved.get(name) != wanted.get(name)]:
+        raise CheckpointError(
+            f"checkpoint {folder}: {len(names)} arrays differ from this recipe's: "
+            + difference(saved, wanted, names),
+            hint="continue with the recipe that wrote it (`recipe` in its meta)",
+        )

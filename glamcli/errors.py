@@ -78,6 +78,10 @@ class CheckpointError(GlamError):
     exit_code = 4
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A saved step that cannot be used; an older one may be."""
+
+
 class SaveFailed(CheckpointError):
     """A checkpoint that could not be written, for a reason that may pass."""
 

@@ -3,15 +3,21 @@
 Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them.
 """
 
+import contextlib
+import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from glamcli.errors import CheckpointError
+from glamcli.errors import CheckpointError, DamagedCheckpoint
+from glamcli.untrusted import parse_json, read_file
 
-CHECKPOINT_FORMAT = 3
-"""3 since Adafactor takes attention's heads and their width as one dimension (format 2 is read, but
-for those statistics); 2 since experts' `w_out` is stored as [E, M, H], like `w_in`."""
+CHECKPOINT_FORMAT = 4
+"""4 since a step holds digests of its arrays and a checksum of its description (2 and 3 are read
+without a proof); 3 since Adafactor takes attention's heads and their width as one dimension (format
+2 is read, but for those statistics); 2 since experts' `w_out` is stored as [E, M, H], like `w_in`.
+"""
 OLDEST_FORMAT = 2
 SET_ASIDE = "set-aside"
 """where in a checkpoints folder the step folders go that a run must not continue from."""
@@ -55,6 +61,23 @@ def find_step(path: Path, step: int | None = None) -> Path:
     raise CheckpointError(f"{path}: no {what}" + (f" ({reason})" if reason else ""), hint=hint)
 
 
+def find_steps(path: Path, step: int | None = None) -> list[Path]:
+    """The step folders to read a model from, the first that can be read: of a run all, newest
+    first, complete or not; else the one that `path` or `step` names.
+
+    Raises: CheckpointError when none is complete.
+    """
+    newest = find_step(path, step)
+    if step is not None or newest == path.absolute():
+        return [newest]
+    return newest_first(newest.parent)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """All step folders of a checkpoints folder, complete or not."""
+    return [folder / name for _, name in sorted(step_names(folder), reverse=True)]
+
+
 def fault(folder: Path) -> str | None:
     """Why a step folder is not a complete checkpoint of the step in its name; None when it is."""
     if folder.is_symlink() or not folder.is_dir():
@@ -65,9 +88,11 @@ def fault(folder: Path) -> str | None:
         meta = step_meta(folder)
         step, version, tree = meta["step"], meta["format"], meta["tree"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "its description cannot be read"
-    if not isinstance(tree, dict) or not isinstance(version, int):
-        return "its description cannot be read"
+        return "its description (meta/metadata) cannot be read"
+    if not _is_tree(tree) or not isinstance(version, int):
+        return "its description (meta/metadata) cannot be read"
+    if (version >= 4 or "checksum" in meta) and meta.get("checksum") != checksum(meta):
+        return "its description (meta/metadata) is not as saved"
     if not OLDEST_FORMAT <= version <= CHECKPOINT_FORMAT:
         age = "a newer" if version > CHECKPOINT_FORMAT else "an older"
         return f"written by {age} version (format {version}, this one reads {CHECKPOINT_FORMAT})"
@@ -78,7 +103,38 @@ def fault(folder: Path) -> str | None:
 
 def step_meta(folder: Path) -> Meta:
     """The JSON object that the run wrote beside the arrays of a step."""
-    return json.loads((folder / "meta" / "metadata").read_text())
+    return parse_json(read_file(folder / "meta" / "metadata"))
+
+
+@contextlib.contextmanager
+def describing(folder: Path) -> Iterator[None]:
+    """While the description of a step folder is used, which has what its version of the program
+    wrote, unless somebody changed it before there were checksums.
+
+    Raises: DamagedCheckpoint when it lacks something.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"its description (meta/metadata) cannot be used ({type(error).__name__}: {error})"
+        raise DamagedCheckpoint(f"checkpoint {folder}: {what}") from error
+
+
+def checksum(meta: Mapping[str, Any]) -> str:
+    """SHA-256 over a description, whose own `checksum` does not count."""
+    content = {name: value for name, value in meta.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_tree(tree: Any) -> bool:
+    return isinstance(tree, dict) and all(
+        isinstance(entry, list)
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and isinstance(entry[1], list)
+        and all(type(size) is int and size >= 0 for size in entry[1])
+        for entry in tree.values()
+    )
 
 
 def step_names(folder: Path) -> list[tuple[int, str]]:

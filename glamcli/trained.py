@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import glamcli
-from glamcli.checkpoint import find_step, restore_params
+from glamcli import step_folders
+from glamcli.checkpoint import restore_params
 from glamcli.config.load import load_mixture
 from glamcli.config.schema import Pipeline, Recipe
 from glamcli.config.sharding import check_divides, indivisible_widths
@@ -30,9 +32,12 @@ from glamcli.generate import Generator
 from glamcli.hosts.join import Host
 from glamcli.model.decoder import Decoder
 from glamcli.model.digest import digest
+from glamcli.named_leaves import named_leaves
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import make_mesh
-from glamcli.progress import Progress
+from glamcli.progress import Progress, Silent
+from glamcli.step_folders import Meta, find_steps
+from glamcli.stored_arrays import newest_usable
 from glamcli.train import automesh
 
 
@@ -84,26 +89,39 @@ class Trained:
 
 
 def open_trained(
-    path: Path, progress: Progress, host: Host | None = None, step: int | None = None
+    path: Path,
+    progress: Progress,
+    host: Host | None = None,
+    step: int | None = None,
+    strict: bool = False,
 ) -> Trained:
     """The model of a run folder at a step (by default the newest), or of a checkpoint folder.
 
     Its weights are on one device if they fit there, else over all devices of this process; with
-    a `host` of several processes, over the devices of all of them as the recipe says.
+    a `host` of several processes, over the devices of all of them as the recipe says. Where the
+    newest step is damaged, the newest that is not is taken with a warning, unless `strict`.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or its tokenizer has changed.
+        CheckpointError: there is none, it cannot be read, is damaged, holds weights that are not
+            finite, or its tokenizer has changed.
     """
     host = host or Host()
     _refuse_what_is_no_run(path)
-    # A training run may be saving another step right now: all processes take the first one's.
-    folder = Path(host.gather("checkpoint", str(find_step(path, step)))[0])
-    with progress.phase("restoring"):
-        params, meta = restore_params(folder, layout=_as_trained if host.count > 1 else _by_size)
+    target = _as_trained if host.count > 1 else _by_size
+
+    def read(folder: Path) -> tuple[Path, dict[str, Any], Meta]:
+        with progress.phase("restoring"):
+            return folder, *restore_params(folder, target, host)
+
+    # A training run may be saving and deleting steps right now.
+    warn = (progress if host.is_first else Silent()).warn
+    folder, params, meta = newest_usable(lambda: find_steps(path, step), read, host, warn, strict)
+    _refuse_not_finite(folder, params)
     recipe, decoder = _model(meta, folder)
     keep_compiled_programs(recipe)
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else None
-    data = {name: meta["data"][name] for name in ("tokenizer", "sources")}
+    with step_folders.describing(folder):
+        data = {name: meta["data"][name] for name in ("tokenizer", "sources")}
     tokenizer = _tokenizer(recipe, run_dir, data["tokenizer"], progress)
     if tokenizer.fingerprint != data["tokenizer"]:
         raise CheckpointError(
@@ -123,7 +141,7 @@ def open_trained(
     identity = {
         "run": str(run_dir or path),
         "step": meta["step"],
-        "recipe_hash": meta["recipe_hash"],
+        "recipe_hash": meta.get("recipe_hash"),
         "data": data,
     }
     return Trained(recipe, decoder, params, tokenizer, identity, documents, run_dir, host)
@@ -165,26 +183,48 @@ def _model(meta: Mapping[str, Any], folder: Path = Path("checkpoint")) -> tuple[
     return recipe, Decoder(recipe.model, recipe.moe, layout=Layout.of(recipe.mesh))
 
 
+def _refuse_not_finite(folder: Path, params: Any) -> None:
+    named = named_leaves(params)
+    sums = jax.device_get(_sums(named))  # one is not finite also where finite ones are huge
+    for name in [name for name, total in sums.items() if not np.isfinite(total)]:
+        if not jnp.isfinite(named[name]).all():
+            raise CheckpointError(
+                f"checkpoint {folder}: weights are not finite, `{name}` for one",
+                hint="name the folder of an older step, RUN/checkpoints/STEP",
+            )
+
+
+_sums = jax.jit(lambda named: {name: jnp.sum(leaf) for name, leaf in named.items()})
+
+
 def _by_size(meta: Mapping[str, Any]) -> Any:
-    """Shardings of the parameters: one device where they fit it, else as `mesh: auto` would have
+    """Abstract parameters: on one device where they fit it, else as `mesh: auto` would have
     them, without stages."""
     recipe, decoder = _model(meta)
     memory, num_devices = automesh.device_bytes(), jax.local_device_count()
     if num_devices == 1 or 4 * count(recipe).total <= automesh.ROOM * memory:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda _: here, decoder.shapes)
+        return _placed(decoder, jax.tree.map(lambda _: here, decoder.shapes))
     plain = recipe.mesh.model_copy(update={"slice": 1, "stage": 1})
     unstaged = recipe.model_copy(update={"mesh": plain, "pipeline": Pipeline()})
     mesh = make_mesh(automesh.choose(unstaged, num_devices, memory).mesh)
-    return decoder.layout.shardings(mesh, decoder.axes)
+    return _placed(decoder, decoder.layout.shardings(mesh, decoder.axes))
+
+
+def _placed(decoder: Decoder, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        decoder.shapes,
+        shardings,
+    )
 
 
 def _as_trained(meta: Mapping[str, Any]) -> Any:
-    """Shardings of the parameters as in training, with as many data shards as there are devices."""
+    """Abstract parameters as in training, with as many data shards as there are devices."""
     recipe, decoder = _model(meta)
     mesh = make_mesh(recipe.mesh.model_copy(update={"data": "auto"}))
     check_divides(indivisible_widths(recipe, dict(mesh.shape)))
-    return decoder.layout.shardings(mesh, decoder.axes)
+    return _placed(decoder, decoder.layout.shardings(mesh, decoder.axes))
 
 
 def _tokenizer(

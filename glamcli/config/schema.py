@@ -183,7 +183,8 @@ class CheckpointSettings(Settings):
     """Which checkpoints stay."""
 
     keep: Count = 3
-    """newest checkpoints kept."""
+    """newest good checkpoints kept (1 keeps 2: one may turn out damaged); the newest stays as well
+    while updates are refused."""
     retry_seconds: NotNegative = 1800.0
     """one process: how long a save that fails is tried again, after 5 seconds, 15, 60 and then
     every 120, before the run ends; 0 ends it at the first failure."""

@@ -20,7 +20,6 @@ from glamcli.named_leaves import SHOWN_DIFFERENCES
 from glamcli.progress import Progress
 from glamcli.step_folders import damaged_steps
 from glamcli.train import identity
-from glamcli.train.heldout import warn_of_unscored
 from glamcli.train.rewind import skipped_at
 
 
@@ -39,21 +38,20 @@ def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
         )
 
 
-def newest(checkpoints: Checkpoints, host: Host, progress: Progress) -> tuple[int, dict[str, Any]]:
-    """The newest complete step, as the first process sees it, and its metadata; 0 and nothing for
-    a new run.
+def newest(checkpoints: Checkpoints, host: Host) -> tuple[int, dict[str, Any]]:
+    """The newest step that is complete by its description, as the first process sees it, and its
+    metadata; 0 and nothing for a new run.
 
     Raises: CheckpointError when there are checkpoints and none can be used.
     """
-    damaged = damaged_steps(checkpoints.folder) if host.is_first else {}
-    for name, reason in damaged.items():
-        progress.warn(f"checkpoint {checkpoints.folder / name} is not used: {reason}")
     step = host.gather("newest step", checkpoints.latest() if host.is_first else None)[0]
     if step is not None:
         return step, checkpoints.meta(step)
-    if damaged:
+    damaged = damaged_steps(checkpoints.folder) if host.is_first else {}
+    if damaged := host.gather("damaged", damaged)[0]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
         raise CheckpointError(
-            f"{checkpoints.folder} holds checkpoints, but none that can be used",
+            f"{checkpoints.folder} holds checkpoints, but none that can be used ({reasons})",
             hint="start again in another folder with `--run`, or with `--fresh`",
         )
     return 0, {}
@@ -104,7 +102,6 @@ def check_resumption(
                 "the run continues, but not bit for bit as without the interruption: "
                 + "; ".join(reasons)
             )
-    warn_of_unscored(dataset, run_identity["recipe"]["train"]["steps"], progress)
 
 
 def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> None:

@@ -9,7 +9,7 @@ before anything is compiled. What is due between steps, and in which order, is i
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -24,25 +24,22 @@ from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
 from glamcli.hosts.signals import Stop, listening
-from glamcli.hosts.watchdog import LONG, Watchdog
-from glamcli.model.params import unstack_blocks
+from glamcli.hosts.watchdog import LONG
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
+from glamcli.train.beginning import Beginning, make_watchdog
 from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
 from glamcli.train.folder import (
     after_rewinds,
-    check_resumption,
     newest,
     refuse_other_recipe,
     take_folder,
-    write_run_files,
 )
 from glamcli.train.meter import Meter
-from glamcli.train.rewind import RECORDS
-from glamcli.train.state import State, abstract_state, init_state
+from glamcli.train.state import State
 from glamcli.trained import Trained
 
 
@@ -67,13 +64,16 @@ def train(
     progress: Progress,
     host: Host = ALONE,
     evaluate: Evaluate | None = None,
+    strict: bool = False,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint in `run_dir` if there is one.
 
     Every process calls this alike; the first writes and prints. `evaluate` runs as `every` says.
+    A damaged checkpoint is left for an older one with a warning; with `strict` it ends the run.
 
     Raises:
-        CheckpointError: the folder is in use, belongs to another run, or cannot be written.
+        CheckpointError: the folder is in use, belongs to another run, or cannot be written; its
+            checkpoints are damaged.
         Preempted: SIGINT or SIGTERM came; everything up to that step is saved.
         TrainError: updates were skipped for too long, or devices compute wrongly (`recipe.guard`).
         PlanError: out of memory. CrashLoop: the last three starts from this step failed.
@@ -87,21 +87,19 @@ def train(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host)
-        saved_step, saved = newest(checkpoints, host, progress)
+        saved_step, saved = newest(checkpoints, host)
         refuse_other_recipe(run_dir, saved_step, saved, recipe)
         if saved_step >= last:
             return Outcome(saved_step)
-        start, skipped = after_rewinds(run_dir, saved_step, saved, last, host)
+        after_rewinds(run_dir, saved_step, saved, last, host)
         dataset = open_data_together(recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False
         progress = progress if host.is_first else Silent()
         mesh = make_mesh(_layout(recipe, host, progress))
         decoder = programs.make_decoder(recipe, mesh.shape)
-        run_identity = identity.identity(recipe, dataset, mesh) | skipped
-        check_resumption(run_dir, saved_step, saved, run_identity, dataset, progress)
-        if host.is_first:
-            write_run_files(run_dir, recipe, run_identity, dataset.tokenizer)
+        begin = Beginning(recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host)
+        start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
         stack.enter_context(_closing(checkpoints))
         pace, pulse = Pace(host.name), Pulse()
@@ -110,14 +108,13 @@ def train(
             Meter(recipe, dataset.source_names, folder, start, progress, pace, checkpoints, saved)
         )
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
-        watchdog = stack.enter_context(_watchdog(recipe, host))
+        watchdog = stack.enter_context(make_watchdog(recipe, host))
         run = Running(
             recipe, run_dir, dataset, mesh, decoder, run_identity, meter, watchdog, progress, host
         )
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        state = _first_state(run, checkpoints, saved_step, start)
         train_step = _compiled_step(run)
         _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar:
@@ -142,11 +139,6 @@ def train(
         return Outcome(step, model, heldout.nats, heldout.rows.unigram_nats, tasks.num_failed)
 
 
-def _watchdog(recipe: Recipe, host: Host) -> Watchdog:
-    seconds = recipe.runtime.step_timeout_seconds if host.count > 1 else None
-    return Watchdog(seconds, host.name(host.index), is_first=host.is_first)
-
-
 @contextmanager
 def _closing(checkpoints: Checkpoints) -> Iterator[None]:
     """Closes them; an error of the run is told rather than what it did to the save in progress."""
@@ -169,29 +161,6 @@ def _device_batches(
     rows = local_rows(layout["source"].sharding, recipe.batch.rows)
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
         yield (global_batch(batch, rows, layout) for batch in stream)
-
-
-def _first_state(run: Running, checkpoints: Checkpoints, step: int, start: int) -> State:
-    """The state saved at `step`, laid out for this mesh; for step 0 a new one. With a later `start`
-    the batches in between count as consumed."""
-    decoder, optimizer = run.decoder, run.recipe.optimizer
-    if step == 0:
-        run.watchdog.beat("initialising", LONG)
-        with run.progress.phase("initialising"):
-            return init_state(decoder, optimizer, run.recipe.seed, run.mesh)
-    run.watchdog.beat(f"restoring step {step}", LONG)
-    with run.progress.phase("restoring"):
-        target = abstract_state(replace(decoder, apart=False), optimizer, run.mesh)
-        state = checkpoints.restore(step, target, run.progress.warn)
-        if decoder.apart:
-            state = jax.jit(unstack_blocks, static_argnums=1)(state, decoder.num_blocks)
-    run.progress.say(f"continuing from step {step}")
-    if start == step:
-        return state
-    run.progress.say(f"skipping batches {step + 1} to {start}, as recorded in {RECORDS}")
-    skip = jax.jit(lambda at: (at + (start - step), at * 0), out_shardings=state.step.sharding)
-    consumed, none = skip(state.step)
-    return state._replace(step=consumed, bad_steps=none)
 
 
 def _compiled_step(run: Running) -> Checked:

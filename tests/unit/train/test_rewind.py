@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glamcli.errors import CheckpointError
-from glamcli.step_folders import CHECKPOINT_FORMAT, complete_steps
+from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, complete_steps
 from glamcli.train.rewind import RECORDS, rewind, rewinds, skipped_at
 
 METRICS = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 41))
@@ -20,6 +20,7 @@ def save(run: Path, step: int) -> None:
         (run / "checkpoints" / str(step) / item).mkdir(parents=True)
     (run / "checkpoints" / str(step) / "state" / "_METADATA").touch()
     meta = {"step": step, "format": CHECKPOINT_FORMAT, "tree": {}}
+    meta["checksum"] = checksum(meta)
     (run / "checkpoints" / str(step) / "meta" / "metadata").write_text(json.dumps(meta))
 
 
@@ -91,7 +92,7 @@ def test_a_step_saved_anew_after_a_later_rewind_skips_nothing(run):
     ("to", "skip", "message"),
     [
         (25, 0, "no complete checkpoint of step 25"),
-        (30, 0, "step 30 (its description cannot be read)"),
+        (30, 0, "step 30 (its description (meta/metadata) cannot be read)"),
         (20, 30, "skipping 30 batches after step 20 leaves nothing of 50 steps"),
     ],
 )

@@ -1,0 +1,217 @@
+"""Arrays of a checkpoint's step folder, read with orbax and compared with their digests; and the
+newest step for which that succeeds.
+
+A read that fails does so in words: which array, which file. What the libraries print and leave
+behind when they fail is kept off the screen.
+"""
+
+import contextlib
+import errno
+import functools
+import gc
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from glamcli import step_folders
+from glamcli.errors import CheckpointError, DamagedCheckpoint, first_of
+from glamcli.hosts.join import ALONE, Host
+from glamcli.model.digest import digests
+from glamcli.named_leaves import named_leaves, nested
+from glamcli.step_folders import Meta
+from glamcli.untrusted import parse_json, read_file
+
+SHOWN_ARRAYS = 3
+# Reasons of this machine and not of the files: an older step would not be read either.
+_NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
+
+Made = TypeVar("Made")
+
+
+def read_arrays(
+    folder: Path, wanted: Mapping[str, Any], meta: Meta, host: Host = ALONE
+) -> dict[str, jax.Array]:
+    """Arrays of a step folder by name, placed as the abstract arrays in `wanted` say, and verified
+    with the digests in `meta` if it has them (since format 4).
+
+    All processes of `host` must call this alike, and succeed or fail together.
+
+    Raises:
+        DamagedCheckpoint: an array cannot be read, or is not the one that was saved.
+        CheckpointError: this machine cannot open enough files to read it.
+        MemoryError, jax.errors.JaxRuntimeError: memory is short.
+    """
+    arrays, reason = {}, None
+    ignore_abandoned_work()
+    try:
+        with silenced("absl", "asyncio"), warnings.catch_warnings(action="ignore"):
+            arrays = _read(folder / "state", wanted)
+    except (jax.errors.JaxRuntimeError, MemoryError):  # no fault of the files
+        raise
+    except Exception as error:
+        if _os_error(error) in _NOT_DAMAGE:
+            raise CheckpointError(
+                f"checkpoint {folder} cannot be read: {one_line(error)}"
+            ) from None
+        reason = _reason(folder, wanted, error)
+    else:
+        if lacking := [name for name in wanted if not isinstance(arrays.get(name), jax.Array)]:
+            reason = f"state/_METADATA does not have {_names(lacking)}"
+    if reason is not None:
+        _collect_unfinished_reads()
+    _fail_together(folder, reason, host)
+    if "digests" in meta:
+        found = digests(arrays)
+        wrong = [name for name in arrays if meta["digests"].get(name) != found[name]]
+        _fail_together(folder, f"not as saved: {_names(wrong)}" if wrong else None, host)
+    return arrays
+
+
+def newest_usable(
+    find: Callable[[], list[Path]],
+    read: Callable[[Path], Made],
+    host: Host,
+    warn: Callable[[str], object],
+    strict: bool = False,
+) -> Made:
+    """What `read` makes of the first step folder that `find` lists and that can be used.
+
+    The next one is tried, and `warn` called, when `read` raises DamagedCheckpoint; with `strict`
+    that ends it. A folder that is deleted meanwhile (retention of a training run) is left out
+    without a word. All processes of `host` follow the list of the first.
+
+    Raises: CheckpointError when none can be used, and what `find` and `read` raise.
+    """
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    gone: set[Path] = set()
+    while True:
+        folders = map(Path, host.gather("checkpoints", [str(path) for path in find()])[0])
+        folder = next((path for path in folders if path not in damaged and path not in gone), None)
+        if folder is None:
+            raise _none_usable(list(damaged.values()))
+        try:
+            for fault in host.gather("description", step_folders.fault(folder)):
+                if fault is not None:
+                    raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {fault}")
+            made = read(folder)
+        except DamagedCheckpoint as error:
+            if host.any("deleted", not folder.exists()):
+                gone.add(folder)
+                continue
+            if strict:
+                raise
+            warn(error.what)
+            damaged[folder] = error
+            continue
+        if damaged:
+            lost = max(int(path.name) for path in damaged) - int(folder.name)
+            warn(f"going back to step {folder.name}: up to {lost} steps of training are lost")
+        return made
+
+
+def _none_usable(errors: list[DamagedCheckpoint]) -> CheckpointError:
+    if len(errors) == 1:
+        return errors[0]
+    what = "; ".join(first_of([error.what for error in errors], SHOWN_ARRAYS))
+    return DamagedCheckpoint(what or "every checkpoint was deleted while it was read")
+
+
+def _fail_together(folder: Path, reason: str | None, host: Host) -> None:
+    for each in host.gather("arrays", reason):
+        if each is not None:
+            raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {each}")
+
+
+def _read(state: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    item = nested(wanted)
+    args = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    # Not through `ocp.Checkpointer`: there processes that have read everything would wait for one
+    # that has not.
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        return named_leaves(handler.restore(state, args=args))  # pyright: ignore[reportArgumentType]
+
+
+def _reason(folder: Path, wanted: Mapping[str, Any], error: Exception) -> str:
+    for path in (folder / "state/_METADATA", *(folder / "state/array_metadatas").glob("*")):
+        try:
+            parse_json(read_file(path))
+        except (OSError, ValueError):
+            return f"{path.relative_to(folder)} is damaged"
+    text = f"{error} {error.__cause__}"
+    stored = re.findall(r'"(\S+)/[^"/]+" in OCDBT', text)
+    names = [name for name in wanted if name.replace("/", ".") in stored]
+    paths = [Path(path) for path in re.findall(r'local file "([^"]+[^/])"', text)]
+    code = _os_error(error)
+    what = "is damaged" if code is None else f"cannot be read: {os.strerror(code)}"
+    manifest = folder / "state/manifest.ocdbt"
+    if paths or not manifest.exists():
+        path = paths[-1] if paths else manifest
+        needed = f" (`{names[0]}` is in it)" if names else ""
+        return f"{os.path.relpath(path, folder)} {what if path.exists() else 'is missing'}{needed}"
+    if names:
+        return f"`{names[0]}` {what}"
+    return f"state/_METADATA or state/array_metadatas {what} ({type(error).__name__})"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(first_of([f"`{name}`" for name in names], SHOWN_ARRAYS))
+
+
+def _os_error(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\[os_error_code='(\d+)'\]", f"{error} {error.__cause__}")
+    return int(found[1]) if found else None
+
+
+@functools.cache
+def ignore_abandoned_work() -> None:
+    """Leaves out, from now on, what is reported, perhaps late, of other arrays when one cannot be
+    read or written: orbax closes the event loop in which TensorStore's threads are at work."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: (
+        None if str(raised.exc_value).startswith(_ABANDONED) else hook(raised)
+    )
+
+
+@contextlib.contextmanager
+def silenced(*loggers: str) -> Iterator[None]:
+    """Silences these loggers, which report every phase; failures are raised as exceptions."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _collect_unfinished_reads() -> None:
+    """Frees what a failed read leaves behind: coroutines that were never started, of which Python
+    would print a traceback later on."""
+    ignored = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
+    with ignored, silenced("asyncio"):
+        gc.collect()
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong; from the libraries' long lines, which name a file thrice, the reason alone
+    if the operating system gave one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if reason := re.search(r"\[os_error_code='(\d+)'\]", lines[0]):
+        return os.strerror(int(reason[1]))
+    return lines[0][:240]
