@@ -7,10 +7,11 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import AT_THE_TENTH, LONG, SMALL, finished, free_port
+from runs import AT_THE_TENTH, LONG, SMALL, finished, free_port, weights
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +135,16 @@ def test_strangers_at_the_port_before_and_after_the_meeting_change_nothing(train
     finally:
         strangers.over.set()
         strangers.join()
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_both(several, tmp_path):
+    every = ("--set", "every.checkpoint_steps=1", "--set", "checkpoints.keep=9")
+    steps = ("--set", "train.steps=6", "--set", "every.log_steps=1", "--allow-faults")
+    finished(several(tmp_path / "run", *SMALL, *every, *steps, GLAM_FAULT="nan_grad@5:1"))
+    before, bad, after = (weights(tmp_path / "run", step) for step in (4, 5, 6))
+    changed = {name for name in before if before[name].tobytes() != bad[name].tobytes()}
+    # Every process wrote its own part of these.
+    assert changed <= {name for name in before if not name.startswith(("params", "opt_state"))}
+    assert "step" in changed
+    assert all(np.isfinite(x).all() for name, x in after.items() if name.startswith("params"))
+    assert any((after[name] != bad[name]).any() for name in after if name.startswith("params"))
