@@ -1,13 +1,14 @@
 """What one of two processes loses, and what strangers send, ends no run without clear words."""
 
 import contextlib
+import json
 import random
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from glamcli.checkpoint import Checkpoints
@@ -38,6 +39,31 @@ def stopped(checkpoints, step, *what, **more):
     if checkpoints.host.index == {victim} and step == 7:
         os.kill(os.getpid(), signal.SIGTERM)
 Checkpoints.save = stopped
+"""
+# Only process 1 gets another array than was saved, as from a disk of its own that is damaged.
+MISREADS = """
+import jax
+from glamcli import stored_arrays
+read = stored_arrays._read
+def misread(state, wanted):
+    arrays = read(state, wanted)
+    if jax.process_index() == 1 and state.parent.name == "3":
+        name = "params/embedding/table"
+        parts = [x.data + 1 for x in arrays[name].addressable_shards]
+        whole = arrays[name]
+        arrays[name] = jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, parts)
+    return arrays
+stored_arrays._read = misread
+"""
+FAILS_TO_READ = """
+import jax
+from glamcli import stored_arrays
+read = stored_arrays._read
+def failing(state, wanted):
+    if jax.process_index() == 1 and state.parent.name == "3":
+        raise OSError(5, "Input/output error")
+    return read(state, wanted)
+stored_arrays._read = failing
 """
 
 
@@ -138,13 +164,38 @@ def test_strangers_at_the_port_before_and_after_the_meeting_change_nothing(train
 
 
 def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_both(several, tmp_path):
-    every = ("--set", "every.checkpoint_steps=1", "--set", "checkpoints.keep=9")
-    steps = ("--set", "train.steps=6", "--set", "every.log_steps=1", "--allow-faults")
-    finished(several(tmp_path / "run", *SMALL, *every, *steps, GLAM_FAULT="nan_grad@5:1"))
-    before, bad, after = (weights(tmp_path / "run", step) for step in (4, 5, 6))
-    changed = {name for name in before if before[name].tobytes() != bad[name].tobytes()}
-    # Every process wrote its own part of these.
-    assert changed <= {name for name in before if not name.startswith(("params", "opt_state"))}
-    assert "step" in changed
-    assert all(np.isfinite(x).all() for name, x in after.items() if name.startswith("params"))
-    assert any((after[name] != bad[name]).any() for name in after if name.startswith("params"))
+    every = ("--set", "every.checkpoint_steps=1", "--set", "train.steps=5", "--allow-faults")
+    finished(several(tmp_path / "run", *SMALL, *every, GLAM_FAULT="nan_grad@5:1"))
+    before, after = (weights(tmp_path / "run", step) for step in (4, 5))
+    # Every process wrote its own parts of both.
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert {"step", "bad_steps", "bad_steps_total"} <= changed
+    assert not any(name.startswith(("params", "opt_state")) for name in changed), changed
+
+
+def flip_a_bit(step: Path) -> None:
+    """In the array data of a step."""
+    data = max(step.glob("state/d/*"), key=lambda path: path.stat().st_size)
+    with data.open("r+b") as file:
+        file.seek(data.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "misread by one", "not read by one"])
+def test_both_go_back_to_the_same_older_step_and_say_so_once(several, train, tmp_path, how):
+    every = (*SMALL, "--set", "every.checkpoint_steps=1", "--set", "train.steps=3")
+    finished([train(tmp_path / "run", *every, num_devices=8)])
+    if how == "a flipped bit":
+        flip_a_bit(tmp_path / "run/checkpoints/3")
+    first = {"misread by one": MISREADS, "not read by one": FAILS_TO_READ}.get(how, "")
+    runs = several(tmp_path / "run", *every[:-2], "--set", "train.steps=4", first=first)
+    other = finished(runs)[1]
+    said = [json.loads(line) for line in runs[0].rest.splitlines()]
+    warnings = [event["text"] for event in said if event["event"] == "warn"]
+    assert len([text for text in warnings if "checkpoints/3 cannot be used" in text]) == 1
+    assert len([text for text in warnings if text.startswith("going back to step 2")]) == 1
+    assert "continuing from step 2" in runs[0].rest
+    assert "cannot be used" not in other
+    assert Checkpoints(tmp_path / "run/checkpoints").latest() == 4
