@@ -80,7 +80,7 @@ def _sums_of_part(bits: Any, keys: list[Any]) -> list[Any]:
 
 def _sum(h: Any, keys: list[Any]) -> Any:
     for number, key in enumerate(reversed(keys)):
-        h = h * key
+        h = h * key[(np.newaxis,) * (h.ndim - 1)]
         for _ in range(3 if number == 0 else 0):
             # On CPUs XLA adds up one element at a time, but halves as vectors; and sums of sums in
             # one go, unless there is a barrier.

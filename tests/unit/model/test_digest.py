@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from glamcli.model import digest as digest_module
 from glamcli.model.digest import digest
 
 TREE = {
@@ -17,7 +18,9 @@ def known():
     return digest(TREE)
 
 
-def test_the_digest_does_not_depend_on_the_mesh(known):
+@pytest.mark.parametrize("small_bytes", [0, digest_module.SMALL_BYTES])
+def test_the_digest_does_not_depend_on_the_mesh(known, small_bytes, monkeypatch):
+    monkeypatch.setattr(digest_module, "SMALL_BYTES", small_bytes)
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("x", "y"))
     split = NamedSharding(mesh, PartitionSpec("x", "y"))
     assert digest(jax.tree.map(lambda leaf: jax.device_put(leaf, split), TREE)) == known
