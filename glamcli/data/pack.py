@@ -95,10 +95,11 @@ def _whole(documents: Iterable[Iterable[np.ndarray]], row_tokens: int) -> Iterat
 
 def _row(pieces: list[np.ndarray], row_tokens: int) -> Packed:
     """The pieces side by side, padded; segments number the runs of equal documents."""
-    filled = np.concatenate(pieces, axis=1)
+    filled = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
     size = filled.shape[1]
     row = np.zeros((3, row_tokens), np.int32)
     row[:2, :size] = filled[:2]
-    row[2, 1:size] = np.cumsum(filled[2, 1:] != filled[2, :-1])
+    if filled[2, 0] != filled[2, -1]:  # their order is that of the documents
+        row[2, 1:size] = np.cumsum(filled[2, 1:] != filled[2, :-1])
     row[2, :size] += 1
     return row[0], row[1], row[2]
