@@ -1,7 +1,5 @@
 """`glam eval cooccurrence` and `glam eval toxicity`: the analyses of the paper's last section."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path

@@ -4,8 +4,6 @@ Called by `glam eval`, by training and at its end, and from Python. A task that 
 the others are scored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -4,8 +4,6 @@ Which dimensions of the slice a mesh axis covers is read from the coordinates of
 arithmetic without devices it is assumed that the mesh fills the slice from its last dimension.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ simulated devices, `local` the devices of this machine. Facts about chips are in
 `config/chips.toml`.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

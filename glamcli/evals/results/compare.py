@@ -5,8 +5,6 @@ for item with the same text. What differs is named. Models may differ in everyth
 where numbers depend on the tokenizer or on dtypes.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Averages have a rule that is shown beside them: an entry is a task (its first me
 named, and the mean of the rest is never shown without it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping, Sequence

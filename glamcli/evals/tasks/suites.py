@@ -6,8 +6,6 @@ Changes are merged key by key, and `null` removes a key. The keys outside of `pr
 preset `glam`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -10,8 +10,6 @@ to copy them, transposed, inside the elementwise work before the product, elemen
 across memory: twice the time of a whole gated feed-forward layer, forward and backward.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
