@@ -16,6 +16,7 @@ from glamcli.cli import render
 from glamcli.cli.options import json_option, set_option
 from glamcli.config.chips import CHIPS_FILE, PUE, WATTS_PER_CHIP, Chip, load_chips
 from glamcli.config.load import Loaded, load_recipe
+from glamcli.config.sizes import bytes_text
 from glamcli.errors import PlanError, RecipeError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _show_search(loaded: Loaded, target: Target, found: SearchResult) -> None:
             words.seconds_words(plan.cost.step_seconds),
             f"{plan.cost.tokens_per_second:,.0f}",
             f"{100 * plan.cost.utilization_frac:.1f} %",
-            words.size(plan.total_bytes),
+            bytes_text(plan.total_bytes),
         )
         for candidate, plan in found.plans
         if plan.cost is not None
@@ -257,7 +258,7 @@ def _slice_row(chip: Chip, plan: Plan | None, why: str) -> Sequence[str]:
     return (
         chip.name,
         plan.target.name,
-        words.size(plan.total_bytes),
+        bytes_text(plan.total_bytes),
         words.seconds_words(plan.cost.step_seconds),
         words.figure(plan.cost.days),
         "-" if plan.cost.dollars is None else words.dollars(plan.cost.dollars),

@@ -155,3 +155,11 @@ def short(number: float) -> str:
         if abs(number) >= size * 0.9995:
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"
+
+
+def bytes_text(held: float) -> str:
+    """Bytes as `4.29 GiB`."""
+    for unit, of in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if held >= 0.9995 * of:
+            return f"{held / of:,.2f} {unit}"
+    return f"{held:,.0f} B"

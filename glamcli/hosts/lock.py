@@ -45,8 +45,9 @@ def hold(path: Path, occupied: Callable[[str], object]) -> IO[str]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder, which is made if need be, for this process.
+def locked(folder: Path, hint: str = "choose another folder with `--run`") -> Iterator[None]:
+    """Holds a run folder, which is made if need be, for this process; `hint` says what to do when
+    that fails.
 
     Raises: CheckpointError when another process holds it or the folder cannot be written.
     """
@@ -54,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
     def refuse(holder: str) -> None:
         raise CheckpointError(
             f"run folder {folder} is in use by {holder}",
-            hint="choose another folder with `--run`",
+            hint=hint,
         )
 
     try:
@@ -63,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"cannot write to the run folder {folder}: {error.strerror or error}",
-            hint="name another folder with `--run`",
+            hint=hint,
         ) from error
     with file:
         yield

@@ -7,7 +7,7 @@ from html import escape
 from itertools import chain, cycle, repeat
 from pathlib import Path
 
-from glamcli.config.sizes import short
+from glamcli.config.sizes import bytes_text, short
 from glamcli.plan import words
 from glamcli.plan.memory import ArrayLayout
 from glamcli.plan.planner import Plan
@@ -56,7 +56,7 @@ def _cards(plan: Plan) -> str:
     """The most important figures, large; their units are in the small print or fit beside them."""
     left = plan.headroom_frac
     room = "" if left is None else f", {100 * left:.0f} % free"
-    found = [(words.size(plan.total_bytes), f"of a {words.device(plan)}{room}")]
+    found = [(bytes_text(plan.total_bytes), f"of a {words.device(plan)}{room}")]
     if (cost := plan.cost) is not None:
         hours = words.figure(cost.chip_hours) if cost.chip_hours < 1000 else short(cost.chip_hours)
         found += [

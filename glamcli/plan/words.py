@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, zip_longest
 
-from glamcli.config.sizes import count, flops_per_token, short, tokens_total
+from glamcli.config.sizes import bytes_text, count, flops_per_token, short, tokens_total
 from glamcli.plan.cost import PAPER
 from glamcli.plan.memory import ArrayLayout, passing
 from glamcli.plan.planner import Plan
@@ -104,7 +104,7 @@ def collective_rows(plan: Plan) -> _TextRows:
     """Kind, mesh axes, executions and bytes per step, as one device sees them."""
     for kind, axes, times, sent in plan.collectives:
         if axes:
-            yield kind, " x ".join(axes), f"{times:,}", size(sent)
+            yield kind, " x ".join(axes), f"{times:,}", bytes_text(sent)
 
 
 def time_parts(plan: Plan) -> Iterator[tuple[str, float]]:
@@ -146,7 +146,7 @@ def array_rows(plan: Plan) -> Iterator[tuple[ArrayLayout, str, str, str]]:
         alike.setdefault(replace(array, name=""), []).append(array.name)
     named = [replace(array, name=join_names(names)) for array, names in alike.items()]
     for array in (*named, *passing(plan.recipe, plan.mesh)):
-        yield array, array.name, dims(array), size(array.bytes)
+        yield array, array.name, dims(array), bytes_text(array.bytes)
 
 
 def join_names(names: list[str]) -> str:
@@ -169,10 +169,10 @@ def dims(array: ArrayLayout) -> str:
 def memory_rows(plan: Plan) -> _TextRows:
     """Groups of a device's memory, their sum, and what the device has."""
     for name, held in plan.bytes.items():
-        yield name, size(held)
-    yield "total", size(plan.total_bytes)
+        yield name, bytes_text(held)
+    yield "total", bytes_text(plan.total_bytes)
     if plan.target.chip is not None:
-        yield f"a {device(plan)} has", size(plan.target.chip.hbm_bytes)
+        yield f"a {device(plan)} has", bytes_text(plan.target.chip.hbm_bytes)
 
 
 def tables(plan: Plan) -> Iterator[tuple[tuple[str, ...], _TextRows]]:
@@ -188,14 +188,6 @@ def tables(plan: Plan) -> Iterator[tuple[tuple[str, ...], _TextRows]]:
 def device(plan: Plan) -> str:
     """What a device of the target is called."""
     return "device" if plan.target.chip is None else plan.target.chip.device_name
-
-
-def size(held: float) -> str:
-    """Bytes as `4.29 GiB`."""
-    for unit, of in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if held >= 0.9995 * of:
-            return f"{held / of:,.2f} {unit}"
-    return f"{held:,.0f} B"
 
 
 def figure(value: float) -> str:

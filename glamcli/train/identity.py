@@ -127,6 +127,16 @@ def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def compared(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, list[tuple[str, Any, Any]]]:
+    """What differs between two runs: key and both values (None where absent), by the part of the
+    identity it is in: recipe, versions, topology, data."""
+    parts = ("recipe", "versions", "topology", "data")
+    each = [{part: _flat(run.get(part) or {}) for part in parts} for run in (first, second)]
+    return {part: _unequal(each[0][part], each[1][part]) for part in parts}
+
+
 def _draws(run: Mapping[str, Any]) -> Any:
     """What the draws of second experts depend on besides seed, step and layer: in a pipeline they
     are made per microbatch and data shard."""

@@ -94,7 +94,7 @@ class MetricsFile(_Output):
         damaged, the file as it was stays beside the one without them."""
         num_wrong, later, end = 0, 0, 0
         with self._path.open("rb") as file:
-            for line, values in _lines(file):
+            for line, values in metric_lines(file):
                 if values is not None and values["step"] <= step:
                     num_wrong, later, end = num_wrong + later, 0, file.tell()
                     self.recent.append(values)
@@ -112,7 +112,7 @@ class MetricsFile(_Output):
         aside = path.with_name(f"{path.stem}.damaged-{time.time_ns()}{path.suffix}")
         path.rename(aside)
         with aside.open("rb") as file, path.open("xb") as kept:
-            for line, values in _lines(file):
+            for line, values in metric_lines(file):
                 if values is not None and values["step"] <= step:
                     kept.write(line)
         lines = "line is" if num_wrong == 1 else "lines are"
@@ -129,7 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     _refuse_no_file(path)
     with path.open("rb") as file:
-        return [values for _, values in _lines(file) if values is not None]
+        return [values for _, values in metric_lines(file) if values is not None]
 
 
 def _refuse_no_file(path: Path) -> None:
@@ -138,7 +138,7 @@ def _refuse_no_file(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+def metric_lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line with its end, and its values; None for one that is damaged, torn, or too long (of
     which only the last part is kept in memory)."""
     while line := file.readline(LINE_BYTES):

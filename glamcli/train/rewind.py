@@ -10,19 +10,38 @@ rewound to, with every later one out of the way, does the line count. A second c
 the first began.
 """
 
+import filecmp
 import json
 import os
+import shutil
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from glamcli import atomic, step_folders
 from glamcli.errors import CheckpointError
+from glamcli.train.metric_files import metric_lines
+from glamcli.untrusted import parse_as, parse_json, read_file
 
 RECORDS = "rewinds.jsonl"
 
 
-def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rewind:
+    """A line of `rewinds.jsonl`."""
+
+    unix_seconds: float
+    from_step: int
+    """the newest step by then."""
+    to_step: int
+    skip_batches: int
+    """how many after `to_step` are left out."""
+    reason: str
+    set_aside: dict[str, str]
+    """by name of a step folder, where it is now, relative to the run."""
+
+
+def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> Rewind:
     """Makes `to` the newest step of a run that nothing else is writing to. The run continues from
     there without its next `skip_batches` batches. Returns the record that was added.
 
@@ -30,7 +49,7 @@ def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> d
         or when something cannot be written or renamed; calling it again is then safe.
     """
     folder = run_dir / "checkpoints"
-    step_folders.find_step(run_dir, to)
+    step_folders.find_step(folder, to)
     last = _last_step(run_dir)
     if skip_batches and last is not None and to + skip_batches >= last:
         raise CheckpointError(
@@ -39,16 +58,15 @@ def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> d
         )
     steps = step_folders.step_names(folder)
     later = [name for step, name in sorted(steps, reverse=True) if step > to]
-    record = {
-        "unix_seconds": round(time.time(), 3),
-        "from": max(step for step, _ in steps),
-        "to": to,
-        "skip_batches": skip_batches,
-        "reason": reason,
-        "set_aside": {
-            name: str(step_folders.place_aside(folder, name).relative_to(run_dir)) for name in later
-        },
-    }
+    places = {name: step_folders.place_aside(folder, name) for name in later}
+    record = Rewind(
+        round(time.time(), 3),
+        max(step for step, _ in steps),
+        to,
+        skip_batches,
+        reason,
+        {name: str(place.relative_to(run_dir)) for name, place in places.items()},
+    )
     try:
         _append(run_dir / RECORDS, record)
         _move_metrics(run_dir / "metrics.jsonl", to)
@@ -68,76 +86,69 @@ def skipped_at(run_dir: Path, step: int) -> int:
     Raises: CheckpointError when the records of rewinds cannot be read.
     """
     for record in reversed(rewinds(run_dir)):
-        if record["to"] <= step:  # what was rewound to an earlier step has saved this one since
-            return record["skip_batches"] if record["to"] == step else 0
+        if record.to_step <= step:  # a run that went back further has saved this step anew
+            return record.skip_batches if record.to_step == step else 0
     return 0
 
 
-def rewinds(run_dir: Path) -> list[dict[str, Any]]:
+def rewinds(run_dir: Path) -> list[Rewind]:
     """The records of a run, oldest first.
 
     Raises: CheckpointError naming the line that is none.
     """
     path = run_dir / RECORDS
     try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        lines = read_file(path).split(b"\n")
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes) -> Rewind:
     try:
-        record = json.loads(line)
-        if all(type(record[key]) is int and record[key] >= 0 for key in ("to", "skip_batches")):
-            return record
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise CheckpointError(
-        f"{path}:{number}: not a record of a rewind",
-        hint="restore the line, or delete it: its rewind then skips no batches",
-    )
+        return parse_as(Rewind, line)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}:{number}: not the record of a rewind: {error}",
+            hint="restore the line, or delete it: then no batches are skipped",
+        ) from None
 
 
 def _last_step(run_dir: Path) -> int | None:
     """`train.steps` of the newest start; None where that is not known (training compares it)."""
     try:
-        return int(json.loads((run_dir / "run.json").read_bytes())["recipe"]["train"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(parse_json(read_file(run_dir / "run.json"))["recipe"]["train"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    before = path.read_bytes() if path.exists() else b""
-    atomic.write(path, before + json.dumps(record).encode() + b"\n")
+def _append(path: Path, record: Rewind) -> None:
+    before = read_file(path) if path.exists() else b""
+    atomic.write(path, before + json.dumps(asdict(record)).encode() + b"\n")
 
 
 def _move_metrics(path: Path, step: int) -> None:
     """Moves the lines after `step`, which are the last ones, to `metrics.after-STEP.jsonl`."""
     if not path.is_file():
         return
-    start = 0
+    unfinished = path.with_name(f".{path.name}.later")
     with path.open("rb") as file:
-        for line in file:
-            if _step_of(line) > step:
+        start = 0
+        for _, values in metric_lines(file):
+            if values is not None and values["step"] > step:
                 break
-            start += len(line)
-        file.seek(start)
-        if not (later := file.read()):
+            start = file.tell()
+        else:
             return
+        file.seek(start)
+        with unfinished.open("wb") as later:
+            shutil.copyfileobj(file, later)
     beside, number = path.with_name(f"metrics.after-{step}.jsonl"), 0
-    # The same content is there when an earlier call was killed before the next line but one.
-    while beside.exists() and beside.read_bytes() != later:
+    # The same content is there when an earlier call was killed before the last line of this one.
+    while beside.exists() and not filecmp.cmp(beside, unfinished, shallow=False):
         number += 1
         beside = path.with_name(f"metrics.after-{step}.{number}.jsonl")
-    atomic.write(beside, later)
+    os.replace(unfinished, beside)
     os.truncate(path, start)
-
-
-def _step_of(line: bytes) -> float:
-    """The step of a line; 0 for one that is damaged, which stays where it is."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return 0
-    return step if isinstance(step, int | float) else 0

@@ -15,6 +15,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.data.open import open_data
 from glamcli.progress import Silent
+from glamcli.train.rewind import rewind
 from runs import AT_THE_TENTH, LONG, SMALL, assert_same_run, finished, free_port, metrics, weights
 
 # Writes which rows a process got for which place of which batch.
@@ -245,6 +246,24 @@ def test_folders_that_are_no_checkpoints_are_passed_over_by_all(several, train, 
     assert "not used" not in other
     assert sorted(Checkpoints(folder).steps()) == [7, 14, 20]
     assert sorted(path.name for path in (folder / "set-aside").iterdir()) == ["16", "999"]
+
+
+@pytest.mark.slow
+def test_batches_that_a_rewind_leaves_out_are_left_out_by_all(several, train, recipe, tmp_path):
+    finished([train(tmp_path / "run", *SMALL, "--set", "train.steps=14")])
+    rewind(tmp_path / "run", 7, skip_batches=3)
+    where = {"first": RECORD, "ROWS": lambda k: str(tmp_path / f"{k}")}
+    finished(several(tmp_path / "run", *SMALL, "--set", "train.steps=14", **where))
+    read = rows(tmp_path / "0", tmp_path / "1")
+    dataset = open_data(load_recipe(str(recipe), []).recipe, Silent())
+    with dataset.batches(10, 4) as batches:
+        for step, batch in enumerate(batches):
+            digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in batch["tokens"]]
+            assert read[step] == {str(place): row for place, row in enumerate(digests)}
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints")
+    assert checkpoints.meta(14)["skipped_batches"] == [[7, 10]]
+    after = weights(tmp_path / "run", 14)
+    assert (after["step"], after["opt_state/count"]) == (14, 11)
 
 
 @pytest.mark.slow

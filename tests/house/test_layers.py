@@ -37,6 +37,8 @@ ROWS = (
     ("glamcli.stored_arrays", 4),
     ("glamcli.step_folders", 2),
     ("glamcli.named_leaves", 2),
+    ("glamcli.saved_steps", 6),
+    ("glamcli.step_diff", 6),
     ("glamcli.generate", 5),
     ("glamcli.trained", 6),
     ("glamcli.evals", 7),

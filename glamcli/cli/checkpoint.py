@@ -1,0 +1,232 @@
+"""`glam checkpoint`: the saved steps of a run: list, verify, go back to one, compare two."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.options import RunFolder, json_option, run_argument
+from glamcli.config.sizes import bytes_text
+from glamcli.errors import CheckpointError, printable
+from glamcli.saved_steps import SavedStep, saved_steps
+from glamcli.step_folders import find_step, step_meta
+from glamcli.train.rewind import Rewind, rewind, rewinds
+
+if TYPE_CHECKING:
+    from glamcli.step_diff import ArrayDifference
+
+VERIFIABLE_FORMAT = 4
+LISTED = (">step", "status", ">size", "saved", ">tokens seen", ">held-out loss", ">format",
+           "skipped batches")  # fmt: skip
+LISTED_ARRAYS = 10
+VALUE_CHARS = 48
+
+
+@click.group()
+def command() -> None:
+    """Look at the saved steps of a run, verify them, go back to one, compare two."""
+
+
+@command.command("list")
+@run_argument
+@json_option
+def _list(run: Path, as_json: bool) -> None:
+    """List the saved steps of RUN.
+
+    Only descriptions are read, so a step that is called good may have damaged arrays: `glam
+    checkpoint verify` reads those. A step saved in a bad streak, while updates were refused, is
+    used only where there is no other.
+    """
+    steps, records = saved_steps(run), rewinds(run)
+    if as_json:
+        for each in steps:
+            render.emit("checkpoint", **{**asdict(each), "folder": str(each.folder)})
+        for record in records:
+            render.emit("rewind", **asdict(record))
+        return
+    render.print_table(
+        LISTED,
+        [_row(each) for each in steps],
+        note="held-out loss: mean over sources, nats per token" if _has_losses(steps) else None,
+    )
+    for record in records:
+        click.echo(printable(_record_text(record)))
+
+
+def _has_losses(steps: list[SavedStep]) -> bool:
+    return any(each.heldout_nats for each in steps)
+
+
+def _row(each: SavedStep) -> list[str]:
+    losses = each.heldout_nats.values()
+    detail = each.reason or (each.folder.name if each.folder.name != str(each.step) else None)
+    return [
+        f"{each.step:,}",
+        printable(each.status + (f": {detail}" if detail else "")),
+        bytes_text(each.num_bytes),
+        "-" if each.unix_seconds is None else _clock(each.unix_seconds),
+        "-" if each.tokens_seen is None else f"{each.tokens_seen:,}",
+        f"{sum(losses) / len(losses):.3f}" if losses else "-",
+        "-" if each.format is None else str(each.format),
+        ", ".join(f"{first + 1} to {end}" for first, end in each.skipped_batches) or "-",
+    ]
+
+
+def _record_text(record: Rewind) -> str:
+    went = f"{_clock(record.unix_seconds)}: from step {record.from_step} to {record.to_step}"
+    skipped = f", {record.skip_batches} batches skipped" if record.skip_batches else ""
+    return f"rewound {went}{skipped}" + (f" ({record.reason})" if record.reason else "")
+
+
+def _clock(unix_seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
+    except (ValueError, OverflowError, OSError):  # a record may hold any number
+        return "-"
+
+
+@command.command("verify")
+@run_argument
+@click.option("--step", type=click.IntRange(0), help="Only this step.  [default: all]")
+@json_option
+def _verify(run: Path, step: int | None, as_json: bool) -> int:
+    """Check every array of the saved steps of RUN.
+
+    Each is read and compared with its digest. Exits with 4 when a step is damaged; the array or
+    file is named. Steps of formats 2 and 3 have no digests: they are read, but not compared.
+    """
+    from glamcli.checkpoint import verify
+
+    steps = [each for each in saved_steps(run) if each.status != "set aside"]
+    if step is not None:
+        steps = [each for each in steps if each.step == step]
+        if not steps:
+            find_step(run, step)  # raises, with the steps there are
+    progress, damaged = render.make_progress(as_json), 0
+    for each in steps:
+        reason = each.reason
+        if reason is None:
+            try:
+                with progress.phase(f"verifying step {each.step}"):
+                    verify(each.folder)
+            except CheckpointError as error:
+                if not each.folder.exists():  # the run that is training has deleted it
+                    continue
+                reason = error.what
+        damaged += reason is not None
+        result = "damaged" if reason else "verified" if _has_digests(each) else "without digests"
+        if as_json:
+            render.emit("verified", step=each.step, result=result, reason=reason)
+        else:
+            click.echo(printable(f"step {each.step}: {result}" + (f": {reason}" if reason else "")))
+    return CheckpointError.exit_code if damaged else 0
+
+
+def _has_digests(each: SavedStep) -> bool:
+    return each.format is not None and each.format >= VERIFIABLE_FORMAT
+
+
+@command.command("rewind")
+@run_argument
+@click.option("--to", type=click.IntRange(1), required=True, help="The saved step to go back to.")
+@click.option(
+    "--skip-batches",
+    type=click.IntRange(0),
+    default=0,
+    help="Leave out so many batches after it.",
+)
+@click.option("--reason", default="", help="A note for the record.", show_default=False)
+@json_option
+def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -> None:
+    """Go back to a saved step of RUN.
+
+    `glam train` then continues from there. Later steps move to RUN/checkpoints/set-aside and later
+    lines of the metrics to a file of their own; nothing is deleted. RUN/rewinds.jsonl keeps the
+    record. With --skip-batches the run goes on with other data than the first time; batches that
+    are left out count as consumed.
+    """
+    from glamcli.hosts.lock import locked
+
+    folder = find_step(run / "checkpoints", to)
+    with locked(run, hint="stop it first: on SIGTERM it saves and ends"):
+        from glamcli.checkpoint import verify
+
+        progress = render.make_progress(as_json)
+        with progress.phase(f"verifying step {to}"):
+            verify(folder)
+        if not step_meta(folder).get("good", True):
+            progress.warn(f"step {to} was saved in a bad streak: updates were refused at that time")
+        record = rewind(run, to, skip_batches, reason)
+    if as_json:
+        render.emit("rewind", **asdict(record))
+        return
+    for name, place in record.set_aside.items():
+        click.echo(printable(f"step {name} is now {run / place}"))
+    named = str(run) if "/" in str(run) else f"./{run}"  # a bare word is a shipped recipe
+    click.echo(f"\nnext:\n  {shlex.join(['glam', 'train', named])}")
+
+
+@command.command("diff")
+@click.argument("first", metavar="A", type=RunFolder())
+@click.argument("second", metavar="B", type=RunFolder())
+@json_option
+def _diff(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two saved steps in everything.
+
+    Shown are settings, software and data that differ, and the arrays that differ most.
+
+    A and B are folders of steps (RUN/checkpoints/1000), or runs, of which the newest step is taken.
+    Where both have digests only the arrays whose digests differ are read.
+    """
+    folders = find_step(first), find_step(second)
+    from glamcli.step_diff import diff_steps
+    from glamcli.train.metrics import finite
+
+    found = diff_steps(*folders, render.make_progress(as_json))
+    if as_json:
+        values = asdict(found)
+        for each in values["arrays"]:  # JSON has no NaN
+            each |= {key: finite(each[key]) for key in ("max_abs", "relative")}
+        render.emit("diff", a=str(folders[0]), b=str(folders[1]), **values)
+        return
+    click.echo(printable(f"A {folders[0]}\nB {folders[1]}"))
+    facts = [(part, *entry) for part, entries in found.facts.items() for entry in entries]
+    facts += [("array", *entry) for entry in found.others]
+    if facts:
+        click.echo()
+        rows = [[part, key, _short(a), _short(b)] for part, key, a, b in facts]
+        render.print_table(("", "differs", "A", "B"), rows)
+    if found.arrays:
+        click.echo()
+        _print_arrays(found.arrays[:LISTED_ARRAYS])
+    click.echo(f"\n{found.num_equal} arrays are equal, {len(found.arrays)} differ")
+
+
+def _print_arrays(arrays: list[ArrayDifference]) -> None:
+    render.print_table(
+        ("array", "shape", ">elements that differ", ">largest difference", ">relative"),
+        [
+            [
+                each.name,
+                str(each.shape),
+                f"{each.num_different / math.prod(each.shape):.1%}",
+                f"{each.max_abs:.3g}",
+                f"{each.relative:.3g}",
+            ]
+            for each in arrays
+        ],
+        note="relative: norm of the difference over the norm in A",
+    )
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else printable(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= VALUE_CHARS else text[: VALUE_CHARS - 3] + "..."
