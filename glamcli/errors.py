@@ -15,11 +15,11 @@ EXIT_INTERRUPTED = 130
 EXIT_PEER_GONE = 134
 EXIT_BROKEN_PIPE = 141
 
-
-# Up to the last `@` before a slash; a query of a web address, and any that has a `key=value`.
-_USER = re.compile(r"(://)[^/\s`'\"]+@")
+# Up to the last `@` before a slash; a query of a web address, and any that has a `key=value`. A
+# path made of an address has lost one of two slashes.
+_USER = re.compile(r"(:/{1,2})[^/\s`'\"]+@")
 _QUERY = re.compile(
-    r"(https?://[^\s`'\"?]*\?)[^\s`'\")]+|(://[^\s`'\"?]*\?)[^\s`'\")=]*=[^\s`'\")]*"
+    r"(https?:/{1,2}[^\s`'\"?]*\?)[^\s`'\")]+|(:/{1,2}[^\s`'\"?]*\?)[^\s`'\")=]*=[^\s`'\")]*"
 )
 
 

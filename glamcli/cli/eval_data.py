@@ -106,6 +106,6 @@ def _show(suite: SuiteFile, states: list[dict[str, Any]], as_json: bool) -> None
     )
     for each in states:
         if each["why"] and each["state"] != "ready":
-            click.echo(f"\n{each['task']}:")
+            click.echo(printable(f"\n{each['task']}:"))
             for line in each["why"]:
                 click.echo(printable(f"  {line}"))

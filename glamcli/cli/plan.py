@@ -17,7 +17,7 @@ from glamcli.cli.options import json_option, set_option
 from glamcli.config.chips import CHIPS_FILE, PUE, WATTS_PER_CHIP, Chip, load_chips
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.config.sizes import bytes_text
-from glamcli.errors import PlanError, RecipeError
+from glamcli.errors import PlanError, RecipeError, printable
 
 if TYPE_CHECKING:
     from glamcli.plan.cost import Prices
@@ -112,7 +112,7 @@ def command(
         return
     _show(loaded, plan)
     if html is not None:
-        click.echo(f"wrote {html}")
+        click.echo(printable(f"wrote {html}"))
 
 
 def _prepare(target: str) -> None:
@@ -143,7 +143,7 @@ def _show(loaded: Loaded, plan: Plan) -> None:
     """The plan on a terminal."""
     from glamcli.plan import words
 
-    click.echo(f"{loaded.name} on {plan.target.words}: fits")
+    click.echo(printable(f"{loaded.name} on {plan.target.words}: fits"))
     lines = (*words.method_words(plan).split("; "), "", *words.bar(plan), "")
     click.echo("\n".join((*lines, *words.mesh_lines(plan), "")))
     name = words.device(plan)

@@ -16,7 +16,7 @@ from glamcli.config.mixtures import source_weights, tokens_by_source
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, flops_per_token, short, tokens_per_step, tokens_total
 from glamcli.config.stages import schedule
-from glamcli.errors import RecipeError
+from glamcli.errors import RecipeError, printable
 
 
 @click.group()
@@ -39,7 +39,7 @@ def _list(as_json: bool) -> None:
         return
     cells = [(name, short(total), short(active), about) for name, total, active, about in rows]
     rows = [("recipe", "weights", "active", "about"), *cells]
-    click.echo("\n".join(_aligned(rows, right=(1, 2))))
+    click.echo(printable("\n".join(_aligned(rows, right=(1, 2)))))
 
 
 @command.command("show")
@@ -60,9 +60,9 @@ def _show(recipe: str, origins: bool, sets: tuple[str, ...], as_json: bool) -> N
     width = max(len(line) for line, key in lines if key is not None and len(line) <= 60)
     for line, key in lines:
         origin = loaded.origins[key] if origins and key is not None else None
-        click.echo(f"{line:{width}}  # {origin}" if origin else line)
+        click.echo(printable(f"{line:{width}}  # {origin}" if origin else line))
     for line in _facts(loaded):
-        click.echo(f"# {line}".rstrip())
+        click.echo(printable(f"# {line}".rstrip()))
 
 
 @command.command("check")
@@ -77,7 +77,7 @@ def _check(recipes: tuple[str, ...], sets: tuple[str, ...]) -> None:
         except RecipeError as error:
             failed.append(error)
         else:
-            click.echo(f"{recipe}: ok")
+            click.echo(printable(f"{recipe}: ok"))
     if len(failed) == 1:
         raise failed[0]
     if failed:
@@ -106,7 +106,7 @@ def _diff(a: str, b: str, as_json: bool) -> None:
     else:
         ends = _shortened([place for row in rows for place in (row[2], row[4])])
         cells = [(row[0], row[1], row[3], f"{ends[row[2]]} | {ends[row[4]]}") for row in rows]
-        click.echo("\n".join(_aligned([("setting", a, b, "set at"), *cells])))
+        click.echo(printable("\n".join(_aligned([("setting", a, b, "set at"), *cells]))))
 
 
 @command.command("new")

@@ -46,7 +46,10 @@ def print_table(
     title: str | None = None,
     note: str | None = None,
 ) -> None:
-    """Prints a table on stdout; columns whose name starts with `>` are aligned to the right."""
+    """Prints a table on stdout; columns whose name starts with `>` are aligned to the right.
+
+    Control characters are escaped: names and values may come from files of others.
+    """
     # Away from a terminal nothing may wrap: the reader is another program, or a log.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -54,18 +57,22 @@ def print_table(
         right = name.startswith(">")
         # Where a terminal is too narrow, names continue on the next line; numbers stay whole.
         grid.add_column(
-            Text(name[right:]),
+            Text(_one_line(name[right:])),
             justify="right" if right else "left",
             no_wrap=right,
             overflow="fold",
         )
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(_one_line(cell)) for cell in row))
     if title:
-        console.print(Text(title, style="bold"))
+        console.print(Text(printable(title), style="bold"))
     console.print(grid)
     if note:
-        console.print(Text(note, style="dim"))
+        console.print(Text(printable(note), style="dim"))
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def emit(event: str, **values: Any) -> None:
@@ -117,12 +124,16 @@ class Live(Progress):
             # In a narrow terminal names wrap, and what a bar says without them is left out.
             wide = self._console.width >= NARROW_WIDTH
             bar = BarColumn(20 if wide else 8, table_column=Column(no_wrap=True))
-            done = TextColumn("{task.fields[done]}")
+            done = TextColumn("{task.fields[done]}", markup=False)
             self._bars = _Bars(
                 *([SpinnerColumn(finished_text=" ")] if wide else []),
-                TextColumn("{task.description}", table_column=Column(no_wrap=False)),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=False)),
                 *(bar, done),
-                *([TimeElapsedColumn(), TextColumn("{task.fields[note]}")] if wide else []),
+                *(
+                    [TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False)]
+                    if wide
+                    else []
+                ),
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,
@@ -130,7 +141,7 @@ class Live(Progress):
             )
             self._bars.start()
         bars = self._bars
-        task = bars.add_task(name, total=total, done="", note="")
+        task = bars.add_task(printable(name), total=total, done="", note="")
         phase = _LivePhase(bars, task, total, unit)
         phase.advance(0)
         try:
@@ -176,7 +187,7 @@ class _LivePhase(Phase):
         self._bars.update(self._task, advance=units, done=done)
 
     def note(self, text: str) -> None:
-        self._bars.update(self._task, note=text)
+        self._bars.update(self._task, note=printable(text))
 
 
 class Plain(Progress):

@@ -139,4 +139,4 @@ def _show_summary(tokenizer: Tokenizer, as_json: bool) -> None:
         return
     for name, value in facts.items():
         if value is not None:
-            click.echo(f"{name:<10}  {value}")
+            click.echo(printable(f"{name:<10}  {value}"))

@@ -15,7 +15,7 @@ from glamcli.cli.options import Address, RunFolder, hosts_options, json_option, 
 from glamcli.cli.several import one_of_several
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Finish
-from glamcli.errors import DataError, GlamError
+from glamcli.errors import DataError, GlamError, printable
 from glamcli.evals.tasks.suites import check_suites
 from glamcli.progress import Progress, Silent
 
@@ -166,7 +166,7 @@ def _suggest(
     )
     click.echo("\nnext:")
     for words in commands:
-        click.echo(f"  {shlex.join(words)}")
+        click.echo(printable(f"  {shlex.join(words)}"))
 
 
 def _eval_words(folder: Path, suite: str | None) -> list[str]:

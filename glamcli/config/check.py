@@ -40,7 +40,7 @@ def check(
         *_mesh(recipe),
         *stages.wrong(recipe),
         *_tokenizer(recipe),
-        *_cache(recipe),
+        *_local_files(recipe),
         *_optimizer(recipe),
         *_finish(recipe),
         *(_heldout(recipe, mixture) if mixture else ()),
@@ -171,7 +171,11 @@ def _tokenizer(recipe: Recipe) -> Found:
         )
 
 
-def _cache(recipe: Recipe) -> Found:
+def _local_files(recipe: Recipe) -> Found:
+    model = recipe.data.tokenizer.path
+    if model is not None and "://" in model:
+        what = f"a tokenizer's file must be local, but `data.tokenizer.path` is `{shown(model)}`"
+        yield "data.tokenizer.path", what, "copy it here"
     folder = recipe.data.cache_dir
     if folder is not None and "://" in folder:
         what = f"the cache folder must be local, but `data.cache_dir` is `{shown(folder)}`"

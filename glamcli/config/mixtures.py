@@ -10,7 +10,7 @@ from pydantic import Field
 from glamcli.config import yaml
 from glamcli.config.explain import Problem, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find
-from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Settings
+from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Prose, Settings
 from glamcli.config.yaml import shown
 
 
@@ -22,7 +22,7 @@ class Source(Settings):
     """file, glob or folder; local, or remote by URL (gs://, s3://, https://)."""
     weight: NotNegative
     """share of training rows (rows, hence tokens); weights are relative."""
-    about: str = ""
+    about: Prose = ""
     field: str = "text"
     """the field that holds a document, for jsonl, array_record and tfds."""
     split: str | None = None
@@ -49,7 +49,7 @@ class Stage(Settings):
 class Mixture(Settings):
     """Weighted sources. Row k of a run is a pure function of (seed, stages, k)."""
 
-    about: str = ""
+    about: Prose = ""
     sources: dict[str, Source] = Field(min_length=1)
     heldout_frac: Fraction = 0.01
     """documents of every source kept out of training, chosen by a hash of their text."""

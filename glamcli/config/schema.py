@@ -18,6 +18,7 @@ from glamcli.config.settings import (
     Fraction,
     NotNegative,
     Positive,
+    Prose,
     Settings,
 )
 
@@ -267,9 +268,9 @@ class Finish(Settings):
 class Recipe(Settings):
     """A whole run. A file holds what differs from its parent (`extends`)."""
 
-    about: str = ""
+    about: Prose = ""
     """one line for `glam recipe list`."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Prose, ...] = ()
     """what a reader of `glam recipe show` should know."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """for everything random: weights, order of rows, drawn second experts."""

@@ -2,12 +2,16 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from glamcli.errors import redacted
 
 Count = Annotated[int, Field(ge=1, le=10**15)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**15)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Prose = Annotated[str, AfterValidator(redacted)]
+"""Text for people, which is shown and stored: without the credentials of its URLs."""
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 MAX_NEW_TOKENS = 65_536

@@ -211,13 +211,16 @@ def _winogender(path: Path) -> Iterator[_Fields]:
     for row in csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE):
         occupation, participant, answer, gender, *_ = row["sentid"].split(".")
         words = re.findall(r"[a-z]+", row["sentence"].lower())
+        pronouns = [word for word in words if word in _PRONOUNS[gender]]
+        if not pronouns:
+            raise ValueError(f"no pronoun in `{row['sentence']}`")
         yield {
             **_only(row, "sentid", "sentence"),
             "occupation": occupation,
             "participant": participant,
             "option1": f"the {occupation}",
             "option2": participant if participant == "someone" else f"the {participant}",
-            "pronoun": next(word for word in words if word in _PRONOUNS[gender]),
+            "pronoun": pronouns[0],
             "gender": gender,
             "stereotype": _stereotype(shares.get(occupation), gender, answer == "0"),
             "label": int(answer),

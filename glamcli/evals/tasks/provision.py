@@ -17,7 +17,7 @@ from typing import Any
 
 from glamcli import atomic
 from glamcli.data.examples import prepare_directory
-from glamcli.errors import DataError, GlamError
+from glamcli.errors import DataError, GlamError, redacted
 from glamcli.evals.asking.question import ask
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.convert import records
@@ -235,4 +235,4 @@ def _advice(task: Task, missing: Sequence[Need]) -> list[str]:
     if task.origin is not None:
         note = f"; {task.origin.note}" if task.origin.note else ""
         lines.append(f"home: {task.origin.page} ({task.origin.licence}){note}")
-    return lines
+    return list(map(redacted, lines))
