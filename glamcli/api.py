@@ -8,6 +8,7 @@ module.
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -184,17 +185,27 @@ class Run:
         return Likelihoods.of(self._trained)
 
 
-def open_run(path: str | Path, step: int | None = None, *, verbose: bool = False) -> Run:
+def open_run(
+    path: str | Path, step: int | None = None, *, verbose: bool = False, strict: bool = False
+) -> Run:
     """A trained run: the newest step of a run folder, another `step` of it, or a checkpoint.
 
-    With `verbose` it says what it does on stderr, as the commands do.
+    A damaged step is left for the newest that is not, unless `strict`; `Run.step` is the step
+    taken. With `verbose` it says what it does on stderr, as the commands do.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
         RecipeError: the path is a URL.
     """
-    progress = _progress(verbose)
-    return Run(open_trained(run_folder(path), progress, step=step), progress)
+    progress = _progress(verbose) if verbose else _Warning()
+    return Run(open_trained(run_folder(path), progress, step=step, strict=strict), progress)
+
+
+class _Warning(Silent):
+    """Shows nothing but warnings, as Python does."""
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
 
 def find_recipe(name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:

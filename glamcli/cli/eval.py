@@ -19,7 +19,7 @@ from glamcli.cli.eval_data import data
 from glamcli.cli.eval_overlap import overlap
 from glamcli.cli.eval_report import report_items, report_results
 from glamcli.cli.eval_show import show
-from glamcli.cli.options import Address, hosts_options, json_option, run_argument
+from glamcli.cli.options import Address, hosts_options, json_option, run_argument, strict_option
 from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.errors import RecipeError
 from glamcli.evals.tasks.suites import load_suite
@@ -95,6 +95,7 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
     "--include-path", type=click.Path(path_type=Path), help="Folder of lm-eval task files."
 )
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted evaluation has scored.")
+@strict_option
 @hosts_options
 @json_option
 def score(
@@ -108,6 +109,7 @@ def score(
     harness: str | None,
     include_path: Path | None,
     fresh: bool,
+    strict: bool,
     **options: Any,
 ) -> int:
     """Score RUN on a suite of tasks: the long form of `glam eval RUN`."""
@@ -119,12 +121,12 @@ def score(
     request = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
     with one_of_several(address, run, runtime, as_json) as (host, progress):
         lm_eval = None if harness is None else _import_lm_eval()  # it may be missing
-        mine = {**request, "explain": explain, "harness": harness, "fresh": fresh}
+        mine = {**request, "explain": explain, "harness": harness, "fresh": fresh, "strict": strict}
         _refuse_other_options(host, mine)
         from glamcli.evals.run import evaluate, resumable
         from glamcli.trained import open_trained
 
-        trained = open_trained(run, progress, host)
+        trained = open_trained(run, progress, host, strict=strict)
         progress = progress if host.is_first else Silent()
         if item is not None:
             results = evaluate(trained, chosen, progress=progress, explain=item, **options)

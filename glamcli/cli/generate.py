@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glamcli.cli.options import Address, hosts_options, json_option, run_argument
+from glamcli.cli.options import Address, hosts_options, json_option, run_argument, strict_option
 from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.config.settings import MAX_NEW_TOKENS, MAX_TEXTS
 from glamcli.errors import RecipeError, printable
@@ -67,9 +67,12 @@ class FiniteRange(click.FloatRange):
 @click.option(
     "--samples", type=click.IntRange(1, MAX_TEXTS), default=1, help="Continuations per prompt."
 )
+@strict_option
 @hosts_options
 @json_option
-def command(run: Path, prompt: str | None, address: Address, as_json: bool, **options: Any) -> None:
+def command(
+    run: Path, prompt: str | None, strict: bool, address: Address, as_json: bool, **options: Any
+) -> None:
     """Continue PROMPT with RUN, a run folder or a checkpoint.
 
     Without PROMPT, every line typed (or piped in) is one. On several hosts, start the same command
@@ -84,9 +87,9 @@ def command(run: Path, prompt: str | None, address: Address, as_json: bool, **op
         from glamcli.trained import open_trained
 
         decoding = Decoding(**options)
-        mine = {"PROMPT": prompt, "--json": as_json, **options}
+        mine = {"PROMPT": prompt, "--json": as_json, "--strict": strict, **options}
         identity.refuse_differences(host, identity.of_command(host, mine))
-        trained = open_trained(run, progress, host)
+        trained = open_trained(run, progress, host, strict=strict)
         progress = progress if host.is_first else Silent()
         for each in _prompts_of_all(prompt, host):
             length = len(trained.generator.encode(each)) + decoding.tokens

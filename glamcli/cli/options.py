@@ -16,6 +16,11 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Change a setting of the recipe (batch.rows=16).",
 )
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop at a damaged checkpoint (exit 4) instead of taking the newest that is not.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 
 

@@ -11,7 +11,14 @@ import click
 
 from glamcli import hugepages
 from glamcli.cli import render
-from glamcli.cli.options import Address, RunFolder, hosts_options, json_option, set_option
+from glamcli.cli.options import (
+    Address,
+    RunFolder,
+    hosts_options,
+    json_option,
+    set_option,
+    strict_option,
+)
 from glamcli.cli.several import one_of_several
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Finish
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     help="Folder of the run.  [default: runs/<recipe>, or RECIPE where that is a run]",
 )
 @click.option("--fresh", is_flag=True, help="Start anew; an earlier run in the folder is renamed.")
+@strict_option
 @hosts_options
 @json_option
 def command(
@@ -41,6 +49,7 @@ def command(
     sets: tuple[str, ...],
     run_dir: Path | None,
     fresh: bool,
+    strict: bool,
     address: Address,
     as_json: bool,
 ) -> int:
@@ -67,7 +76,7 @@ def command(
         if fresh and host.is_first and (aside := set_aside(folder)) is not None:
             progress.say(f"the earlier run is now {aside}")
         with loaded.placing():
-            outcome = train(loaded.recipe, folder, progress, host, score_during)
+            outcome = train(loaded.recipe, folder, progress, host, score_during, strict)
         progress = progress if host.is_first else Silent()
         finish = loaded.recipe.finish
         again = ["glam", "train", recipe]

@@ -8,19 +8,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli.checkpoint import Checkpoints, verify
-from glamcli.errors import DamagedCheckpoint
-from glamcli.hosts.join import ALONE
+from glamcli.checkpoint import Checkpoints, restore_params, verify
+from glamcli.errors import CheckpointError, DamagedCheckpoint
+from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves
 from glamcli.step_folders import newest_first
 from glamcli.stored_arrays import newest_usable
-from unit.test_checkpoint import abstract, assert_same_bits, put
+from unit.test_checkpoint import abstract, assert_same_bits, put, rewrite_meta
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint_of_format_3"
 FLIPS = 200
 SMALL_SHARE = 8  # of the flips, in the default suite
 META = {"recipe": {"model": {"zero_logit": True, "norm_epsilon": 1e-6}, "seed": 17}}
@@ -218,3 +220,89 @@ def test_verify_reads_every_array(folder):
     half(path)
     with pytest.raises(DamagedCheckpoint):
         verify(folder / "2")
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_left_out_without_a_word(folder):
+    said: list[str] = []
+
+    def read(step: Path):
+        if step.name == "2":
+            step.rename(folder / "deleted")  # as retention does
+        return restored(step.parent, int(step.name))
+
+    assert_same_bits(
+        newest_usable(lambda: newest_first(folder), read, ALONE, said.append), state(1)
+    )
+    assert said == []
+
+
+def test_a_failure_in_another_process_is_one_in_this(folder):
+    """Process 1 alone cannot read its parts; both take the older step."""
+
+    class Other(Host):
+        def gather(self, name, value):
+            theirs = "state/d/x is damaged" if name == "arrays" and not said else value
+            return [value, theirs]
+
+    said: list[str] = []
+    tree = newest_usable(
+        lambda: newest_first(folder),
+        lambda step: Checkpoints(folder, host=Other(count=2)).restore(int(step.name), TARGET),
+        Other(count=2),
+        said.append,
+    )
+    assert_same_bits(tree, state(1))
+    assert "state/d/x is damaged" in said[0]
+
+
+def save_all(folder: Path, keep: int, steps: dict[int, bool]) -> list[int]:
+    checkpoints = Checkpoints(folder, keep)
+    for step, good in steps.items():
+        checkpoints.save(step, state(step), {"good": good})
+    checkpoints.close()
+    return checkpoints.steps()
+
+
+def test_two_good_steps_stay_and_the_newest(tmp_path):
+    good, bad = True, False
+    assert save_all(tmp_path / "a", 1, {1: good, 2: good, 3: good}) == [3, 2]
+    assert save_all(tmp_path / "b", 2, {1: good, 2: good, 3: bad, 4: bad}) == [4, 2, 1]
+    assert save_all(tmp_path / "c", 2, {1: good, 2: bad, 3: good, 4: good}) == [4, 3]
+    assert not (tmp_path / "c" / "trash").exists()
+
+
+def test_a_damaged_step_does_not_count_as_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    emptied(tmp_path / "2" / "meta" / "metadata")
+    checkpoints.save(3, state(3), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("bfloat16", (32, 64)), ("int32", (32, 64)), ("float32", (10**6, 10**6))]
+)
+def test_another_dtype_or_shape_is_refused_before_anything_is_allocated(folder, dtype, shape):
+    target = {**TARGET, "params": {**TARGET["params"]}}
+    like = TARGET["params"]["w"]
+    target["params"]["w"] = jax.ShapeDtypeStruct(shape, dtype, sharding=like.sharding)
+    shutil.rmtree(folder / "2" / "state" / "d")
+    with pytest.raises(CheckpointError, match="1 arrays differ") as caught:
+        Checkpoints(folder).restore(2, target)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+def test_an_absurd_shape_in_a_description_is_refused_before_anything_is_allocated(folder):
+    rewrite_meta(folder / "2", tree={"params/w": ["float32", [10**12, 10**6]]})
+    with pytest.raises(CheckpointError, match=r"float32\[1000000000000, 1000000\]"):
+        restore_params(folder / "2", lambda meta: {"w": TARGET["params"]["w"]})
+
+
+def test_a_checkpoint_of_format_3_is_read(tmp_path):
+    """Saved by the version before digests, of `state(7)` in four parts."""
+    folder = shutil.copytree(GOLDEN, tmp_path / "checkpoints")
+    assert_same_bits(restored(folder, 7), state(7))
+    verify(folder / "7")

@@ -1,0 +1,140 @@
+"""A run with damaged checkpoints: it goes on from the newest that is whole, says so, and loses
+nothing else; or stops, if told to."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import glamcli
+from cli.run_folder import make_run
+from glamcli.checkpoint import Checkpoints
+from glamcli.errors import CheckpointError, DamagedCheckpoint
+from glamcli.named_leaves import nested
+from glamcli.parallel.mesh import make_mesh
+from glamcli.progress import Silent
+from glamcli.train import loop
+from glamcli.train.loop import train
+from runs import assert_same_run, weights
+from unit.train import test_loop
+from unit.train.test_loop import Warned, recipe
+
+texts = test_loop.folder
+
+EVERY_2 = ("every.checkpoint_steps=2", "every.log_steps=1", "checkpoints.keep=3")
+
+
+def flip_a_weight(step: Path) -> None:
+    """One bit in the largest file of values that restoring reads."""
+    for path in sorted(step.glob("state/**/d/*"), key=lambda path: -path.stat().st_size):
+        before = path.read_bytes()
+        path.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
+        try:
+            weights(step.parent.parent, int(step.name))
+        except DamagedCheckpoint:
+            return
+        path.write_bytes(before)
+    raise AssertionError("no file of values is read")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def stopped(texts, tmp_path_factory):
+    """A run of 6 steps which saved 2, 4 and 6, and is to be continued to 8."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    train(recipe(texts, *EVERY_2, "train.steps=6"), run, Silent())
+    return run
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def test_training_goes_on_from_the_newest_whole_step_to_the_same_bits(texts, run, tmp_path):
+    longer = recipe(texts, *EVERY_2, "train.steps=8")
+    train(longer, tmp_path / "whole", Silent())
+    flip_a_weight(run / "checkpoints" / "6")
+    heard = Warned()
+    assert train(longer, run, heard).step == 8
+    assert_same_run(tmp_path / "whole", run, 8)
+    damaged, lost = heard.warnings
+    assert f"{run}/checkpoints/6 cannot be used: not as saved: `" in damaged
+    assert lost == "going back to step 4: up to 2 steps of training are lost"
+    assert (run / "checkpoints/set-aside/6/meta/metadata").is_file()
+    assert Checkpoints(run / "checkpoints").steps() == [8, 6, 4]
+
+
+def test_strict_training_stops_at_a_damaged_step_and_changes_nothing(texts, run):
+    flip_a_weight(run / "checkpoints" / "6")
+    before = contents(run / "checkpoints")
+    with pytest.raises(DamagedCheckpoint, match="checkpoints/6 cannot be used"):
+        train(recipe(texts, *EVERY_2, "train.steps=8"), run, Silent(), strict=True)
+    assert contents(run / "checkpoints") == before
+
+
+def test_a_run_never_starts_anew_over_damaged_checkpoints(texts, run):
+    for step in (run / "checkpoints").iterdir():
+        (step / "state/manifest.ocdbt").unlink()
+    before = contents(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"manifest\.ocdbt is missing") as caught:
+        train(recipe(texts, *EVERY_2, "train.steps=8"), run, Silent())
+    assert all(f"checkpoints/{step} " in caught.value.what for step in (2, 4, 6))
+    assert contents(run / "checkpoints") == before
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A run folder with steps 3 and 5."""
+    run = make_run(tmp_path_factory.mktemp("model"))
+    checkpoints = Checkpoints(run / "checkpoints")
+    params = {name: jnp.asarray(2 * x) for name, x in weights(run, 3).items()}
+    checkpoints.save(5, nested(params), checkpoints.meta(3))
+    checkpoints.close()
+    return run
+
+
+def test_generation_takes_an_older_step_with_a_warning_or_stops(model, tmp_path, glam):
+    run = shutil.copytree(model, tmp_path / "run")
+    question = ("stone", "--tokens", "4", "--seed", "1")
+    older = glam("generate", run / "checkpoints/3", *question)
+    flip_a_weight(run / "checkpoints" / "5")
+    code, out, err = glam("generate", run, *question)
+    assert (code, out) == older[:2]
+    assert f"{run}/checkpoints/5 cannot be used: not as saved: `params/" in err
+    assert "going back to step 3: up to 2 steps of training are lost" in err
+    for place in ((run, "--strict"), (run / "checkpoints/5",)):
+        code, out, err = glam("generate", *place, *question)
+        assert (code, out) == (4, "")
+        assert "not as saved" in err
+    with pytest.warns(UserWarning, match="step 3") as warned:
+        assert glamcli.open(run).step == 3
+    assert str(warned[-1].message).startswith("going back to step 3")
+    with pytest.raises(DamagedCheckpoint):
+        glamcli.open(run, strict=True)
+
+
+def test_weights_that_are_not_finite_are_refused(model, tmp_path, glam):
+    run = shutil.copytree(model, tmp_path / "run")
+    checkpoints = Checkpoints(run / "checkpoints")
+    tree = {name: np.array(x) for name, x in weights(run, 3).items()}
+    tree["params/embedding/table"][2, 3] = np.nan
+    checkpoints.save(9, nested({k: jnp.asarray(x) for k, x in tree.items()}), checkpoints.meta(3))
+    checkpoints.close()
+    code, out, err = glam("generate", run, "stone", "--tokens", "4")
+    assert (code, out) == (4, "")
+    assert "weights are not finite, `embedding/table` for one" in err
+    assert "RUN/checkpoints/STEP" in err
