@@ -57,7 +57,8 @@ class Decoding:
                 raise RecipeError(f"`{name}` must be 1 to {most}, got {value}")
         if self.beam is not None and self.samples > self.beam:
             raise RecipeError(
-                f"a beam of {self.beam} has no {self.samples} samples", hint="raise `beam`"
+                f"a beam of width {self.beam} cannot give {self.samples} samples",
+                hint="raise `beam`",
             )
         _ = self.sampling  # checks its part
 

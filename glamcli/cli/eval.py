@@ -89,7 +89,7 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 @click.option(
     "--harness",
     metavar="TASK,...",
-    help="Tasks of lm-eval instead of a suite; --shots is one number then.",
+    help="Tasks of lm-eval instead of a suite; --shots then takes one number.",
 )
 @click.option(
     "--include-path", type=click.Path(path_type=Path), help="Folder of lm-eval task files."

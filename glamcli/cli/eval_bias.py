@@ -21,7 +21,7 @@ def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
     parameters = (
         click.argument("run", type=RunFolder()),
         click.option("--samples", default=samples, help="Continuations per prompt.", **number),
-        click.option("--tokens", default=tokens, help="Most tokens of a continuation.", **number),
+        click.option("--tokens", default=tokens, help="Maximum tokens per continuation.", **number),
         click.option("--top-k", default=40, help="Sample among this many tokens.", **number),
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the samples."),
         json_option,
@@ -46,7 +46,7 @@ def cooccurrence(
 
     Prompts such as "He was very" are continued many times. A word counts as an adjective or adverb
     if it is in the list of `--words`, or ends like one (-ly, -ful, -ous, ...). Continuations are
-    kept in RUN/bias as they come, and not made again.
+    kept in RUN/bias as they come and used again.
     """
     from glamcli.evals.paper.continuations import Draws, keep_bias
     from glamcli.evals.paper.cooccurrence import load_terms, load_words, measure_cooccurrence

@@ -1,4 +1,4 @@
-"""`glam eval overlap`: which items of a suite stand in the training text, and what that changes."""
+"""`glam eval overlap`: which items of a suite occur in the training text, and what that changes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def overlap(
     Of a run, its prepared training rows are read; of a mixture, its documents that are not held
     out. An item is dirty when n words in a row of it, its right answer included, occur in a
     training document; n is between 8 and 13 by the lengths of the task's items. With results of
-    the suite in RUN/eval, scores are shown for clean and dirty items apart.
+    the suite in RUN/eval, scores are also shown for clean and for dirty items.
     """
     from glamcli.data.open import open_data
     from glamcli.evals.paper import corpus
@@ -69,7 +69,7 @@ def overlap(
         documents = dataset.heldout_documents
         search = partial(corpus.search_rows, dataset=dataset, packing=recipe.data.packing)
     elif os.path.isdir(what):
-        raise CheckpointError(f"{what} is no run folder: it has no `recipe.yaml`")
+        raise CheckpointError(f"{what} is not a run folder: it has no `recipe.yaml`")
     else:
         documents = None
         search = partial(corpus.search_mixture, mixture=load_mixture(what))
@@ -110,7 +110,7 @@ def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> No
             for each in found
         ],
         title=f"items of {suite} in the training text of {what}",
-        note="dirty: n words in a row of the question and its answer stand in a training document; "
+        note="dirty: n words in a row of the question and its answer occur in a training document; "
         "items of fewer than 8 words are not judged",
     )
     if not split:

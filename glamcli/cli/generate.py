@@ -43,7 +43,7 @@ class FiniteRange(click.FloatRange):
     "--tokens",
     type=click.IntRange(1, MAX_NEW_TOKENS),
     default=128,
-    help="Most tokens of a continuation.",
+    help="Maximum tokens per continuation.",
 )
 @click.option(
     "--temperature", type=FiniteRange(0), default=0.8, help="0 takes the most likely token."
@@ -61,9 +61,11 @@ class FiniteRange(click.FloatRange):
     "--alpha",
     type=FiniteRange(0),
     default=0.6,
-    help="Length penalty of --beam: 0.6 as T5, 0.8 favours longer texts, 0 none.",
+    help="Length penalty of --beam: 0.6 as in T5, 0.8 favours longer texts, 0 turns it off.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same text.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, help="The same seed gives the same text."
+)
 @click.option(
     "--samples", type=click.IntRange(1, MAX_TEXTS), default=1, help="Continuations per prompt."
 )
@@ -135,7 +137,9 @@ def _utf8(text: str, what: str) -> str:
     try:
         return text.encode("utf-8", "surrogateescape").decode()
     except UnicodeError:
-        raise RecipeError(f"{what} is not UTF-8", hint="convert it, with `iconv` say") from None
+        raise RecipeError(
+            f"{what} is not UTF-8", hint="convert it, for example with `iconv`"
+        ) from None
 
 
 def _show(generator: Generator, prompt: str, decoding: Decoding, as_json: bool) -> None:

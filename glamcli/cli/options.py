@@ -51,8 +51,8 @@ def hosts_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Several processes: where process 0 listens. Detected automatically on a TPU pod, "
         "under Slurm and under Open MPI.",
     )
-    @click.option("--num-processes", type=click.IntRange(1), help="How many there are.")
-    @click.option("--process-id", type=click.IntRange(0), help="Which one this is, from 0.")
+    @click.option("--num-processes", type=click.IntRange(1), help="Number of processes.")
+    @click.option("--process-id", type=click.IntRange(0), help="Number of this process, from 0.")
     @functools.wraps(command)
     def with_address(
         coordinator: str | None, num_processes: int | None, process_id: int | None, **options: Any

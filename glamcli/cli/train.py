@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     type=RunFolder(file_okay=False),
     help="Folder of the run.  [default: runs/<recipe>, or RECIPE where that is a run]",
 )
-@click.option("--fresh", is_flag=True, help="Start anew; an earlier run in the folder is renamed.")
+@click.option("--fresh", is_flag=True, help="Start over; an earlier run in the folder is renamed.")
 @strict_option
 @hosts_options
 @json_option

@@ -148,7 +148,7 @@ def _tokenizer(recipe: Recipe) -> Found:
         for name in ("path", "train_vocab_size"):
             if getattr(tokenizer, name) is not None:
                 key = f"data.tokenizer.{name}"
-                yield key, f"`{key}` means nothing to the `bytes` tokenizer", "remove it"
+                yield key, f"`{key}` has no effect with the `bytes` tokenizer", "remove it"
         return
     pieces = tokenizer.train_vocab_size
     if tokenizer.path is not None:
@@ -199,7 +199,7 @@ def _optimizer(recipe: Recipe) -> Found:
         key, default = f"optimizer.{name}", getattr(defaults, name)
         if getattr(optimizer, name) != default:
             text = str(default).lower() if isinstance(default, bool) else default
-            what = f"`{key}` means nothing to `{optimizer.name}`"
+            what = f"`{key}` has no effect with `{optimizer.name}`"
             yield key, what, f"remove it, or set it to its default {text}"
 
 

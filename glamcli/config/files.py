@@ -38,7 +38,7 @@ def find(kind: str, name_or_path: str, beside: Path | None = None) -> Path:
             return names[name_or_path]
         local = (beside or Path()) / f"{name_or_path}.yaml"
         if name_or_path and os.path.isfile(local):
-            hint = f"for the file beside you write `./{shown(local.name)}`"
+            hint = f"for the file in the current folder write `./{shown(local.name)}`"
         else:
             hint = _near(name_or_path, names)
         raise RecipeError(f"no shipped {_NOUN[kind]} is called `{shown(name_or_path)}`", hint)

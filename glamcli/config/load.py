@@ -167,7 +167,7 @@ def _parent(root: yaml.Mapping, chain: Sequence[Path]) -> Path | None:
     except RecipeError as error:
         raise RecipeError(f"{place}: {error.what}", error.hint) from error
     if any(parent.resolve() == each.resolve() for each in chain):
-        raise RecipeError(f"{place}: `extends` comes back to `{shown(node.value)}`")
+        raise RecipeError(f"{place}: `extends` forms a cycle through `{shown(node.value)}`")
     if len(chain) > MAX_PARENTS:
         raise RecipeError(f"{place}: more than {MAX_PARENTS} recipes extend each other")
     return parent

@@ -55,7 +55,7 @@ def wrong(recipe: Recipe) -> Found:
     if stages == 1:
         for name in pipeline.model_dump(exclude_defaults=True):
             key = f"pipeline.{name}"
-            what = f"`{key}` means nothing with one stage (`mesh.stage` 1)"
+            what = f"`{key}` has no effect with one stage (`mesh.stage` 1)"
             yield key, what, "remove it, or raise `mesh.stage`"
         return
     if not table(recipe.mesh).layers:

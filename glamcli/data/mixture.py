@@ -199,10 +199,10 @@ def integer_weights(weights: Mapping[str, float]) -> dict[str, int]:
     """
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise RecipeError(f"weight of source `{name}` must be a number from 0 on, got {weight}")
+            raise RecipeError(f"weight of source `{name}` must be 0 or more, got {weight}")
     exact = {name: Fraction(str(weight)) for name, weight in weights.items() if weight}
     if not exact:
-        raise RecipeError(f"no source has a positive weight, of {len(weights)}")
+        raise RecipeError(f"none of the {len(weights)} sources has a positive weight")
     total = sum(exact.values(), Fraction(0))
     shares = {name: weight / total for name, weight in exact.items()}
     denominator = math.lcm(*(share.denominator for share in shares.values()))

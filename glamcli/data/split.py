@@ -110,8 +110,8 @@ def exceptions(windows: Mapping[str, Window], heldout_frac: float) -> dict[bytes
     if it has two and can spare one.
 
     To be trained on, a source's longest document; to be held out, one with a low hash, if it can
-    be among the shorter half, so that training loses little. No source is left without any to
-    train on, whatever is taken from it for another's sake.
+    be among the shorter half, so that training loses little. Every source keeps a document
+    to train on, also when others of its documents change sides for another source.
     """
     ordered = [windows[name] for name in sorted(windows)]
     held = {key: is_heldout(key, heldout_frac) for window in ordered for key in window}

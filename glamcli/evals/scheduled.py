@@ -1,6 +1,6 @@
 """The evaluations that a recipe schedules: at steps of its training, and once at the end.
 
-Called by `glam train` and `glamcli.train`; training itself knows no tasks.
+Called by `glam train` and `glamcli.train`; training itself knows nothing about tasks.
 """
 
 from collections.abc import Callable

@@ -130,7 +130,7 @@ def matrix_flops(jaxpr: Any, num_devices: int) -> float:
             times = params.get("length", 1) if name == "scan" else 1
             # The body of a mapped function speaks of one device's part.
             times *= num_devices if name == "shard_map" else 1
-            # Whatever the operation calls them; rules for gradients are no part of what runs.
+            # Whatever the operation calls them; rules for gradients are not part of what runs.
             inner = [value for value in params.values() if hasattr(value, "eqns")]
             total += times * sum(matrix_flops(each, num_devices) for each in inner)
     return total

@@ -90,7 +90,7 @@ def chips_of_kind(name: str, chips: dict[str, Chip]) -> dict[str, Chip]:
     if not any(chip.family == "tpu" for chip in found.values()):
         kinds = ", ".join(f"`{key}`" for key, chip in chips.items() if chip.family == "tpu")
         raise PlanError(
-            f"`--all-targets` goes through the sizes of a kind of TPU, `{name}` is none",
+            f"`--all-targets` goes through the sizes of a kind of TPU, and `{name}` is not one",
             f"`--target` may then be {kinds}, or left out for all of them",
         )
     return found

@@ -74,7 +74,7 @@ def test_all_targets_of_one_kind_end_in_a_line_per_kind(glam, monkeypatch):
     assert refused["why"] == "v5e-4: the step needs 41.2 GiB per chip"
     code, out, err = glam("plan", "test-tiny", "--all-targets", "--target", "v5e-4")
     assert (code, out) == (5, "")
-    assert "`v5e-4` is none" in err
+    assert "`v5e-4` is not one" in err
 
 
 def test_a_recipe_that_does_not_divide_is_one_line(glam):

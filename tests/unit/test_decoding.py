@@ -15,7 +15,7 @@ from glamcli.errors import RecipeError
         ({"tokens": 0}, "`tokens` must be 1 to 65536, got 0"),
         ({"samples": 257}, "`samples` must be 1 to 256, got 257"),
         ({"beam": 100_000}, "`beam` must be 1 to 256, got 100000"),
-        ({"beam": 2, "samples": 3}, "a beam of 2 has no 3 samples"),
+        ({"beam": 2, "samples": 3}, "a beam of width 2 cannot give 3 samples"),
         ({"temperature": float("nan")}, "`temperature` must be 0 or more"),
         ({"top_p": 0.0}, "`top_p` must be above 0"),
     ],

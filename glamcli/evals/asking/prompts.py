@@ -194,6 +194,6 @@ class TaskQuestions:
         task, drawn = variant.task, []
         if variant.pool is not None:
             drawn = _draw(task, self.file.name, question, variant.pool, shots, seed)
-        # The last scored token is no input, but BOS is one.
+        # The last scored token is not an input, but BOS is.
         room = window - (1 + task.max_tokens if task.scorer == "generate" else 0)
         return _assemble(task, question, drawn, lambda text: len(encode(text)) <= room)

@@ -37,7 +37,7 @@ _Pieces = Iterator[tuple[str, _Piece]]
 def search_rows(
     grams: Grams, dataset: Dataset, packing: str, progress: Progress, processes: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which n-grams stand in the prepared training rows of every source (booleans [grams]).
+    """Which n-grams occur in the prepared training rows of every source (booleans [grams]).
 
     With `packing` `fill` documents are put together over rows; 0 processes is one per core.
     """

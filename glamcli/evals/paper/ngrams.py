@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
 
 
 class Grams:
-    """The n-grams of all items, and which of them stand in texts."""
+    """The n-grams of all items, and which of them occur in texts."""
 
     def __init__(self, wanted: Iterable[Sequence[str]]):
         """`wanted`: every n-gram as its words."""
@@ -40,7 +40,7 @@ class Grams:
         return self._starts[len(gram)] + int(np.searchsorted(known, np.uint64(self._value(gram))))
 
     def found(self, texts: Iterable[str]) -> np.ndarray:
-        """Numbers of the n-grams that stand in the texts, each once, in order."""
+        """Numbers of the n-grams that occur in the texts, each once, in order."""
         # 0 stands for a word of no item and for the end of a text: no n-gram extends over it.
         numbers = [
             number for text in texts for number in (*map(self._numbers.get, words(text)), None)

@@ -1,9 +1,9 @@
-"""Items of tasks that stand in the training text: overlap of n-grams of words.
+"""Items of tasks that occur in the training text: overlap of n-grams of words.
 
 The rule follows GPT-3 (appendix C), whose check GLaM repeats. An item is its question with the
 right answer, as asked without demonstrations. Words are runs of letters and digits, lower-cased. A
 task's n is the 5th percentile of its items' numbers of words, but 8 at least and 13 at most. An
-item is dirty when any of its n-grams stands in a training document; one of 8 to n words is searched
+item is dirty when any of its n-grams occurs in a training document; one of 8 to n words is searched
 for whole, and one of fewer words is not judged.
 """
 
@@ -48,7 +48,7 @@ class _TaskWords:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What of a task stands in the training text."""
+    """What of a task occurs in the training text."""
 
     task: str
     n: int

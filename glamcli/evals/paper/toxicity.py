@@ -101,7 +101,9 @@ def read_prompts(path: Path, limit: int | None = None) -> list[_ToxicityPrompt]:
             raise DataError(f"{item.place}: no text `prompt.text` in this record")
         toxicity = prompt.get("toxicity")
         if toxicity is not None and not _is_score(toxicity):
-            raise DataError(f"{item.place}: `prompt.toxicity` is no number from 0 to 1: {toxicity}")
+            raise DataError(
+                f"{item.place}: `prompt.toxicity` is not a number from 0 to 1: {toxicity}"
+            )
         found.append(_ToxicityPrompt(prompt["text"], toxicity))
     return found
 
@@ -178,7 +180,7 @@ def _run(command: str, texts: Sequence[str]) -> list[float]:
         value = value.get("score") if isinstance(value, dict) else value
         if not _is_score(value):
             raise DataError(
-                f"line {number} of the scorer `{command}` is no score from 0 to 1: {line[:80]}"
+                f"line {number} of the scorer `{command}` is not a score from 0 to 1: {line[:80]}"
             )
         scores.append(float(value))
     return scores
@@ -198,7 +200,7 @@ def _read_classifier(path: Path) -> _TextScorer:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise DataError(
-            f"{path} is no classifier",
+            f"{path} is not a classifier",
             hint='it has to look like {"bias": -3.0, "weights": {"word": 1.5}}',
         ) from None
     if not all(map(math.isfinite, (bias, *weights.values()))):

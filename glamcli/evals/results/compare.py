@@ -35,7 +35,7 @@ class _Paired:
     first: float
     second: float
     error: float | None
-    """standard error of the mean difference of items; None for metrics that are no such mean."""
+    """standard error of the mean difference of items; None for metrics that are not such a mean."""
     first_wins: int
     second_wins: int
     ties: int
@@ -108,14 +108,14 @@ def _by_item(records: Sequence[_Record]) -> dict[tuple[str, int], _Record]:
 def _unlike(first: Score, second: Score, common: Sequence[tuple[_Record, _Record]]) -> str | None:
     """Why two scores of a task mean different things; None when they mean the same."""
     if first.shots != second.shots:
-        return f"`shots` is {first.shots} in the one and {second.shots} in the other"
+        return f"`shots` is {first.shots} in the first and {second.shots} in the second"
     ignored = set(_MAY_DIFFER) | (set() if first.shots else set(_OF_SHOTS))
     for name in sorted({*first.conditions, *second.conditions} - ignored):
         mine, other = first.conditions.get(name), second.conditions.get(name)
         if name == "dispatch" and None in (mine, other):
             continue  # a dense model
         if mine != other:
-            return f"`{name}` is {_shown(mine)} in the one and {_shown(other)} in the other"
+            return f"`{name}` is {_shown(mine)} in the first and {_shown(other)} in the second"
     if not common:
         return "they have no item in common"
     for mine, other in common:

@@ -33,7 +33,7 @@ class Measured:
     baselines: Mapping[str, float | None]
     """`random`, `position`, `majority`; None where it has no meaning."""
     interval: tuple[float, float] | None = None
-    """95 % bootstrap, for F1 and what is no mean of items."""
+    """95 % bootstrap, for F1 and metrics that are not a mean over items."""
     published: tuple[Reported, ...] = ()
     """by other models, at the same number of shots."""
 

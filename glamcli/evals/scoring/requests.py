@@ -3,8 +3,8 @@
 Trailing blanks of the context move to the continuation (they would otherwise be a token the model
 never saw before a word); context and continuation are encoded together, and the scored tokens are
 those after the encoding of the context alone. Where a piece spans the border (the context's
-encoding is no prefix of the joint one), scoring starts at the first token in which the two differ,
-so that no character of the continuation is left unscored. BOS is always first.
+encoding is not a prefix of the joint one), scoring starts at the first token in which the two
+differ, so that no character of the continuation is left unscored. BOS is always first.
 
 What requests share is computed once, on two levels: the options of an item share its context (the
 group's `prefix`); and groups share what their contexts begin with (its `trunk`): demonstrations

@@ -15,7 +15,7 @@ import numpy as np
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 _WITH_INTERVAL = ("f1", "f1a", "macro_f1", "perplexity")
-"""Metrics whose items are no coin tosses, and those that are no mean of items."""
+"""Metrics whose items are not just 0 or 1, and those that are not a mean over items."""
 
 _Record = Mapping[str, Any]
 
@@ -65,7 +65,7 @@ class Total:
 
 
 def item_value(name: str, item: _Record) -> float:
-    """How well one item was done; for metrics of the whole, whether it was judged rightly."""
+    """How well one item was done; for metrics of the whole, whether it was judged correctly."""
     if name == "perplexity":
         return float(item["answer_nats"])
     if name in item:
@@ -122,7 +122,7 @@ def _table(
             for some in groups.values()
         ]
         return np.array(rows), _f1
-    # Share of questions whose answers are all judged rightly (MultiRC's exact match).
+    # Share of questions whose answers are all judged correctly (MultiRC's exact match).
     right = [[_shares(each).get(each["gold"], 0.0) for each in some] for some in groups.values()]
     return np.array([(math.prod(each), 1.0) for each in right]), _ratio
 
@@ -132,7 +132,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def _counts(found: float, wanted: bool) -> tuple[float, float, float]:
-    """Found rightly, found, wanted: what F1 sums."""
+    """Found correctly, found, wanted: what F1 sums."""
     return found * wanted, found, float(wanted)
 
 

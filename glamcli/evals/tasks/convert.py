@@ -1,7 +1,7 @@
 """Authors' files to lines of JSON in the dataset's own field names, one reader per shape.
 
 A shape is how a dataset is published (`OriginalFile.shape`); the lines are what task files read.
-Nothing is interpreted here: texts stay as they are, apart from markup that is no part of them.
+Nothing is interpreted here: texts stay as they are, apart from markup that is not part of them.
 """
 
 import csv

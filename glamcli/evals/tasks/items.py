@@ -108,7 +108,7 @@ class Library:
 
 
 _ASKED = ("prompt", "contexts", "continuation", "options", "option_text")
-# Holes of templates that are no fields of an item, see `Task`.
+# Holes of templates that are not fields of an item, see `Task`.
 _OTHER_HOLES = {"history": "answer", "prompt": "history", "option_text": "option"}
 
 

@@ -165,7 +165,9 @@ def prepare_with_tfds(need: Need) -> None:
         DataError: TFDS does not have it in this form, or could not.
     """
     if need.prepared is None:
-        raise DataError(f"task `{need.task}`: TFDS has no such data in a form that keeps all of it")
+        raise DataError(
+            f"task `{need.task}`: TFDS does not have this data in a form that keeps all of it"
+        )
     if not _TFDS_NAME.fullmatch(need.prepared):
         raise DataError(
             f"task `{need.task}`: `{need.prepared}` is not the name of a dataset of TFDS",

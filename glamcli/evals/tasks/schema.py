@@ -82,7 +82,7 @@ class _Shots(Settings):
     few: Count | None = None
     """how many demonstrations the setting `few` asks for."""
     draw: Literal["per_item", "fixed"] = "per_item"
-    """drawn anew for every item, or once for all of them. Either way from the seed, never the
+    """drawn again for every item, or once for all of them. Either way from the seed, never the
     item itself, and k shots begin with the same ones as k-1 shots."""
     separator: str = "\n\n"
     """between demonstrations, and between the last one and the question."""

@@ -125,7 +125,7 @@ def _filter(text: str) -> tuple[str, str | None]:
     name, colon, argument = text.partition(":")
     known = [*_PLAIN, *_WITH_ARGUMENT, *_WITH_INDEX]
     if name in _ALL:
-        raise ValueError(f"filter `{name}` stands alone, as in `{{answers|{name}}}`")
+        raise ValueError(f"filter `{name}` must be used alone, as in `{{answers|{name}}}`")
     if name not in known:
         hint = did_you_mean(name, known)
         raise ValueError(f"unknown filter `{name}`" + (f"; {hint}" if hint else ""))

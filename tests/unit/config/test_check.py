@@ -100,11 +100,11 @@ CASES = {
     ),
     "no stages": (
         ["pipeline.microbatches=4"],
-        "`pipeline.microbatches` means nothing with one stage",
+        "`pipeline.microbatches` has no effect with one stage",
         "remove it",
     ),
     "bytes": (["model.vocab_size=256"], "bytes need 259 ids", "use 259"),
-    "bytes path": (["data.tokenizer.path=x"], "means nothing to the `bytes`", "remove it"),
+    "bytes path": (["data.tokenizer.path=x"], "has no effect with the `bytes`", "remove it"),
     "pieces": (
         ["data.tokenizer.kind=sentencepiece", "data.tokenizer.train_vocab_size=600"],
         "is 600, more than `model.vocab_size` 512",
@@ -124,11 +124,11 @@ CASES = {
     ),
     "warmup": (["optimizer.warmup_steps=21"], "more than the 20 steps", "use 0 or 2"),
     "warmup and hold": (["optimizer.warmup_steps=15"], "before it has risen", "`optimizer.hold"),
-    "decay": (["optimizer.weight_decay=0.1"], "means nothing to `adafactor`", "default 0.0"),
-    "beta2": (["optimizer.beta2=0.95"], "means nothing to `adafactor`", "default 0.99"),
+    "decay": (["optimizer.weight_decay=0.1"], "has no effect with `adafactor`", "default 0.0"),
+    "beta2": (["optimizer.beta2=0.95"], "has no effect with `adafactor`", "default 0.99"),
     "adamw": (
         ["optimizer.name=adamw", "optimizer.scale_by_parameter=false"],
-        "`optimizer.scale_by_parameter` means nothing to `adamw`",
+        "`optimizer.scale_by_parameter` has no effect with `adamw`",
         "default true",
     ),
     "remote cache": (

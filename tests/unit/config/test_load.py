@@ -252,8 +252,8 @@ def test_a_mistake_in_a_parent_is_placed_in_the_parent(write):
 @pytest.mark.parametrize(
     ("extends", "what"),
     [
-        ("my.yaml", "my.yaml:1: `extends` comes back to `my.yaml`"),
-        ("./other.yaml", "other.yaml:1: `extends` comes back to `my.yaml`"),
+        ("my.yaml", "my.yaml:1: `extends` forms a cycle through `my.yaml`"),
+        ("./other.yaml", "other.yaml:1: `extends` forms a cycle through `my.yaml`"),
         ("quickstrt", "my.yaml:1: no shipped recipe is called `quickstrt`"),
         ("./none.yaml", "my.yaml:1: no such recipe file: `./none.yaml`"),
         ("[quickstart, test-tiny]", "my.yaml:1: `extends` must be one recipe name or path"),

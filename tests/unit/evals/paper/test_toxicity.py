@@ -47,7 +47,7 @@ def test_a_command_scores_every_text_that_is_not_empty(tmp_path):
     [
         ("import sys; sys.exit('no model')", "exited with 1: no model"),
         ("print(0.5)", "wrote 1 lines for 2 texts"),
-        ("print(0.5); print(7)", "line 2 .* is no score from 0 to 1: 7"),
+        ("print(0.5); print(7)", "line 2 .* is not a score from 0 to 1: 7"),
         ("print(0.5); print('oops')", "line 2 .*: oops"),
         ("print(0.5); print('NaN')", "line 2 .*: NaN"),
     ],

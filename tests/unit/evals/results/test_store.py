@@ -132,9 +132,9 @@ def test_equal_results_differ_by_nothing():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"scorer": "per_token"}, "`scorer` is `sum` in the one and `per_token` in the other"),
+        ({"scorer": "per_token"}, "`scorer` is `sum` in the first and `per_token` in the second"),
         ({"dispatch": "einsum"}, "`dispatch` is `dropless`"),
-        ({"stop": ["x"]}, "`stop` is not set in the one"),
+        ({"stop": ["x"]}, "`stop` is not set in the first"),
         ({"prompt": "q"}, "text of the prompts differs, for example for f:0"),
     ],
 )

@@ -47,7 +47,7 @@ def test_holes_are_filled_and_filtered(text, expected):
         ("{q|map:cause}", "from=to"),
         ("{q|replace:cause}", "from=to"),
         ("{q|upto:0x}", "not a field path"),
-        ("A: {q|all}", "stands alone"),
+        ("A: {q|all}", "must be used alone"),
     ],
 )
 def test_what_cannot_be_read_is_refused_when_the_task_is_read(text, reason):
