@@ -15,7 +15,7 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import RunFolder, json_option, run_argument
 from glamcli.config.sizes import bytes_text
-from glamcli.errors import CheckpointError, printable
+from glamcli.errors import CheckpointError, DamagedCheckpoint, printable
 from glamcli.saved_steps import SavedStep, saved_steps
 from glamcli.step_folders import find_step, step_meta
 from glamcli.train.rewind import Rewind, rewind, rewinds
@@ -160,8 +160,12 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
         from glamcli.checkpoint import verify
 
         progress = render.make_progress(as_json)
-        with progress.phase(f"verifying step {to}"):
-            verify(folder)
+        try:
+            with progress.phase(f"verifying step {to}"):
+                verify(folder)
+        except DamagedCheckpoint as error:
+            hint = f"`glam checkpoint verify {run}` finds the steps that are not damaged"
+            raise DamagedCheckpoint(error.what, hint) from error
         if not step_meta(folder).get("good", True):
             progress.warn(f"step {to} was saved in a bad streak: updates were refused at that time")
         record = rewind(run, to, skip_batches, reason)

@@ -115,6 +115,7 @@ def test_rewind_moves_later_steps_aside_and_says_how_to_go_on(glam, folder):
     [
         (("runs/r", "--to", 15), 4, "has [30, 20, 10]"),
         (("runs/r", "--to", 20), 4, "20 cannot be used: state/d/"),
+        (("runs/r", "--to", 20), 4, "hint: `glam checkpoint verify runs/r` finds"),
         (("runs/r", "--to", 10, "--skip-batches", 40), 4, "leaves nothing of 50 steps"),
         (("runs/none", "--to", 10), 4, "no complete checkpoint"),
         (("runs/r/checkpoints", "--to", 10), 4, "no complete checkpoint"),
