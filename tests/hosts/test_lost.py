@@ -37,7 +37,7 @@ save = Checkpoints.save
 def stopped(checkpoints, step, *what, **more):
     save(checkpoints, step, *what, **more)
     if checkpoints.host.index == {victim} and step == 7:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{name})
 Checkpoints.save = stopped
 """
 # Only process 1 gets another array than was saved, as from a disk of its own that is damaged.
@@ -96,9 +96,9 @@ def test_an_error_whose_causes_run_in_a_circle_ends_both(several, tmp_path):
     assert f"process 1 ({socket.gethostname()}) failed: disk 7 is gone\n" in ends[0][1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_signal_while_a_checkpoint_is_saved_stops_both_after_it(several, tmp_path, victim):
-    stopped = STOPPED_SAVING.format(victim=victim)
+@pytest.mark.parametrize(("victim", "name"), [(0, "SIGHUP"), (1, "SIGTERM")])
+def test_a_signal_while_a_checkpoint_is_saved_stops_both_after_it(several, tmp_path, victim, name):
+    stopped = STOPPED_SAVING.format(victim=victim, name=name)
     runs = several(tmp_path / "run", *SMALL, *LONG, first=stopped)
     ends = [run.finish() for run in runs]
     assert [code for code, _ in ends] == [75, 75], ends
@@ -179,6 +179,10 @@ def test_both_go_back_to_the_same_older_step_and_say_so_once(several, train, tmp
     finished([train(tmp_path / "run", *every, num_devices=8)])
     if how == "a flipped bit":
         flip_a_bit(tmp_path / "run/checkpoints/3")
+        strict = several(tmp_path / "run", *every[:-2], "--set", "train.steps=4", "--strict")
+        for code, err in [run.finish() for run in strict]:
+            assert code == 4, err
+            assert "checkpoints/3 cannot be used" in err
     first = {"misread by one": MISREADS, "not read by one": FAILS_TO_READ}.get(how, "")
     runs = several(tmp_path / "run", *every[:-2], "--set", "train.steps=4", first=first)
     other = finished(runs)[1]
