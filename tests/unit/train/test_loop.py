@@ -131,8 +131,8 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
     def compile_and_listen(run):
         step = compile_step(run)
 
-        def dispatch(state, batch):
-            state, sums = step(state, batch)
+        def dispatch(number, state, batch):
+            state, sums = step(number, state, batch)
             events.append("dispatch")
             return state, {**sums, "loss": Loss(events.count("dispatch"), sums["loss"])}
 
