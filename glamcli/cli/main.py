@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from typing import TextIO, cast
 
@@ -26,6 +27,8 @@ from glamcli.errors import (
     printable,
     redacted,
 )
+
+STARTED = time.monotonic()
 
 COMMANDS = {
     "train": "Train a recipe, or resume it; the same command does both.",

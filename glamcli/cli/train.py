@@ -11,6 +11,7 @@ import click
 
 from glamcli import hugepages
 from glamcli.cli import render
+from glamcli.cli.main import STARTED
 from glamcli.cli.options import (
     Address,
     RunFolder,
@@ -76,7 +77,7 @@ def command(
         if fresh and host.is_first and (aside := set_aside(folder)) is not None:
             progress.say(f"the earlier run is now {aside}")
         with loaded.placing():
-            outcome = train(loaded.recipe, folder, progress, host, score_during, strict)
+            outcome = train(loaded.recipe, folder, progress, host, score_during, strict, STARTED)
         progress = progress if host.is_first else Silent()
         finish = loaded.recipe.finish
         again = ["glam", "train", recipe]

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class Dataset:
     batch_rows: int
     vocab_size: int
     """of the model; the tokenizer may use fewer."""
+    read_seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    """by source, what reading its rows for `batches` took so far."""
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -64,9 +66,8 @@ class Dataset:
         from glamcli.data.stream import BatchReader, read_ahead  # grain imports jax
 
         rows, size = self.prepared.train, self.batch_rows
-        return read_ahead(
-            BatchReader(self.schedule, rows, size, self.vocab_size, start_step, steps, here)
-        )
+        where = (start_step, steps, here, self.read_seconds)
+        return read_ahead(BatchReader(self.schedule, rows, size, self.vocab_size, *where))
 
     def heldout_documents(self) -> dict[str, list[str]]:
         """The held-out documents by source."""

@@ -6,9 +6,10 @@ reading batch N. What row k is, is decided in `mixture.py`; what a row holds, in
 """
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -44,6 +45,8 @@ class BatchReader(Sequence[HostBatch]):
     start_step: int = 0
     steps: int | None = None
     here: Sequence[range] | None = None
+    read_seconds: dict[str, float] = field(default_factory=dict)
+    """by source, what its rows took so far."""
 
     def __len__(self) -> int:
         if self.steps is None:
@@ -86,6 +89,7 @@ class BatchReader(Sequence[HostBatch]):
 
     def _read(self, source: int, row: int) -> Mapping[str, np.ndarray]:
         name = self.schedule.names[source]
+        began = time.monotonic()
         try:
             return self.rows[name][row]
         except GlamError as error:
@@ -95,6 +99,9 @@ class BatchReader(Sequence[HostBatch]):
                 f"row {row} of source `{name}` cannot be read: {error}",
                 VERIFY_HINT,
             ) from error
+        finally:
+            spent = time.monotonic() - began
+            self.read_seconds[name] = self.read_seconds.get(name, 0.0) + spent
 
 
 @contextmanager

@@ -84,6 +84,7 @@ class HeldoutLoss:
     """The held-out loss of every source, every `every.heldout_steps` and after the last step."""
 
     prefix = "heldout/"  # of its numbers in the metrics
+    kind = "eval"  # of its time
 
     def __init__(self, running: Running):
         self._running = running
@@ -122,7 +123,7 @@ class HeldoutLoss:
     def _compiled(self) -> Any:
         run = self._running
         run.watchdog.beat("compiling the held-out step", LONG)
-        with run.progress.phase("compiling the held-out step"):
+        with run.progress.phase("compiling the held-out step"), run.meter.times.spent("compile"):
             num_sources = len(run.dataset.source_names)
             lowered = programs.lower_heldout_step(run.decoder, run.recipe, num_sources, run.mesh)
             return lowered.compile(programs.compiler_options(run.recipe, run.mesh))
@@ -131,7 +132,7 @@ class HeldoutLoss:
 class TaskScores:
     """Scores of tasks, every `every.eval_steps`. A failure costs the scores and nothing else."""
 
-    prefix = "eval/"
+    prefix, kind = "eval/", "eval"
 
     def __init__(self, running: Running, stop: Stop, evaluate: Evaluate | None):
         self._running = running
@@ -193,6 +194,8 @@ class Save:
         other, so the others could not try again. Also when the run folder is gone.
     """
 
+    kind = "save"
+
     def __init__(self, running: Running, checkpoints: Checkpoints, clock: Clock | None = None):
         self._running = running
         self._checkpoints = checkpoints
@@ -236,6 +239,7 @@ class Save:
         self.is_owed = False
         meta = identity.at_step(run.run_identity, run.dataset, step)
         meta |= {"loss_sums": run.meter.loss_sums, **run.meter.health.saved(step)}
+        meta["seconds"] = run.meter.times.seconds()
         self._retry.start()
         self._is_saving = True
         self._note(lambda: self._checkpoints.save(step, run.stacked(state), meta))

@@ -40,6 +40,7 @@ from glamcli.train.folder import (
 )
 from glamcli.train.meter import Meter
 from glamcli.train.state import State
+from glamcli.train.times import Times
 from glamcli.trained import Trained
 
 
@@ -65,11 +66,13 @@ def train(
     host: Host = ALONE,
     evaluate: Evaluate | None = None,
     strict: bool = False,
+    since: float | None = None,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint in `run_dir` if there is one.
 
     Every process calls this alike; the first writes and prints. `evaluate` runs as `every` says.
     A damaged checkpoint is left for an older one with a warning; with `strict` it ends the run.
+    `since` is when the program was started, by `time.monotonic`.
 
     Raises:
         CheckpointError: the folder is in use, belongs to another run, or cannot be written; its
@@ -81,7 +84,7 @@ def train(
         RecipeError: the processes were not started with the same recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    last = recipe.train.steps
+    last, times = recipe.train.steps, Times(since)
     with ExitStack() as stack:
         stop = stack.enter_context(listening(progress))
         identity.refuse_differences(host, identity.of_program(host, recipe))
@@ -92,7 +95,7 @@ def train(
         if saved_step >= last:
             return Outcome(saved_step)
         after_rewinds(run_dir, saved_step, saved, last, host)
-        dataset = open_data_together(recipe, progress, host)
+        dataset = times.of("data", open_data_together, recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False
         progress = progress if host.is_first else Silent()
@@ -100,13 +103,12 @@ def train(
         decoder = programs.make_decoder(recipe, mesh.shape)
         begin = Beginning(recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host)
         start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
-        batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start))
+        batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start, times))
         stack.enter_context(_closing(checkpoints))
         pace, pulse = Pace(host.name), Pulse()
         folder = run_dir if host.is_first else None
-        meter = stack.enter_context(
-            Meter(recipe, dataset.source_names, folder, start, progress, pace, checkpoints, saved)
-        )
+        about = (recipe, dataset.source_names, folder, start, progress, pace)
+        meter = stack.enter_context(Meter(*about, checkpoints, saved, times))
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
         watchdog = stack.enter_context(make_watchdog(recipe, host))
         run = Running(
@@ -115,9 +117,9 @@ def train(
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        train_step = _compiled_step(run)
+        train_step = times.of("compile", _compiled_step, run)
         _catch_up((heldout, tasks), run, stop, saved_step, state)
-        with progress.phase("training", total=last, unit="steps") as bar:
+        with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)
             batch = next(batches)
             meter.restart_clock()
@@ -131,9 +133,9 @@ def train(
                 save.poll()
                 bar.advance()
                 stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
-                if _run_due((heldout, tasks, save), step, state, stopping):
+                if _run_due((heldout, tasks, save), times, step, state, stopping):
                     break
-        save.finish(step, state)
+        times.of("save", save.finish, step, state)
         _leave_if_asked(run, stop, step)
         model = run.trained(step, state)
         return Outcome(step, model, heldout.nats, heldout.rows.unigram_nats, tasks.num_failed)
@@ -153,14 +155,15 @@ def _closing(checkpoints: Checkpoints) -> Iterator[None]:
 
 @contextmanager
 def _device_batches(
-    recipe: Recipe, dataset: Dataset, mesh: Mesh, start: int
+    recipe: Recipe, dataset: Dataset, mesh: Mesh, start: int, times: Times
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
     """Training batches after step `start`: this process's rows of each, as part of one array over
     all devices. Reading ahead starts at once and overlaps with compilation."""
     layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
     rows = local_rows(layout["source"].sharding, recipe.batch.rows)
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
-        yield (global_batch(batch, rows, layout) for batch in stream)
+        placed = (global_batch(batch, rows, layout) for batch in stream)
+        yield times.batches(placed, dataset.read_seconds)
 
 
 def _compiled_step(run: Running) -> Checked:
@@ -192,7 +195,7 @@ def _catch_up(
         # The first process alone can see what is in the metrics.
         has = run.meter.has(step, event.prefix)
         if not run.host.gather(f"has {event.prefix}", has)[0]:
-            event.run(step, state)
+            run.meter.times.of(event.kind, event.run, step, state)
 
 
 def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) -> bool:
@@ -208,17 +211,25 @@ def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) 
 
 
 def _run_due(
-    events: tuple[HeldoutLoss, TaskScores, Save], step: int, state: State, stopping: bool
+    events: tuple[HeldoutLoss, TaskScores, Save],
+    times: Times,
+    step: int,
+    state: State,
+    stopping: bool,
 ) -> bool:
     """Runs what is due after a step; whether the run stops here."""
     for event in events:
         if event.is_due(step, stopping):
-            stopping |= event.run(step, state)
+            stopping |= times.of(event.kind, event.run, step, state)
     return stopping
 
 
 def _leave_if_asked(run: Running, stop: Stop, step: int) -> None:
-    """Raises: Preempted when the run, which is saved at `step`, was asked to stop."""
+    """Says where the time went.
+
+    Raises: Preempted when the run, which is saved at `step`, was asked to stop.
+    """
+    run.progress.say(str(run.meter.times))
     is_complete = step == run.recipe.train.steps
     if not is_complete or run.host.any("stop", stop.requested):
         complete = f"the run is complete; `glam eval {run.run_dir}` scores it"

@@ -22,6 +22,7 @@ from glamcli.train import metrics
 from glamcli.train.health import Health
 from glamcli.train.metric_files import MetricsFile, TensorBoard
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
+from glamcli.train.times import Times
 
 
 class Meter(AbstractContextManager["Meter"]):
@@ -43,10 +44,12 @@ class Meter(AbstractContextManager["Meter"]):
         pace: Pace,
         checkpoints: Checkpoints,
         saved: Mapping[str, Any],
+        times: Times | None = None,
     ):
         """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
         one that it continues, empty for a new run."""
         self._pace = pace
+        self.times = times or Times()
         self.health = Health(recipe, progress, checkpoints, saved, start)
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
@@ -62,6 +65,8 @@ class Meter(AbstractContextManager["Meter"]):
                 MetricsFile(run_dir / "metrics.jsonl", at, progress),
                 TensorBoard(run_dir / "tensorboard", at, progress),
             )
+        lost = self._files[0].dropped_seconds if self._files else 0.0
+        self.times.go_on(saved.get("seconds", {}), lost)
         self._restart()
 
     def __exit__(self, *error: object) -> None:
@@ -73,6 +78,8 @@ class Meter(AbstractContextManager["Meter"]):
 
         Raises: TrainError when `health` gives the run up.
         """
+        if warning := self.times.step(sums):
+            self.progress.warn(f"step {step}: {warning}")
         previous, self._pending = self._pending, (step, sums)
         if previous is not None:
             self._read(*previous)
@@ -157,6 +164,7 @@ class Meter(AbstractContextManager["Meter"]):
             "seconds_per_step": round(seconds, 6),
             "tokens_per_second": round(self._latest["num_targets"] / max(seconds, 1e-9), 1),
             "seconds_left": round((self.recipe.train.steps - step) * seconds, 1),
+            **self.times.summary(),
         }
 
     def _write(self, values: Mapping[str, Any]) -> None:

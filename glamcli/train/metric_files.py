@@ -53,6 +53,8 @@ class MetricsFile(_Output):
         self._file: io.FileIO | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_LINES)
         """the newest lines of the file."""
+        self.dropped_seconds = 0.0
+        """what the steps of the dropped lines took."""
         with self._tolerating():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -92,7 +94,7 @@ class MetricsFile(_Output):
     def _keep_up_to(self, step: int) -> None:
         """Drops lines of later steps and the remains of a torn line. Where other lines between are
         damaged, the file as it was stays beside the one without them."""
-        num_wrong, later, end = 0, 0, 0
+        num_wrong, later, end, timed = 0, 0, 0, step
         with self._path.open("rb") as file:
             for line, values in metric_lines(file):
                 if values is not None and values["step"] <= step:
@@ -102,6 +104,10 @@ class MetricsFile(_Output):
                     num_wrong += 1
                 else:
                     later += 1
+                    seconds = (values or {}).get("seconds_per_step")
+                    if values is not None and isinstance(seconds, float):
+                        self.dropped_seconds += seconds * (values["step"] - timed)
+                        timed = values["step"]
         if num_wrong:
             self._set_aside(step, num_wrong)
         elif later:

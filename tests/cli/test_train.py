@@ -27,7 +27,7 @@ def trained(monkeypatch) -> list[Any]:
     """Replaces training by an outcome; the calls it got."""
     calls: list[Any] = []
 
-    def train(recipe, folder, progress, host, score):
+    def train(recipe, folder, progress, host, score, *options):
         calls.append((recipe, folder))
         folder.mkdir(parents=True, exist_ok=True)
         nothing: Any = None
@@ -49,7 +49,7 @@ OFF = ("--set", "runtime.compile_cache=false")
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_nothing_is_said_of_held_out_text_that_there_is_not(elsewhere, capsys, monkeypatch, form):
-    def train(recipe, folder, progress, host, score):
+    def train(recipe, folder, progress, host, score, *options):
         nothing: Any = None
         return loop.Outcome(recipe.train.steps, Trained(recipe, nothing, {}, nothing))
 

@@ -13,6 +13,7 @@ from glamcli.hosts.join import ALONE, Host
 from glamcli.progress import Silent
 from glamcli.train.events import Save
 from glamcli.train.retry import Clock
+from glamcli.train.times import Times
 from unit.full_disk import save_without_room
 
 STATE = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.float32)}}
@@ -45,6 +46,7 @@ def run(tmp_path):
     """The event that saves, its checkpoints, what was heard of both, and its clock."""
     heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
+    aside.times = Times()
     aside.health = SimpleNamespace(is_good=True)
     aside.health.saved = lambda step: {"good": aside.health.is_good}
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)

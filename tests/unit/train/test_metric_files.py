@@ -192,3 +192,13 @@ def test_tensorboard_on_a_full_disk_ends_with_one_warning(tmp_path):
             board.flush()
     board.close()
     assert len(progress.texts) == 1
+
+
+def test_the_seconds_of_dropped_lines_are_known(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "seconds_per_step": 0.5} for step in (3, 6, 9, 12)]
+    lines.insert(2, {"step": 8, "heldout/web": 1.0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = MetricsFile(path, 7, Silent())
+    file.close()
+    assert (steps_in(path), file.dropped_seconds) == ([3, 6], 2.5)  # steps 8 to 12
