@@ -266,9 +266,10 @@ def read_array(folder: Path, name: str) -> jax.Array:
     Raises: DamagedCheckpoint when it cannot be read, or is not as it was saved.
     """
     meta = _described(folder)
-    dtype, shape = meta["tree"][name]
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
+    with step_folders.describing(folder):
+        dtype, shape = meta["tree"][name]
+        wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
     return read_arrays(folder, {name: wanted}, meta)[name]
 
 

@@ -30,10 +30,12 @@ def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(min(status.st_size, max_bytes) + 1)  # memory for so much is taken at once
-        if status.st_size < len(data) <= max_bytes:  # it has grown
+        data = b""
+        if status.st_size <= max_bytes:
+            data = file.read(status.st_size + 1)  # memory for so much is taken at once
+        if len(data) > status.st_size:  # it has grown
             data += file.read(max_bytes + 1 - len(data))
-    if len(data) > max_bytes:
+    if max(status.st_size, len(data)) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
     return data
 

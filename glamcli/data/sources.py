@@ -14,7 +14,7 @@ there, as array_record has.
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from glamcli.config.nearest import did_you_mean
 from glamcli.data.embedded import embedded_documents, embedded_files
 from glamcli.data.examples import stored_example, stored_examples
 from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
-from glamcli.data.unpack import CUT_HINT, lines, packing
+from glamcli.data.unpack import CUT_HINT, MAX_DOCUMENT_BYTES, lines, packing, too_long
 from glamcli.errors import DataError
 from glamcli.untrusted import parse_json
 
@@ -140,14 +140,25 @@ def _read_text(source: Source, name: str, reading: Reading) -> Iterator[str]:
     for file in files(source, name):
         lines = _lines(file, reading)
         if source.separator == "file":
-            yield _text(b"".join(lines), reading)
+            yield _text(_joined(lines, file), reading)
         elif source.separator == "line":
             for line in lines:
                 yield _text(line.rstrip(b"\r\n"), reading)
         else:
             for is_blank, group in itertools.groupby(lines, lambda line: not line.strip()):
                 if not is_blank:
-                    yield _text(b"".join(group).rstrip(b"\r\n"), reading)
+                    yield _text(_joined(group, file).rstrip(b"\r\n"), reading)
+
+
+def _joined(lines: Iterable[bytes], file: File) -> bytes:
+    """The lines as one document. Raises: DataError when it is too long."""
+    kept, num_bytes = [], 0
+    for line in lines:
+        kept.append(line)
+        num_bytes += len(line)
+        if num_bytes > MAX_DOCUMENT_BYTES:
+            raise too_long(f"{file.url}: a document")
+    return b"".join(kept)
 
 
 def _read_jsonl(source: Source, name: str, reading: Reading) -> Iterator[str | None]:

@@ -23,6 +23,8 @@ _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PACKED |= {bytes([0x50 + i]) + b"\x2a\x4d\x18": "zstd" for i in range(16)}
 # Windows up to those of `zstd --long=31`; memory is taken for the window that a file has.
 _MAX_WINDOW_BYTES = 1 << 31
+# A line, or a document of several: a small packed file may hold zeros without end.
+MAX_DOCUMENT_BYTES = 1 << 29
 # Zstandard unpacks at most 128 KiB from 4 bytes: so much is read at once that this stays small.
 _ZSTD_READ_BYTES = 1 << 12
 
@@ -81,7 +83,8 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
     """Lines with their ends; `at` is called with the bytes of the file used so far.
 
-    Raises: DataError when the file cannot be read or unpacked to its end, or is not text.
+    Raises: DataError when the file cannot be read or unpacked to its end, is not text, or has a
+        line that is too long.
     """
     try:
         with file.open() as raw:
@@ -90,7 +93,10 @@ def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
                 unpacked = gzip.GzipFile(fileobj=stream) if how == "gzip" else _Zstandard(stream)
                 content = io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 16)
                 packing(file, content.peek(HEAD_BYTES)[:HEAD_BYTES], packed=False)
-            for number, line in enumerate(content):
+            longest = MAX_DOCUMENT_BYTES
+            for number, line in enumerate(iter(lambda: content.readline(longest + 1), b"")):
+                if len(line) > longest:
+                    raise too_long(f"{file.url}:{number + 1}: the line")
                 at(raw.tell())
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
@@ -98,6 +104,14 @@ def lines(file: File, at: Callable[[int], None]) -> Iterator[bytes]:
         hint = CUT_HINT if is_readable else None
         raise DataError(f"{file.url}: cannot be read to its end: {error}", hint) from error
     at(file.num_bytes)
+
+
+def too_long(what: str) -> DataError:
+    """The error of a line or document that no document is as long as."""
+    return DataError(
+        f"{what} has more than {MAX_DOCUMENT_BYTES:,} bytes",
+        hint="a document has to fit into memory: cut it, or set `separator`",
+    )
 
 
 class _Zstandard(io.RawIOBase):

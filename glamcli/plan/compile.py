@@ -7,6 +7,7 @@ ones. A program too large for them is refused by the compiler, with its bytes.
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from glamcli.parallel.mesh import make_mesh
 from glamcli.plan import topology
 from glamcli.plan.topology import Target
 from glamcli.train import programs
+from glamcli.untrusted import MAX_FILE_BYTES, parse_json, read_file
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -160,7 +162,8 @@ def _cache_file(
 def _read_cached(path: Path) -> dict[str, Any] | None:
     """What `_write_cached` wrote; None where there is nothing or the file is damaged."""
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):
-        return json.loads(gzip.decompress(path.read_bytes()))
+        packed = gzip.GzipFile(fileobj=io.BytesIO(read_file(path)))
+        return parse_json(packed.read(MAX_FILE_BYTES))
     return None
 
 

@@ -12,6 +12,7 @@ from faults.hostile_inputs import SPECIAL, as_json, changed, check, damaged, rem
 from glamcli.evals.results.scores import Average, Measured, Reported, Results, Score, Subset
 from glamcli.evals.results.store import keep_results
 from glamcli.progress import Silent
+from glamcli.step_folders import checksum
 from unit.evals.tasks.test_convert import FILES as ORIGINALS
 from unit.evals.tasks.test_convert import write
 
@@ -40,12 +41,32 @@ def hostile(path, rng):
     return f"{path.name}: {text[:1500]}"
 
 
+def rows_signed_again(path):
+    """Gives the description of prepared rows the checksum of what it now says."""
+    content = json.loads(path.read_text())["content"]
+    text = json.dumps(content, indent=1, sort_keys=True)
+    signed = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    path.write_text(json.dumps(signed))
+
+
+def step_signed_again(path):
+    """Gives the description of a step the checksum of what it now says."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "checksum": checksum(content)}))
+
+
+SIGNED = {"rows.json": rows_signed_again, "metadata": step_signed_again}
+
+
 def tried(glam, folder, rng, number, *commands):
     """Makes one file below a folder hostile, runs the commands, and undoes it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     path = rng.choice(files)
     good = path.read_bytes()
     what = hostile(path, rng)
+    if path.name in SIGNED and rng.random() < 0.7:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            SIGNED[path.name](path)
     for command in commands:
         check(glam, command, (number, what))
     remove(path)
@@ -99,14 +120,6 @@ def test_kept_results(glam, tmp_path, seed):
         tried(glam, tmp_path / "first", rng, number, *commands)
 
 
-def signed_again(path):
-    """Gives the description of prepared rows the checksum of what it now says."""
-    content = json.loads(path.read_text())["content"]
-    text = json.dumps(content, indent=1, sort_keys=True)
-    signed = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    path.write_text(json.dumps(signed))
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_prepared_rows_and_other_files_of_the_cache(glam, tmp_path, seed, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -127,13 +140,6 @@ def test_prepared_rows_and_other_files_of_the_cache(glam, tmp_path, seed, monkey
     shutil.copytree("cache", "good")
     rng = random.Random(seed)
     for number in range(3 * TRIES if seed else 2 * FEW_TRIES):
-        files = sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-        path = rng.choice([each for each in files if each.suffix != ".lock"])
-        what = hostile(path, rng)
-        if path.name == "rows.json" and rng.random() < 0.5:
-            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-                signed_again(path)
-        for command in commands:
-            check(glam, command, (number, what))
+        tried(glam, tmp_path / "cache", rng, number, *commands)
         shutil.rmtree("cache")
         shutil.copytree("good", "cache")
