@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from glamcli import step_folders
+from glamcli import faults, step_folders
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
@@ -126,7 +126,7 @@ class Checkpoints:
             full["checksum"] = step_folders.checksum(full)
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(nested(named)),
-                meta=ocp.args.JsonSave(full),
+                meta=ocp.args.JsonSave(faults.in_save(step, full)),
             )
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
@@ -168,6 +168,7 @@ class Checkpoints:
             if fault is not None:
                 raise SaveFailed(f"saving step {step} failed: {fault}")
             self._retire()
+            faults.saved(self.folder / str(step), step)
         return step
 
     def close(self) -> None:

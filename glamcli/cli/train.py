@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glamcli import hugepages
+from glamcli import faults, hugepages
 from glamcli.cli import render
 from glamcli.cli.main import STARTED
 from glamcli.cli.options import (
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 )
 @click.option("--fresh", is_flag=True, help="Start over; an earlier run in the folder is renamed.")
 @strict_option
+@click.option(
+    "--allow-faults",
+    is_flag=True,
+    help=f"Rehearsal: let {faults.VARIABLE}=kind@step break the run (docs/reliability.md).",
+)
 @hosts_options
 @json_option
 def command(
@@ -51,6 +56,7 @@ def command(
     run_dir: Path | None,
     fresh: bool,
     strict: bool,
+    allow_faults: bool,
     address: Address,
     as_json: bool,
 ) -> int:
@@ -62,6 +68,8 @@ def command(
     section, on a suite of tasks. On several hosts, start the same command on each of them.
     """
     loaded = load_recipe(recipe, sets)
+    breaking = os.environ.get(faults.VARIABLE, "")
+    requested = faults.requested(breaking, allow_faults)
     # XLA's own warnings are for those who work on it; set to 0 from outside, they are shown.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     hugepages.apply(loaded.recipe.runtime.huge_pages == "auto")
@@ -70,10 +78,15 @@ def command(
     with one_of_several(address, folder, loaded.recipe.runtime, as_json) as (host, progress):
         from glamcli.evals.scheduled import score_during
         from glamcli.train.folder import set_aside
+        from glamcli.train.identity import refuse_differences
         from glamcli.train.loop import train
         from glamcli.trained import keep_compiled_programs
 
         keep_compiled_programs(loaded.recipe)
+        refuse_differences(host, {faults.VARIABLE: breaking})
+        faults.arm(requested, host.index)
+        if requested and host.is_first:
+            progress.warn(f"{faults.VARIABLE}={breaking}: this run is broken on purpose")
         if fresh and host.is_first and (aside := set_aside(folder)) is not None:
             progress.say(f"the earlier run is now {aside}")
         with loaded.placing():

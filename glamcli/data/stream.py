@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from glamcli import faults
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import TOKEN_FIELDS, Row, Rows
 from glamcli.errors import DataError, GlamError
@@ -69,7 +70,8 @@ class BatchReader(Sequence[HostBatch]):
         source_B = np.concatenate([block.source for block in blocks])
         sources = source_B.tolist()
         at_rows = [row for block in blocks for row in block.row.tolist()]
-        read = [self._read(source, row) for source, row in zip(sources, at_rows, strict=True)]
+        step = self.start_step + index + 1
+        read = [self._read(step, *where) for where in zip(sources, at_rows, strict=True)]
         batch: HostBatch = {
             name: np.stack([row[name] for row in read]).astype(np.int32, copy=False)
             for name in TOKEN_FIELDS
@@ -87,10 +89,11 @@ class BatchReader(Sequence[HostBatch]):
         batch["source"] = source_B
         return batch
 
-    def _read(self, source: int, row: int) -> Mapping[str, np.ndarray]:
+    def _read(self, step: int, source: int, row: int) -> Mapping[str, np.ndarray]:
         name = self.schedule.names[source]
         began = time.monotonic()
         try:
+            faults.read_row(step)
             return self.rows[name][row]
         except GlamError as error:
             raise DataError(f"row {row} of source `{name}`: {error.what}", error.hint) from error

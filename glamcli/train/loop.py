@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from glamcli import faults
 from glamcli.checkpoint import Checkpoints
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
@@ -105,8 +106,7 @@ def train(
         start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start, times))
         stack.enter_context(_closing(checkpoints))
-        pace, pulse = Pace(host.name), Pulse()
-        folder = run_dir if host.is_first else None
+        folder, pace, pulse = run_dir if host.is_first else None, Pace(host.name), Pulse()
         about = (recipe, dataset.source_names, folder, start, progress, pace)
         meter = stack.enter_context(Meter(*about, checkpoints, saved, times))
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
@@ -125,6 +125,7 @@ def train(
             meter.restart_clock()
             for step in range(start + 1, last + 1):
                 watchdog.beat(f"in step {step}")
+                faults.start_step(step)
                 with pace.waiting(), jax.transfer_guard("disallow"):
                     state, sums = train_step(step, state, batch)  # dispatched, not awaited
                 if step < last:
@@ -159,10 +160,13 @@ def _device_batches(
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
     """Training batches after step `start`: this process's rows of each, as part of one array over
     all devices. Reading ahead starts at once and overlaps with compilation."""
-    layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
+    layout = programs.training_batch(recipe, mesh)
     rows = local_rows(layout["source"].sharding, recipe.batch.rows)
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
-        placed = (global_batch(batch, rows, layout) for batch in stream)
+        placed = (
+            global_batch(batch | faults.loss_factors(step, len(batch["source"])), rows, layout)
+            for step, batch in enumerate(stream, start + 1)
+        )
         yield times.batches(placed, dataset.read_seconds)
 
 

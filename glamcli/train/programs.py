@@ -14,6 +14,7 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered, Traced
 
+from glamcli import faults
 from glamcli.config.schema import Recipe
 from glamcli.config.sharding import check_divides, indivisible
 from glamcli.data.rows import TOKEN_FIELDS
@@ -49,7 +50,7 @@ def trace_train_step(
         out_shardings=(state_shardings(decoder, recipe.optimizer, mesh), _everywhere(mesh)),
     )
     with jax.set_mesh(mesh):
-        return step.trace(state, abstract_batch(recipe, mesh, recipe.batch.rows))
+        return step.trace(state, training_batch(recipe, mesh))
 
 
 def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
@@ -70,6 +71,15 @@ def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh:
 def heldout_rows(recipe: Recipe) -> int:
     """Rows of a held-out batch: as many as training puts through the model at once."""
     return recipe.batch.rows // recipe.batch.accumulate
+
+
+def training_batch(recipe: Recipe, mesh: Mesh) -> dict[str, ShapeDtypeStruct]:
+    """Shapes and layout of a batch that is trained on."""
+    batch = abstract_batch(recipe, mesh, recipe.batch.rows)
+    if faults.scales_loss():
+        source = batch["source"]
+        batch[faults.LOSS_FACTOR] = source.update(dtype=jnp.float32)
+    return batch
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh, num_rows: int) -> dict[str, ShapeDtypeStruct]:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from glamcli import faults
 from glamcli.config.schema import Loss, Moe, Recipe
 from glamcli.config.stages import schedule
 from glamcli.model.decoder import Decoder
@@ -146,6 +147,8 @@ def gradient(
                 params, part["tokens"], part["segments"], key=part_key, schedule=schedule(recipe)
             )
             nats_BS, logz_BS = decoder.losses(params, x_BSM, part["targets"])
+            if faults.LOSS_FACTOR in part:
+                nats_BS *= part[faults.LOSS_FACTOR][:, None]
             sums = _loss_sums(nats_BS, logz_BS, part, num_sources)
             loss = _loss(sums, stats, part, recipe.loss, recipe.moe)
             # Times the part's share, so that parts add up to means over the batch.

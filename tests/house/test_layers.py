@@ -17,6 +17,7 @@ ROWS = (
     ("glamcli.libtpu", 0),
     ("glamcli.memory", 1),
     ("glamcli.untrusted", 0),
+    ("glamcli.faults", 1),
     ("glamcli.config", 1),
     ("glamcli.hosts", 2),
     ("glamcli.parallel", 3),

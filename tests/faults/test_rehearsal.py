@@ -1,0 +1,93 @@
+"""`GLAM_FAULT` through the whole program: what each kind does, and that the run survives it."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from glamcli.checkpoint import Checkpoints
+from runs import STEPS, assert_same_run, metrics
+
+
+@pytest.fixture
+def rehearse(train, tmp_path):
+    """Runs to the end with this fault; exit code, stderr, and the texts of what it said."""
+
+    def to_the_end(fault: str, *arguments: str):
+        run = train(tmp_path / "run", "--allow-faults", *arguments, GLAM_FAULT=fault)
+        said = [str(event.get("text")) for event in run.events()]
+        return *run.finish(), said
+
+    return to_the_end
+
+
+def goes_on(train, folder: Path, uninterrupted: Path) -> list[str]:
+    """Starts the run again without faults; it ends as if nothing had happened."""
+    run = train(folder)
+    said = [str(event.get("text")) for event in run.events()]
+    code, err = run.finish()
+    assert code == 0, err
+    assert_same_run(uninterrupted, folder)
+    return said
+
+
+def test_a_fault_without_permission_is_refused_before_anything_is_made(train, tmp_path):
+    code, err = train(tmp_path / "run", GLAM_FAULT="kill@3").finish()
+    assert code == 2
+    assert "error: GLAM_FAULT is set" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "code", "newest"),
+    [
+        ("kill@20", -signal.SIGKILL, (None, 7, 14)),  # what was begun need not be complete
+        ("kill_save@14", -signal.SIGKILL, (7,)),
+        ("term@10", 75, range(10, 14)),
+        ("bad_record@12", 3, (7,)),
+    ],
+)
+def test_a_run_that_ends_at_a_fault_goes_on_as_if_nothing_had_happened(
+    rehearse, train, uninterrupted, tmp_path, fault, code, newest
+):
+    found, err, said = rehearse(fault)
+    assert found == code, err
+    assert "Traceback" not in err
+    assert any(f"GLAM_FAULT={fault}" in text for text in said)
+    latest = Checkpoints(tmp_path / "run/checkpoints").latest()
+    assert latest in newest
+    said = goes_on(train, tmp_path / "run", uninterrupted)
+    assert latest is None or f"continuing from step {latest}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["enospc@14", "eio@7,eio@28"])
+def test_a_save_that_fails_costs_nothing_but_that_save(rehearse, uninterrupted, tmp_path, fault):
+    code, err, said = rehearse(fault)
+    assert code == 0, err
+    assert any("saving step" in text and "failed" in text for text in said)
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_step_whose_gradient_is_no_number_is_skipped_and_counted(rehearse, tmp_path):
+    code, err, _ = rehearse("nan_grad@12")
+    assert code == 0, err
+    lines = {line["step"]: line for line in metrics(tmp_path / "run") if "total_loss" in line}
+    assert lines[12]["total_loss"] is None
+    assert lines[STEPS]["bad_steps_total"] == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_process_goes_on_when_it_is_let(train, uninterrupted, tmp_path):
+    run = train(tmp_path / "run", "--allow-faults", GLAM_FAULT="stop@10")
+    run.until_step(6)
+    status = Path(f"/proc/{run.process.pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGCONT)
+    code, err = run.finish()
+    assert code == 0, err
+    assert_same_run(uninterrupted, tmp_path / "run")
