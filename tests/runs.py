@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,11 @@ loop.global_batch = hang
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe of forty small steps with its mixture and documents."""
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "mixture.yaml").write_text(MIXTURE)
     numbers = "\n".join(f"{i} and {i + 1} make {2 * i + 1}" for i in range(400))
@@ -124,6 +130,19 @@ class Run:
         """Exit code and everything on stderr; what was left of stdout is in `rest`."""
         self.rest, err = self.process.communicate(timeout=300)
         return self.process.returncode, err
+
+
+def kill_at_a_random_moment(run: Run, rng: random.Random, num_lines: int = 12) -> None:
+    """While it imports, restores or compiles, or after fewer than `num_lines` lines of output."""
+    if rng.random() < 0.3:
+        time.sleep(rng.uniform(0, 8))
+    else:
+        lines = rng.randrange(1, num_lines)
+        for _, _ in zip(range(lines), run.events(), strict=False):
+            pass
+        time.sleep(rng.uniform(0, 0.05))
+    run.process.kill()
+    run.finish()
 
 
 @pytest.fixture

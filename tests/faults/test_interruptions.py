@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import STEPS, assert_same_run, metrics, weights
+from runs import STEPS, assert_same_run, kill_at_a_random_moment, metrics, weights
 
 
 @pytest.mark.slow
@@ -133,16 +132,7 @@ def test_a_signal_before_the_first_step_ends_cleanly(train, recipe, tmp_path, ph
 def test_killed_at_twenty_random_moments_equals_uninterrupted(train, uninterrupted, tmp_path):
     rng = random.Random(20)
     for _ in range(20):
-        run = train(tmp_path / "run")
-        if rng.random() < 0.3:
-            time.sleep(rng.uniform(0, 8))  # imports, restoring, compiling
-        else:
-            lines = rng.randrange(1, 12)  # and then some time inside a step or a save
-            for _, _ in zip(range(lines), run.events(), strict=False):
-                pass
-            time.sleep(rng.uniform(0, 0.05))
-        run.process.kill()
-        run.finish()
+        kill_at_a_random_moment(train(tmp_path / "run"), rng)
     code, err = train(tmp_path / "run").finish()
     assert code == 0, err
     assert_same_run(uninterrupted, tmp_path / "run")

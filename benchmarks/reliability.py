@@ -1,0 +1,247 @@
+"""The figures of docs/reliability.md: what is lost when a run, its disk or its hosts fail.
+
+    python benchmarks/reliability.py kills --trials 100
+    python benchmarks/reliability.py crash-points
+    python benchmarks/reliability.py io-errors
+    python benchmarks/reliability.py flips --trials 200
+    python benchmarks/reliability.py clean --trials 100
+    python benchmarks/reliability.py hosts
+    python benchmarks/reliability.py port
+    python benchmarks/reliability.py inputs
+
+Every trial is appended to `--results` as a line of JSON when it ends. Started again, a command goes
+on with the trials that are missing for this very code; the last line it prints is the figure.
+Nothing but a checkout with its development tools is needed; `crash-points` and `io-errors` need a C
+compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import shim  # noqa: E402
+from runs import Run, assert_same_run, kill_at_a_random_moment, write_recipe  # noqa: E402
+
+Outcome = dict[str, Any]
+# Settings of runs of two processes: what takes long by default is short here.
+HOSTS = ("runtime.heartbeat_seconds=10", "runtime.step_timeout_seconds=12", "train.steps=21")
+# Commands whose figure is that of tests.
+TESTS = {
+    "port": ("tests/unit/hosts", "-k", "greeting or wire or join"),
+    "inputs": ("tests/faults/test_hostile.py", "tests/faults/test_hostile_names.py"),
+}
+
+
+class Trials:
+    """The trials of one command on the code as it is now, kept in a file of JSON lines."""
+
+    def __init__(self, path: Path, command: str):
+        self.path, self.command = path, command
+        git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD:glamcli"]
+        self.code = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [json.loads(line) for line in lines]
+        mine = [x for x in kept if (x["command"], x["code"]) == (command, self.code)]
+        self.done: dict[str, Outcome] = {x["trial"]: x for x in mine}
+
+    def run(self, names: Iterable[object], trial: Callable[[str], Outcome]) -> list[Outcome]:
+        """The outcome of every trial, of those that were missing by running them."""
+        wanted = [str(name) for name in names]
+        for name in wanted:
+            if name not in self.done:
+                began = time.monotonic()
+                outcome = trial(name)
+                seconds = round(time.monotonic() - began, 1)
+                about = {"command": self.command, "trial": name, "code": self.code}
+                line = {**about, "date": str(date.today()), "seconds": seconds, **outcome}
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                self.done[name] = line
+                print(json.dumps(line), flush=True)
+        return [self.done[name] for name in wanted]
+
+
+def figure(outcomes: list[Outcome], words: str, **more: object) -> int:
+    """Prints how many trials went well; the exit code."""
+    bad = [outcome["trial"] for outcome in outcomes if not outcome["ok"]]
+    said = ", ".join(f"{name} {value}" for name, value in more.items())
+    print(f"{len(outcomes) - len(bad)} of {len(outcomes)} {words}" + (f"; {said}" if said else ""))
+    if bad:
+        print(f"not: {', '.join(bad[:20])}")
+    return bool(bad)
+
+
+def same(clean: Path, folder: Path, step: int) -> Outcome:
+    """Whether a run ended with every bit, and every line of metrics, of the clean one."""
+    try:
+        assert_same_run(clean, folder, step)
+    except AssertionError as error:
+        return {"ok": False, "reason": str(error)[:300]}
+    return {"ok": True}
+
+
+def kills(trials: Trials, work: Path, count: int) -> int:
+    """kill -9 once at a random moment of a run, which is then started again and left alone."""
+    recipe = write_recipe(work)
+    clean = Run(recipe, work / "clean")
+    num_lines = sum(1 for _ in clean.events())
+    assert clean.finish()[0] == 0
+
+    def trial(name: str) -> Outcome:
+        folder = work / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        kill_at_a_random_moment(Run(recipe, folder), random.Random(f"kill {name}"), num_lines)
+        again = Run(recipe, folder)
+        said = [event.get("text", "") for event in again.events()]
+        code, err = again.finish()
+        if code:
+            return {"ok": False, "reason": err[:300]}
+        return {**same(clean.folder, folder, 40), "from": [x for x in said if "continuing" in x]}
+
+    return figure(trials.run(range(count), trial), "ended bit-identical to the clean run")
+
+
+def struck(trials: Trials, work: Path, modes: list[tuple[str, str]], stride: int) -> int:
+    """A save that is killed, or fails, at every call that changes files."""
+    built = shim.compiled(work)
+    if built is None:
+        print("no C compiler here")
+        return 1
+    base = work / "base"
+    shim.first_steps(base)
+    num_calls = len(shim.save(built, shutil.copytree(base, work / "log")).calls)
+
+    def trial(name: str) -> Outcome:
+        mode, error, at = name.split(" ")
+        folder = work / "checkpoints"
+        shutil.rmtree(folder, ignore_errors=True)
+        result = shim.save(built, shutil.copytree(base, folder), int(at), mode, error)
+        found = shim.problems(folder, result, int(at))
+        return {"ok": not found, "at": result.at(int(at)), "failures": result.failures} | (
+            {"reason": found} if found else {}
+        )
+
+    names = [f"{mode} {error} {at}" for mode, error in modes for at in range(1, num_calls, stride)]
+    outcomes = trials.run(names, trial)
+    completed = sum(not any(o["failures"]) and o["failures"] != [] for o in outcomes)
+    words = "left the newest complete step exact, and the next start saved"
+    slowest = max(outcome["seconds"] for outcome in outcomes)
+    return figure(outcomes, words, calls=num_calls, completed=completed, slowest=f"{slowest} s")
+
+
+def hosts(trials: Trials, work: Path) -> int:
+    """One of two processes is killed, stopped, stalled or asked to stop; both are started again."""
+    recipe = write_recipe(work)
+
+    def start(folder: Path, fault: str = "") -> list[Run]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+        sets = [part for each in HOSTS for part in ("--set", each)]
+        sets += ["--allow-faults"] if fault else []
+        place = ("--coordinator", address, "--num-processes", "2", "--process-id")
+        both = [
+            Run(recipe, folder, *place, str(k), *sets, num_devices=4, GLAM_FAULT=fault)
+            for k in (1, 0)
+        ]
+        return both[::-1]
+
+    clean = start(work / "clean")
+    assert [run.finish()[0] for run in clean] == [0, 0]
+
+    def trial(name: str) -> Outcome:
+        kind, victim = name.split(" of ")
+        folder = work / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        runs = start(folder, f"{kind}@11:{victim}")
+        runs[0].until_step(9)
+        began = time.monotonic()
+        survivor = runs[1 - int(victim)]
+        codes: list[int | None] = [None, None]
+        codes[1 - int(victim)] = survivor.finish()[0]
+        waited = round(time.monotonic() - began, 1)
+        if kind == "stop":  # nothing but a kill ends it, as its supervisor would
+            runs[int(victim)].process.send_signal(signal.SIGKILL)
+        codes[int(victim)] = runs[int(victim)].finish()[0]
+        again = [run.finish() for run in start(folder)]
+        if any(code for code, _ in again):
+            return {"ok": False, "codes": codes, "reason": str(again)[:300]}
+        return {**same(clean[0].folder, folder, 21), "codes": codes, "other_ended_after_s": waited}
+
+    kinds = ("kill", "stop", "stall", "term", "hup")
+    outcomes = trials.run([f"{kind} of {k}" for kind in kinds for k in (0, 1)], trial)
+    slowest = max(outcome.get("other_ended_after_s", 0) for outcome in outcomes)
+    words = "ended both and went on bit-identically"
+    return figure(outcomes, words, slowest=f"{slowest} s")
+
+
+def tested(trials: Trials, command: str) -> int:
+    """The figure of tests that try many inputs: they say how many by the property `tried`."""
+
+    def trial(name: str) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder, "report.xml")
+            pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "slow or not slow")
+            ended = subprocess.run(
+                [*pytest, f"--junitxml={report}", *TESTS[command]],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            tried = [
+                int(each.split('value="')[1].split('"')[0])
+                for each in report.read_text().split("<property ")
+                if 'name="tried"' in each
+            ]
+        last = ended.stdout.strip().splitlines()[-1]
+        return {"ok": ended.returncode == 0, "tests": last, "tried": sum(tried)}
+
+    outcomes = trials.run([command], trial)
+    return figure(outcomes, f"suite passed: {outcomes[0]['tests']}", tried=outcomes[0]["tried"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = ("kills", "crash-points", "io-errors", "flips", "clean", "hosts", *TESTS)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--trials", type=int, default=30, help="of kills, flips and clean")
+    parser.add_argument("--stride", type=int, default=1, help="every so many calls of a save")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks/results/reliability.jsonl"
+    )
+    asked = parser.parse_args()
+    trials = Trials(asked.results, asked.command)
+    if asked.command in TESTS:
+        return tested(trials, asked.command)
+    with tempfile.TemporaryDirectory(prefix="glam-reliability-") as folder:
+        work = Path(folder)
+        if asked.command == "kills":
+            return kills(trials, work, asked.trials)
+        if asked.command == "crash-points":
+            return struck(trials, work, [("kill", "EIO")], asked.stride)
+        if asked.command == "io-errors":
+            modes = [("fail", "EIO"), ("fail", "EACCES"), ("failfrom", "ENOSPC")]
+            return struck(trials, work, modes, asked.stride)
+        return hosts(trials, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
