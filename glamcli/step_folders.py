@@ -82,6 +82,8 @@ def fault(folder: Path) -> str | None:
     """Why a step folder is not a complete checkpoint of the step in its name; None when it is."""
     if folder.is_symlink() or not folder.is_dir():
         return "not a folder"
+    if any((folder / item).is_symlink() for item in ("state", "meta")):
+        return "a part of it is a link to elsewhere"
     if not (folder / "state" / "_METADATA").is_file():
         return "the state is missing or half written"
     try:

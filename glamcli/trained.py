@@ -111,7 +111,7 @@ def open_trained(
 
     def read(folder: Path) -> tuple[Path, dict[str, Any], Meta]:
         with progress.phase("restoring"):
-            return folder, *restore_params(folder, target, host)
+            return folder, *restore_params(folder, lambda meta: target(meta, folder), host)
 
     # A training run may be saving and deleting steps right now.
     warn = (progress if host.is_first else Silent()).warn
@@ -172,7 +172,7 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(each.parent.parent for each in folder.glob("*/checkpoints/*"))
 
 
-def _model(meta: Mapping[str, Any], folder: Path = Path("checkpoint")) -> tuple[Recipe, Decoder]:
+def _model(meta: Mapping[str, Any], folder: Path) -> tuple[Recipe, Decoder]:
     try:
         recipe = Recipe.model_validate(meta["recipe"])
     except (KeyError, ValueError):  # pydantic's errors are ValueErrors
@@ -197,10 +197,10 @@ def _refuse_not_finite(folder: Path, params: Any) -> None:
 _sums = jax.jit(lambda named: {name: jnp.sum(leaf) for name, leaf in named.items()})
 
 
-def _by_size(meta: Mapping[str, Any]) -> Any:
+def _by_size(meta: Mapping[str, Any], folder: Path) -> Any:
     """Abstract parameters: on one device where they fit it, else as `mesh: auto` would have
     them, without stages."""
-    recipe, decoder = _model(meta)
+    recipe, decoder = _model(meta, folder)
     memory, num_devices = automesh.device_bytes(), jax.local_device_count()
     if num_devices == 1 or 4 * count(recipe).total <= automesh.ROOM * memory:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -219,9 +219,9 @@ def _placed(decoder: Decoder, shardings: Any) -> Any:
     )
 
 
-def _as_trained(meta: Mapping[str, Any]) -> Any:
+def _as_trained(meta: Mapping[str, Any], folder: Path) -> Any:
     """Abstract parameters as in training, with as many data shards as there are devices."""
-    recipe, decoder = _model(meta)
+    recipe, decoder = _model(meta, folder)
     mesh = make_mesh(recipe.mesh.model_copy(update={"data": "auto"}))
     check_divides(indivisible_widths(recipe, dict(mesh.shape)))
     return _placed(decoder, decoder.layout.shardings(mesh, decoder.axes))

@@ -18,7 +18,7 @@ from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.named_leaves import SHOWN_DIFFERENCES
 from glamcli.progress import Progress
-from glamcli.step_folders import damaged_steps
+from glamcli.step_folders import damaged_steps, describing
 from glamcli.train import identity
 from glamcli.train.rewind import skipped_at
 
@@ -78,8 +78,9 @@ def after_rewinds(
 def refuse_other_recipe(run_dir: Path, step: int, saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises: CheckpointError when what is `saved` at `step` was trained with another recipe."""
     if saved:
-        now = recipe.model_dump(mode="json")
-        _refuse_differences(run_dir, step, identity.recipe_differences(saved, now))
+        with describing(run_dir / "checkpoints" / str(step)):
+            found = identity.recipe_differences(saved, recipe.model_dump(mode="json"))
+        _refuse_differences(run_dir, step, found)
 
 
 def check_resumption(

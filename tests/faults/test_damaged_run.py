@@ -19,6 +19,7 @@ from glamcli.progress import Silent
 from glamcli.train import loop
 from glamcli.train.loop import train
 from runs import assert_same_run, weights
+from unit.test_checkpoint import rewrite_meta
 from unit.train import test_loop
 from unit.train.test_loop import Warned, recipe
 
@@ -84,6 +85,30 @@ def test_strict_training_stops_at_a_damaged_step_and_changes_nothing(texts, run)
     with pytest.raises(DamagedCheckpoint, match="checkpoints/6 cannot be used"):
         train(recipe(texts, *EVERY_2, "train.steps=8"), run, Silent(), strict=True)
     assert contents(run / "checkpoints") == before
+
+
+@pytest.mark.parametrize("key", ["recipe", "data", "versions", "topology", "step", "tree"])
+@pytest.mark.parametrize("value", [None, [], "text"])
+def test_an_edited_description_without_a_checksum_is_no_bug(
+    texts, run, model, tmp_path, key, value
+):
+    """Of a version before format 4: what is missing is refused, or is not needed."""
+    edited = shutil.copytree(model, tmp_path / "model")
+    for step in (*(run / "checkpoints").iterdir(), *(edited / "checkpoints").iterdir()):
+        rewrite_meta(step, format=3, **{key: value})
+    for folder, use in (
+        (run, lambda: train(recipe(texts, *EVERY_2, "train.steps=8"), run, Silent())),
+        (edited, lambda: glamcli.open(edited)),
+    ):
+        assert str(folder) in refusal(use, str(folder))
+
+
+def refusal(use, otherwise: str) -> str:
+    try:
+        use()
+    except CheckpointError as error:
+        return error.what
+    return otherwise
 
 
 def test_a_run_never_starts_anew_over_damaged_checkpoints(texts, run):

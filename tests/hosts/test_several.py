@@ -240,10 +240,10 @@ def test_folders_that_are_no_checkpoints_are_passed_over_by_all(several, train, 
     runs = several(tmp_path / "run", *SMALL, "--set", "train.steps=20")
     other = finished(runs)[1]
     said = runs[0].rest
-    assert "checkpoints/16 is not used: the state is missing or half written" in said
-    assert "checkpoints/999 is not used: it holds step 14" in said
+    assert "checkpoints/16 cannot be used: the state is missing or half written" in said
+    assert "checkpoints/999 cannot be used: it holds step 14" in said
     assert "continuing from step 7" in said
-    assert "not used" not in other
+    assert "cannot be used" not in other
     assert sorted(Checkpoints(folder).steps()) == [7, 14, 20]
     assert sorted(path.name for path in (folder / "set-aside").iterdir()) == ["16", "999"]
 

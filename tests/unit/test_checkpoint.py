@@ -135,6 +135,13 @@ def linked(folder: Path) -> None:
     (folder / "9").symlink_to(folder / "3")
 
 
+def linked_inside(folder: Path) -> None:
+    shutil.copytree(folder / "3", folder / "9")
+    (folder / "9" / "state").rename(folder.parent / "elsewhere")
+    (folder / "9" / "state").symlink_to(folder.parent / "elsewhere")
+    rewrite_meta(folder / "9", step=9)
+
+
 def unreadable_meta(folder: Path) -> None:
     shutil.copytree(folder / "3", folder / "9")
     (folder / "9" / "meta" / "metadata").write_text('{"step": 9')
@@ -166,6 +173,7 @@ def rewrite_meta(folder: Path, **changes) -> None:
         (half_copied, "missing or half written"),
         (renamed, "holds step 3"),
         (linked, "not a folder"),
+        (linked_inside, "a link to elsewhere"),
         (unreadable_meta, "cannot be read"),
         (of_format(99), "by a newer version"),
         (of_format(1), "by an older version"),
