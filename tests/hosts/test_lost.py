@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import AT_THE_TENTH, LONG, SMALL, finished, free_port
+from runs import AT_THE_TENTH, LONG, SMALL, finished, free_port, weights
 
 pytestmark = pytest.mark.slow
 
@@ -193,3 +193,13 @@ def test_both_go_back_to_the_same_older_step_and_say_so_once(several, train, tmp
     assert "continuing from step 2" in runs[0].rest
     assert "cannot be used" not in other
     assert Checkpoints(tmp_path / "run/checkpoints").latest() == 4
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_both(several, tmp_path):
+    every = ("--set", "every.checkpoint_steps=1", "--set", "train.steps=5", "--allow-faults")
+    finished(several(tmp_path / "run", *SMALL, *every, GLAM_FAULT="nan_grad@5:1"))
+    before, after = (weights(tmp_path / "run", step) for step in (4, 5))
+    # Every process wrote its own parts of both.
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert {"step", "bad_steps", "bad_steps_total"} <= changed
+    assert not any(name.startswith(("params", "opt_state")) for name in changed), changed
