@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -119,20 +120,28 @@ def score(
         raise RecipeError("--include-path is for the tasks of --harness")
     runtime = prepare_process(run)
     request = {"suite": harness or (chosen.name, chosen.sha256, preset), **options}
-    with one_of_several(address, run, runtime, as_json) as (host, progress):
+    with ExitStack() as stack:
+        host, progress = stack.enter_context(one_of_several(address, run, runtime, as_json))
         lm_eval = None if harness is None else _import_lm_eval()  # it may be missing
         mine = {**request, "explain": explain, "harness": harness, "fresh": fresh, "strict": strict}
         _refuse_other_options(host, mine)
         from glamcli.evals.run import evaluate, resumable
+        from glamcli.hosts.watchdog import LONG, make_watchdog
         from glamcli.trained import open_trained
 
+        watchdog = stack.enter_context(make_watchdog(runtime, host))
+        watchdog.beat("restoring", LONG)
         trained = open_trained(run, progress, host, strict=strict)
         progress = progress if host.is_first else Silent()
+        if harness is None:
+            options["between_batches"] = lambda: watchdog.beat("scoring", LONG)
+            options["between_batches"]()
         if item is not None:
             results = evaluate(trained, chosen, progress=progress, explain=item, **options)
             return report_items(results, progress, as_json)
         with resumable(trained, request, progress, fresh=fresh) as journal:
             if harness is not None and lm_eval is not None:
+                watchdog.rest()  # lm-eval does not say how far it is
                 options.pop("data_dir")
                 options |= {"tasks": harness.split(","), "include_path": include_path}
                 return lm_eval.score_tasks(trained, journal, options, progress, as_json)

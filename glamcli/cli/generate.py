@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,17 +84,23 @@ def command(
     if prompt is not None:
         prompt = _utf8(prompt, "PROMPT")
     runtime = prepare_process(run)
-    with one_of_several(address, run, runtime, as_json) as (host, progress):
+    with ExitStack() as stack:
+        host, progress = stack.enter_context(one_of_several(address, run, runtime, as_json))
         from glamcli.generate import Decoding
+        from glamcli.hosts.watchdog import LONG, make_watchdog
         from glamcli.train import identity
         from glamcli.trained import open_trained
 
         decoding = Decoding(**options)
         mine = {"PROMPT": prompt, "--json": as_json, "--strict": strict, **options}
         identity.refuse_differences(host, identity.of_command(host, mine))
+        watchdog = stack.enter_context(make_watchdog(runtime, host))
+        watchdog.beat("restoring", LONG)
         trained = open_trained(run, progress, host, strict=strict)
         progress = progress if host.is_first else Silent()
+        watchdog.rest()  # the next line may come any time
         for each in _prompts_of_all(prompt, host):
+            watchdog.beat("generating", LONG)
             length = len(trained.generator.encode(each)) + decoding.tokens
             if length > trained.window:
                 progress.warn(
@@ -101,6 +108,7 @@ def command(
                     "trained on"
                 )
             _show(trained.generator, each, decoding, as_json)
+            watchdog.rest()
 
 
 def _prompts_of_all(prompt: str | None, host: Host) -> Iterator[str]:

@@ -12,7 +12,9 @@ import threading
 import time
 from contextlib import AbstractContextManager
 
+from glamcli.config.schema import Runtime
 from glamcli.errors import EXIT_WATCHDOG
+from glamcli.hosts.join import Host
 
 EXIT_AFTER_SECONDS = 1.5
 # Process 0 last: when the coordinator is gone, jax aborts the others.
@@ -46,6 +48,12 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         self._until = (time.monotonic() + seconds, what)
         faulthandler.dump_traceback_later(seconds + self._exit_after + LOCKED_SECONDS, exit=True)
 
+    def rest(self) -> None:
+        """Stops the time until the next beat: what begins now, such as waiting for a person, may
+        take any time."""
+        self._until = (math.inf, "")
+        faulthandler.cancel_dump_traceback_later()
+
     def __exit__(self, *error: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._over.set()
@@ -59,3 +67,9 @@ class Watchdog(AbstractContextManager["Watchdog"]):
                 faulthandler.dump_traceback(2)
                 if not self._over.wait(self._exit_after) and self._until[0] == until:
                     os._exit(EXIT_WATCHDOG)
+
+
+def make_watchdog(runtime: Runtime, host: Host) -> Watchdog:
+    """What ends this process when it makes no progress; alone it never does."""
+    seconds = runtime.step_timeout_seconds if host.count > 1 else None
+    return Watchdog(seconds, host.name(host.index), is_first=host.is_first)

@@ -16,7 +16,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.hosts.join import Host
-from glamcli.hosts.watchdog import LONG, Watchdog
+from glamcli.hosts.watchdog import LONG, Watchdog, make_watchdog
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import unstack_blocks
 from glamcli.progress import Progress
@@ -61,7 +61,7 @@ class Beginning:
             newest is damaged; when the folder cannot be written.
         """
         warn_of_unscored(self.dataset, self.recipe.train.steps, self.progress)
-        with make_watchdog(self.recipe, self.host) as watchdog:
+        with make_watchdog(self.recipe.runtime, self.host) as watchdog:
             first = self._anew(watchdog) if is_new else self._continued(watchdog, strict)
         if self.host.is_first:
             write_run_files(self.run_dir, self.recipe, first.run_identity, self.dataset.tokenizer)
@@ -112,9 +112,3 @@ class Beginning:
             consumed, none = skip(state.step)
             state = state._replace(step=consumed, bad_steps=none)
         return First(start, step, saved, run_identity, state)
-
-
-def make_watchdog(recipe: Recipe, host: Host) -> Watchdog:
-    """What ends this process when it makes no progress; of a run of one process it never does."""
-    seconds = recipe.runtime.step_timeout_seconds if host.count > 1 else None
-    return Watchdog(seconds, host.name(host.index), is_first=host.is_first)

@@ -25,11 +25,11 @@ from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
 from glamcli.hosts.signals import Stop, listening
-from glamcli.hosts.watchdog import LONG
+from glamcli.hosts.watchdog import LONG, make_watchdog
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.train import automesh, identity, programs
-from glamcli.train.beginning import Beginning, make_watchdog
+from glamcli.train.beginning import Beginning
 from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
@@ -110,7 +110,7 @@ def train(
         about = (recipe, dataset.source_names, folder, start, progress, pace)
         meter = stack.enter_context(Meter(*about, checkpoints, saved, times))
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
-        watchdog = stack.enter_context(make_watchdog(recipe, host))
+        watchdog = stack.enter_context(make_watchdog(recipe.runtime, host))
         run = Running(
             recipe, run_dir, dataset, mesh, decoder, run_identity, meter, watchdog, progress, host
         )

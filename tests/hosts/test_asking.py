@@ -59,6 +59,16 @@ def suite(tmp_path_factory) -> Path:
     return folder / "both.yaml"
 
 
+HANGS = """
+import time
+from glamcli.evals.scoring.likelihoods import Likelihoods
+from glamcli.generate import Generator
+def hang(*arguments, **options):
+    time.sleep(500)
+Likelihoods.score = Generator.stream = Generator.beams = hang
+"""
+
+
 class Asking:
     """`glam` in as many processes as there are lists of words."""
 
@@ -205,3 +215,18 @@ def test_tasks_of_lm_eval_are_scored_as_by_one_process(glam, tmp_path):
     assert ends[0][1] == alone[1]
     assert "pick" in alone[1]
     assert ends[1][1] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_process_that_hangs_is_ended_with_its_stacks(glam, suite, tmp_path, command):
+    run = make_run(tmp_path, "runtime.step_timeout_seconds=2")
+    words = {
+        "eval": ["eval", run, "--suite", suite],
+        "generate": ["generate", run, "stone river", "--tokens", "5"],
+    }[command]
+    ends = glam(words, words, first=("", HANGS)).ends()
+    assert ends[1][0] == 86, ends
+    assert "got no further for 20 s, " in ends[1][2]
+    assert "in hang" in ends[1][2]
+    assert ends[0][0] in (86, 134), ends
