@@ -36,7 +36,7 @@ REQUESTS = [make_requests(Bytes(), pairs, 256) or [] for pairs in ITEMS]
 def answers(params):
     model = Likelihoods(DECODER, params, window=256, batch_tokens=2048, min_saved=0)
     found = [each for group in model.score(REQUESTS) for each in group]
-    assert any(shape.trunk for shape in model._compiled)
+    assert any(shape.trunk for shape in model._planner._compiled)
     generator = Generator(DECODER, params, Bytes())
     prompts = [generator.encode(text) for text in ("The moon", "A", "Seven rivers")]
     return found, [best[0] for best in generator.beams(prompts, width=2, tokens=4)]

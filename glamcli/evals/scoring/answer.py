@@ -12,10 +12,10 @@ from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Scored
-from glamcli.evals.scoring.batches import Shape, plan_shapes, power_within, rounded
 from glamcli.evals.scoring.choice import ItemResult
 from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.requests import make_requests
+from glamcli.evals.scoring.shapes import Shape, plan_shapes, power_within, rounded
 from glamcli.evals.scoring.text_metrics import normalized, text_metric
 from glamcli.evals.tasks.schema import Task
 from glamcli.generate import MIN_CACHE, Generator

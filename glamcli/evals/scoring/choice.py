@@ -10,9 +10,8 @@ from glamcli.data.tokenizer import Tokenizer
 from glamcli.evals.asking.prompts import Prompt
 from glamcli.evals.asking.question import Question
 from glamcli.evals.results.scores import Explanation, Scored
-from glamcli.evals.scoring.batches import Likelihood
 from glamcli.evals.scoring.likelihoods import Likelihoods
-from glamcli.evals.scoring.requests import Request, make_requests
+from glamcli.evals.scoring.requests import Likelihood, Request, make_requests
 from glamcli.evals.scoring.text_metrics import text_metric
 from glamcli.evals.tasks.schema import Task
 

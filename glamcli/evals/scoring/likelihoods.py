@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations, in batches of few shapes.
 
-What requests have in common (`requests.py`) is computed once: the beginning that items share is
+What requests have in common (`batches.py`) is computed once: the beginning that items share is
 read into one key/value cache, the context that the options of an item share behind a copy of it,
 and each option behind a copy of that.
 
@@ -8,7 +8,7 @@ Likelihoods are float32 sums of log-softmax over float32 logits. Experts never d
 the recipe asks for it (`moe.eval_dispatch`): under dropping a likelihood is not causal.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Self
 
@@ -16,19 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from glamcli.evals.results.journal import Journal, inputs_digest
-from glamcli.evals.scoring.batches import (
-    COMPILE_BATCHES,
-    MIN_ROW_TOKENS,
-    Budget,
-    Likelihood,
-    RequestBatch,
-    Shape,
-    Trunk,
-    plan_shapes,
-    power_within,
-    rounded,
-)
-from glamcli.evals.scoring.requests import Group, Request, find_trunks, group_requests
+from glamcli.evals.scoring.batches import BatchPlanner, RequestBatch, Trunk
+from glamcli.evals.scoring.requests import Likelihood, Request
 from glamcli.hosts.join import whole
 from glamcli.model.kv_cache import Cache, extended, select_rows
 from glamcli.parallel.mesh import with_mesh_of
@@ -63,12 +52,9 @@ class Likelihoods:
         model = decoder.model
         width = model.num_heads * model.head_dim
         position_bytes = 2 * model.num_layers * width * decoder.dtype.itemsize
-        self._budget = Budget(batch_tokens, self.vocab_size, position_bytes)
-        self._compile_tokens = COMPILE_BATCHES * batch_tokens
-        self._min_saved = self._compile_tokens if min_saved is None else min_saved
+        self._planner = BatchPlanner(batch_tokens, self.vocab_size, position_bytes, min_saved)
         self._journal = journal or Journal()
         self._read, self._score = _programs(decoder)
-        self._compiled: set[Shape] = set()
         self._cached: tuple[Trunk, Cache] | None = None
 
     @classmethod
@@ -96,10 +82,9 @@ class Likelihoods:
         Raises:
             CheckpointError: a likelihood is not a number.
         """
-        groups = [group for item in items for group in group_requests(item)]
         found: dict[int, list[Likelihood]] = {}
         waiting: list[tuple[RequestBatch, str, Any]] = []
-        for batch in self._batches(groups):
+        for batch in self._planner.batches(items):
             key = inputs_digest(jax.tree.leaves((batch.trunk and batch.trunk.arrays, batch.arrays)))
             answer = self._journal.known.get(key) or self._start(batch)
             waiting.append((batch, key, answer))
@@ -108,52 +93,8 @@ class Likelihoods:
         for each in waiting:
             found |= self._collect(*each, advance)
         self._cached = None
-        flat = iter(each for index in range(len(groups)) for each in found[index])
+        flat = iter(each for index in sorted(found) for each in found[index])
         return [[next(flat) for _ in item] for item in items]
-
-    def _batches(self, groups: Sequence[Group]) -> Iterator[RequestBatch]:
-        """All batches, in an order given by the groups and by what was scored before: a second run
-        makes the same ones, which is how it finds what the first one kept."""
-        clusters = self._clusters(groups)
-        shared = {index for some in clusters.values() for _, each in some for index in each}
-        yield from self._planned({i: each for i, each in enumerate(groups) if i not in shared})
-        for positions, some in sorted(clusters.items()):
-            wanted = power_within(2 * len(some) - 1)  # not below their number
-            rows = min(wanted, power_within(self._budget.positions // positions))
-            for start in range(0, len(some), rows):
-                behind = {
-                    index: groups[index].behind(length)
-                    for length, members in some[start : start + rows]
-                    for index in members
-                }
-                ids = tuple(dict.fromkeys(group.trunk for group in behind.values()))
-                yield from self._planned(behind, Trunk(ids, rows, positions))
-
-    def _clusters(self, groups: Sequence[Group]) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
-        """Groups behind a common trunk, with its length, by its positions in a cache."""
-        clusters: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for length, members in find_trunks([each.head for each in groups]):
-            clusters.setdefault(rounded(length, MIN_ROW_TOKENS), []).append((length, members))
-        known = {shape.trunk for shape in self._compiled}
-        return {
-            positions: some
-            for positions, some in clusters.items()
-            if positions in known
-            or sum(length * (len(each) - 1) for length, each in some) >= self._min_saved
-        }
-
-    def _planned(
-        self, groups: Mapping[int, Group], trunk: Trunk | None = None
-    ) -> Iterator[RequestBatch]:
-        indices = list(groups)
-        positions = trunk.positions if trunk else 0
-        shapes = [self._budget.shape(each, positions) for each in groups.values()]
-        planned = plan_shapes(shapes, self._compile_tokens, self._compiled)
-        self._compiled |= set(planned)
-        for shape, members in planned.items():
-            for start in range(0, len(members), shape.rows):
-                chosen = tuple(indices[i] for i in members[start : start + shape.rows])
-                yield RequestBatch(chosen, tuple(groups[index] for index in chosen), shape, trunk)
 
     def _start(self, batch: RequestBatch) -> tuple[jax.Array, jax.Array]:
         self.num_tokens += batch.shape.rows * batch.shape.row_tokens
@@ -166,9 +107,8 @@ class Likelihoods:
         if self._cached is None or self._cached[0] is not trunk:
             self._cached = None
             self.num_tokens += trunk.rows * trunk.positions
-            rows = min(trunk.rows, power_within(self._budget.tokens // trunk.positions))
             read = with_mesh_of(self._params, self._read)
-            self._cached = trunk, read(self._params, *trunk.arrays, rows=rows)
+            self._cached = trunk, read(self._params, *trunk.arrays, rows=trunk.rows_at_once)
         return self._cached[1]
 
     def _collect(

@@ -1,30 +1,18 @@
-"""Requests to a model (BOS, context, continuation), from texts, and what groups of them share.
+"""Requests to a model (BOS, context, continuation), from texts, and what comes of them.
 
 Trailing blanks of the context move to the continuation (they would otherwise be a token the model
 never saw before a word); context and continuation are encoded together, and the scored tokens are
 those after the encoding of the context alone. Where a piece spans the border (the context's
 encoding is not a prefix of the joint one), scoring starts at the first token in which the two
 differ, so that no character of the continuation is left unscored. BOS is always first.
-
-What requests share is computed once, on two levels: the options of an item share its context (the
-group's `prefix`); and groups share what their contexts begin with (its `trunk`): demonstrations
-that are the same for all items, or a passage that several questions are about.
 """
 
-from __future__ import annotations
-
-import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from glamcli.data.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
-
-_MIN_SHARED = 16
-"""Common tokens from which on options are read behind one cached prefix."""
-_MIN_TRUNK = 32
-"""The same for different items."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +27,20 @@ class Request:
     @property
     def num_inputs(self) -> int:
         return len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model thinks of one request."""
+
+    token_nats: tuple[float, ...]
+    """log-probability of each scored token, in nats."""
+    greedy: bool
+    """whether greedy decoding would have produced exactly these tokens."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(self.token_nats))
 
 
 def make_requests(
@@ -73,70 +75,3 @@ def _split(encoder: Tokenizer, context: str, continuation: str) -> tuple[list[in
     while split < min(len(alone), len(joint) - 1) and alone[split] == joint[split]:
         split += 1
     return joint[:split], joint[split:]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Requests computed together: the options of an item, or one request by itself."""
-
-    requests: tuple[Request, ...]
-    """without the tokens that they share."""
-    prefix: Ids = ()
-    """what the requests share among themselves only."""
-    trunk: Ids = ()
-    """what they share with other groups as well; before the prefix."""
-
-    @property
-    def head(self) -> Ids:
-        """What could be shared with other groups: everything before the first token that is scored
-        or in which the requests differ."""
-        return self.prefix or self.requests[0].ids[: -self.requests[0].num_scored - 1]
-
-    def behind(self, num: int) -> Group:
-        """The group with the first `num` tokens of its head as its trunk."""
-        trunk, rest = self.head[:num], self.head[num:]
-        if self.prefix and len(rest) >= _MIN_SHARED:
-            return replace(self, prefix=rest, trunk=trunk)
-        drop = 0 if self.prefix else num
-        kept = rest if self.prefix else ()
-        requests = tuple(replace(each, ids=kept + each.ids[drop:]) for each in self.requests)
-        return Group(requests, (), trunk)
-
-
-def group_requests(requests: Sequence[Request]) -> list[Group]:
-    """One group when the beginning of the requests is worth sharing, else one for each."""
-    if len(requests) > 1:
-        heads = [each.ids[: len(each.ids) - each.num_scored] for each in requests]
-        # The last common token is read again with every option, whose first logits it gives.
-        shared = _num_common(min(heads), max(heads)) - 1
-        if shared >= _MIN_SHARED:
-            options = tuple(replace(each, ids=each.ids[shared:]) for each in requests)
-            return [Group(options, requests[0].ids[:shared])]
-    return [Group((each,)) for each in requests]
-
-
-def find_trunks(heads: Sequence[Ids]) -> list[tuple[int, tuple[int, ...]]]:
-    """Heads that begin alike: the number of their common tokens and their indices.
-
-    In dictionary order neighbours have most in common; a head joins its neighbours when that
-    saves no less than leaving it out.
-    """
-    found = []
-    members: list[int] = []
-    length = 0
-    for index in sorted(range(len(heads)), key=lambda index: heads[index]):
-        joint = min(length, _num_common(heads[members[-1]], heads[index])) if members else 0
-        if joint < _MIN_TRUNK or len(members) * joint < (len(members) - 1) * length:
-            found.append((length, tuple(members)))
-            members, joint = [], len(heads[index])
-        members.append(index)
-        length = joint
-    found.append((length, tuple(members)))
-    return [(length, members) for length, members in found if len(members) > 1]
-
-
-def _num_common(first: Ids, second: Ids) -> int:
-    """Length of the longest common beginning."""
-    longest = min(len(first), len(second))
-    differs = lambda count: first[:count] != second[:count]  # noqa: E731
-    return bisect.bisect_left(range(1, longest + 1), True, key=differs)

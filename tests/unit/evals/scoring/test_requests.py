@@ -5,59 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glamcli.data.tokenizer import Bytes
-from glamcli.evals.scoring.requests import (
-    _MIN_TRUNK,
-    Request,
-    _num_common,
-    find_trunks,
-    group_requests,
-    make_requests,
-)
-
-ids = st.lists(st.integers(1, 2), max_size=8).map(tuple)
-LONG = tuple(range(100, 100 + _MIN_TRUNK))
-
-
-def test_common_beginnings():
-    assert _num_common((1, 2, 3), (1, 2, 4)) == 2
-    assert _num_common((1, 2), (1, 2, 4)) == 2
-    assert _num_common((), (1,)) == 0
-    assert _num_common((2,), (1,)) == 0
-
-
-@given(st.lists(ids, min_size=1, max_size=4), st.integers(0, 20), st.integers(1, 3), st.data())
-def test_a_group_holds_every_token_of_its_requests_in_order(tails, shared, num_scored, data):
-    start = (9, *range(10, 10 + shared))
-    group = [Request((*start, *tail, *[5] * num_scored), num_scored) for tail in tails]
-    for one in group_requests(group):
-        num = data.draw(st.integers(0, len(one.head)))
-        behind = one.behind(num)
-        assert len(behind.trunk) == num
-        for before, after in zip(one.requests, behind.requests, strict=True):
-            whole = one.prefix + before.ids
-            assert behind.trunk + behind.prefix + after.ids == whole
-            assert any(each.ids == whole for each in group)
-            # What is scored comes behind a token that is read with it.
-            assert after.num_scored < len(after.ids)
-
-
-@given(st.lists(ids, max_size=12))
-def test_members_of_a_trunk_begin_alike_and_belong_to_one(tails):
-    heads = [LONG + tail for tail in tails]
-    found = find_trunks(heads)
-    members = [index for _, some in found for index in some]
-    assert len(members) == len(set(members))
-    for length, some in found:
-        assert length >= _MIN_TRUNK
-        assert len({heads[index][:length] for index in some}) == 1
-    if len(heads) > 1:
-        assert found
-
-
-def test_a_trunk_is_not_shortened_for_items_that_share_little_of_it():
-    first, second = (*LONG, 1, *LONG), (*LONG, 2, *LONG)
-    heads = [(*first, 1), (*second, 1), (*first, 2), (*second, 2), (*first, 3), (3,)]
-    assert find_trunks(heads) == [(len(first), (0, 2, 4)), (len(second), (1, 3))]
+from glamcli.evals.scoring.requests import make_requests
 
 
 class Pairs:
