@@ -3,12 +3,16 @@
 Read by `glam plan`. `--chips` reads a table of the user's own instead.
 """
 
+import json
+import math
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from glamcli.errors import PlanError
+from glamcli.untrusted import parse_as, read_file
 
 WATTS_PER_CHIP = 326.0
 PUE = 1.11
@@ -64,20 +68,29 @@ class Chip:
         return self.cores if self.name_counts == "cores" else 1
 
 
+def _chip(name: str, facts: Any) -> Chip:
+    if not isinstance(facts, dict):
+        raise ValueError(f"`{name}` is not a section")
+    values: dict[str, Any] = {**facts, "also": tuple(facts.get("also", ()))}
+    chip = Chip(name=name, **values)
+    for field in ("devices", "hbm_gib", "peak", "hbm", "link", "dcn", "cores"):
+        if not 0 < getattr(chip, field) < math.inf:
+            raise ValueError(f"`{name}.{field}` is {getattr(chip, field)}")
+    return parse_as(Chip, json.dumps(asdict(chip)).encode())
+
+
 def load_chips(path: Path = CHIPS_FILE) -> dict[str, Chip]:
     """The table of chips.
 
-    Raises: PlanError when the file cannot be read, or a section lacks a field.
+    Raises: PlanError when the file cannot be read, or a field of a section is missing, unknown, of
+        another type, or a number that is not above 0 where it has to be.
     """
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: Chip(name=name, **facts | {"also": tuple(facts.get("also", ()))})
-            for name, facts in sections.items()
-        }
+        sections = tomllib.loads(read_file(path).decode())
+        return {name: _chip(name, facts) for name, facts in sections.items()}
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         what = re.sub(r"^.*__init__\(\) ", "", str(error))
         hint = f"{CHIPS_FILE} is an example"
         raise PlanError(f"{path} is not a table of chips: {what}", hint) from error

@@ -1,11 +1,14 @@
 """Files of every kind that glam reads, made hostile: success, or one clear error."""
 
+import gzip
 import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+import zstandard
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from faults.hostile_inputs import (
     SPECIAL,
@@ -17,6 +20,7 @@ from faults.hostile_inputs import (
     remove,
     replace,
 )
+from glamcli.config.chips import CHIPS_FILE
 from glamcli.data.tokenizer import train_sentencepiece
 
 RECIPE = {
@@ -95,6 +99,18 @@ SUITE = {
 }
 
 
+PACKED = {
+    "sources": {
+        "gzip": {"kind": "jsonl", "path": "words.jsonl.gz", "weight": 1},
+        "zstd": {"kind": "text", "path": "lines.txt.zst", "weight": 1, "separator": "line"},
+        "records": {"kind": "array_record", "path": "words.array_record", "weight": 1},
+    }
+}
+PROMPT = {"prompt": {"text": "a prompt", "toxicity": 0.5}}
+CLASSIFIER = {"bias": -3.0, "weights": {"word": 1.5}}
+TERMS = {"about": "x", "groups": {"g": {"prompts": ["{term} was very"], "terms": ["He", "She"]}}}
+
+
 def lines(*records):
     return "".join(json.dumps(each) + "\n" for each in records)
 
@@ -106,12 +122,24 @@ def place(tmp_path_factory):
     folder.mkdir(parents=True)
     for name, content in {
         "recipe": RECIPE, "mixture": MIXTURE, "choice": CHOICE, "open": OPEN, "suite": SUITE,
+        "packed": {**RECIPE, "data": {**RECIPE["data"], "mixture": "./packed_mixture.yaml"}},
+        "packed_mixture": PACKED, "terms": TERMS,
     }.items():  # fmt: skip
         (folder / f"{name}.yaml").write_text(as_yaml(content))
     (folder / "items.jsonl").write_text(lines(*({**ITEM, "question": f"{i}?"} for i in range(4))))
     texts = [{**DOCUMENT, "text": f"document {i} of words" * 9} for i in range(20)]
     (folder / "words.jsonl").write_text(lines(*texts))
     (folder / "lines.txt").write_text("a line of text\n" * 40)
+    (folder / "words.jsonl.gz").write_bytes(gzip.compress((folder / "words.jsonl").read_bytes()))
+    (folder / "lines.txt.zst").write_bytes(zstandard.compress((folder / "lines.txt").read_bytes()))
+    writer = ArrayRecordWriter(str(folder / "words.array_record"), "group_size:1")
+    for each in texts:
+        writer.write(json.dumps(each).encode())
+    writer.close()
+    (folder / "prompts.jsonl").write_text(lines(PROMPT, PROMPT))
+    (folder / "classifier.json").write_text(json.dumps(CLASSIFIER))
+    (folder / "adjectives.txt").write_text("good\nbad\n")
+    shutil.copy(CHIPS_FILE, folder / "chips.toml")
     train_sentencepiece(["some words to learn, and more words"] * 9, 280, folder / "pieces.model")
     return folder
 
@@ -121,6 +149,10 @@ BATCHES, TRIES, FEW_TRIES = 4, 60, 6
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, BATCHES))]
 
 
+TOXICITY = ("eval", "toxicity", "none", "--prompts", "prompts.jsonl", "--classifier",
+            "classifier.json")  # fmt: skip
+COOCCURRENCE = ("eval", "cooccurrence", "none", "--terms", "terms.yaml", "--words",
+                "adjectives.txt")  # fmt: skip
 STRUCTURED = {
     "recipe": ("recipe.yaml", RECIPE, ("recipe", "show", "./recipe.yaml", "--origins")),
     "mixture": ("mixture.yaml", MIXTURE, ("data", "show", "./recipe.yaml")),
@@ -129,6 +161,9 @@ STRUCTURED = {
     "suite": ("suite.yaml", SUITE, ("eval", "data", "suite.yaml", "--offline", "--preset", "gpt3")),
     "item": ("items.jsonl", ITEM, ("eval", "data", "suite.yaml", "--offline")),
     "document": ("words.jsonl", DOCUMENT, ("data", "show", "./recipe.yaml")),
+    "prompt": ("prompts.jsonl", PROMPT, TOXICITY),
+    "classifier": ("classifier.json", CLASSIFIER, TOXICITY),
+    "terms": ("terms.yaml", TERMS, COOCCURRENCE),
 }
 
 
@@ -150,7 +185,9 @@ def at(place, monkeypatch):
 
 @pytest.mark.parametrize("kind", STRUCTURED)
 def test_the_files_are_good_before_anything_happens_to_them(glam, at, kind):
-    assert check(glam, STRUCTURED[kind][2], "nothing") == 0, kind
+    command = STRUCTURED[kind][2]
+    # Files are read before the run is looked for, which is not there.
+    assert check(glam, command, "nothing") == (4 if "none" in command else 0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -169,7 +206,17 @@ FILES = {
     **{name: command for name, _, command in STRUCTURED.values()},
     "pieces.model": ("tokenizer", "show", "pieces.model", "some words"),
     "lines.txt": ("data", "show", "./recipe.yaml"),
+    **dict.fromkeys(
+        ("words.jsonl.gz", "lines.txt.zst", "words.array_record"), ("data", "show", "./packed.yaml")
+    ),
+    "adjectives.txt": COOCCURRENCE,
+    "chips.toml": ("plan", "test-tiny", "--target", "v4-none", "--chips", "chips.toml"),
 }
+
+
+@pytest.mark.parametrize("name", ["lines.txt", "words.jsonl.gz", "pieces.model"])
+def test_the_other_files_are_good_as_well(glam, at, name):
+    assert check(glam, FILES[name], "nothing") == 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

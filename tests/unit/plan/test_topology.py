@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from glamcli import libtpu
-from glamcli.config.chips import load_chips
+from glamcli.config.chips import CHIPS_FILE, load_chips
 from glamcli.errors import PlanError
 from glamcli.plan import topology
 from glamcli.plan.network import Network
@@ -74,7 +74,14 @@ def test_every_offered_slice_has_its_chips():
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("[v4\n", "is not a table of chips"), ("[v4]\nfamily = 'tpu'\n", "missing"), (None, "cannot")],
+    [
+        ("[v4\n", "is not a table of chips"),
+        ("[v4]\nfamily = 'tpu'\n", "missing"),
+        (None, "cannot"),
+        ("v4 = 'fast'\n", "`v4` is not a section"),
+        (CHIPS_FILE.read_text().replace("link = ", "link = -"), "link` is -"),
+        (CHIPS_FILE.read_text().replace("torus = ", "torus = 0.5 # "), "`torus`: "),
+    ],
 )
 def test_a_broken_table_of_chips_is_named(tmp_path: Path, text, what):
     path = tmp_path / "chips.toml"
