@@ -232,6 +232,12 @@ def _prepare_source(plan: _Plan, sides: Sides, workers: Workers, progress: Progr
             shown_kb = done_kb
         workers.wait()
         phase.advance(total_kb - shown_kb)
+    if source_inputs(plan.source, plan.name)["files"] != plan.inputs["files"]:
+        shutil.rmtree(building)  # its parts are of another content than their folder's name says
+        raise DataError(
+            f"source `{plan.name}`: its files were changed while they were read",
+            hint="run again when nothing writes to them",
+        )
     if not folders:
         raise DataError(
             f"source `{plan.name}`: no documents ({reading.num_read} read, {reading.num_empty} "

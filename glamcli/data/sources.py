@@ -257,7 +257,8 @@ def _read_array_record(source: Source, name: str, reading: Reading) -> Iterator[
                 reading.done_bytes = start + file.num_bytes * (index + 1) // num_records
             reader.close()
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"{file.url}: damaged: {str(error).splitlines()[0]}") from error
+            reason = (str(error) or "cut short").splitlines()[0]
+            raise DataError(f"{file.url}: damaged: {reason}") from error
         reading.done_bytes = start + file.num_bytes
 
 

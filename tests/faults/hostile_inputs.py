@@ -26,7 +26,7 @@ SPECIAL = (
     *("deep list", "deep object", "long line", "zeros"),
 )
 """What stands in place of a file."""
-SECONDS, MORE_BYTES = 30, 3 << 30
+SECONDS, MORE_BYTES = 180, 3 << 30
 """What one command may take; memory beyond what the process has."""
 
 

@@ -77,6 +77,14 @@ def test_a_line_of_three_gigabytes_in_a_small_file_is_refused(prepare):
     assert "bomb.zst:1: the line has more than 536,870,912 bytes" in err
 
 
+@pytest.mark.slow
+def test_a_document_of_64_megabytes_takes_bounded_memory(prepare, monkeypatch):
+    monkeypatch.setattr("faults.hostile_inputs.MORE_BYTES", 1 << 30)
+    words = b"some words of a document that does not end "
+    code, err = prepare("long.txt", words * ((64 << 20) // len(words)), kind="text")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("kind", XML)
 def test_xml_that_expands_is_refused(glam, tmp_path, kind):
     (tmp_path / "given").mkdir()

@@ -243,6 +243,26 @@ def test_a_worker_that_dies_is_an_error_with_advice(corpus, tmp_path, small_part
     assert "finished parts are kept" in str(caught.value.hint)
 
 
+def test_a_file_that_is_changed_while_it_is_read_is_refused_and_read_again(
+    corpus, tmp_path, monkeypatch
+):
+    path = next(corpus.iterdir())
+
+    def cut_and_write(documents, limit):
+        yield from parts.cut(documents, limit)
+        with path.open("a") as file:
+            file.write(json.dumps({"text": "one more document"}) + "\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "cut", cut_and_write)
+        with pytest.raises(DataError, match="its files were changed while they were read"):
+            prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
+    assert not list((tmp_path / "cache" / "rows").glob("*/rows.json"))
+    assert not list((tmp_path / "cache" / "rows").glob(".*.parts"))
+    prepared = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
+    assert prepared.train["web"].counts.num_documents
+
+
 def test_a_source_without_documents_says_where_they_went(corpus, tmp_path):
     with pytest.raises(DataError) as caught:
         prepare(recipe(), mixture(corpus, min_chars=999), Bytes(), tmp_path / "cache", Silent())

@@ -248,6 +248,18 @@ def test_a_damaged_array_record_is_named(tmp_path):
         read("array_record", tmp_path)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_array_record_is_named(tmp_path, share):
+    path = tmp_path / "a.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for number in range(200):
+        writer.write(f"text {number}".encode() * 50)
+    writer.close()
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError, match=r"a\.array_record: damaged"):
+        read("array_record", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
     tfds = pytest.importorskip("tensorflow_datasets")
