@@ -40,7 +40,8 @@ from glamcli.train.folder import (
     take_folder,
 )
 from glamcli.train.meter import Meter
-from glamcli.train.state import State
+from glamcli.train.room import check_room
+from glamcli.train.state import State, abstract_state
 from glamcli.train.times import Times
 from glamcli.trained import Trained
 
@@ -171,7 +172,15 @@ def _device_batches(
 
 
 def _compiled_step(run: Running) -> Checked:
-    """The program that every step runs; compiles the one that prepares a checkpoint as well."""
+    """The program that every step runs; compiles the one that prepares a checkpoint as well.
+
+    Raises: CheckpointError when the disk has no room for a checkpoint.
+    """
+    if run.host.is_first:
+        state = abstract_state(run.decoder, run.recipe.optimizer, run.mesh)
+        folder, keep = run.run_dir / "checkpoints", run.recipe.checkpoints.keep
+        if (warning := check_room(folder, keep, state)) is not None:
+            run.progress.warn(warning)
     run.watchdog.beat("compiling", LONG)
     with run.progress.phase("compiling"):
         num_sources = len(run.dataset.source_names)
