@@ -47,6 +47,7 @@ SETTINGS_AND_DATA = (
 )  # fmt: skip
 RUNS = (
     "train ./my.yaml --run run", "train ./my.yaml --run run --set train.steps=3 --json",
+    "checkpoint list run", "checkpoint list run --json", "checkpoint verify run",
     "recipe show ./run", "generate run line --tokens 2",
     "eval run --suite task.yaml --shots 0", "eval show run --suite task",
     "eval show run --suite task --json",

@@ -18,8 +18,15 @@ def test_an_unfinished_file_is_gone_on_with(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("torn", [b'{"key": "c", "na', b'{"key": "c"}', b"\xff\xfe\n", b"[1]\n"])
-def test_a_torn_last_line_is_dropped_and_written_over(tmp_path, torn):
+CHANGED = b'{"key": "c", "nats": "z", "sha256": "%s"}\n' % inputs_digest([{"key": "c"}]).encode()
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"key": "c", "na', b'{"key": "c"}', b"\xff\xfe\n", b"[1]\n", b"[" * 100_000, CHANGED],
+    ids=["torn", "no end", "bytes", "list", "depth", "changed"],
+)
+def test_a_torn_or_changed_last_line_is_dropped_and_written_over(tmp_path, torn):
     journal = Journal.open(tmp_path, CONDITIONS)
     journal.add("a", {})
     with journal.path.open("ab") as file:
