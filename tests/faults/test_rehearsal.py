@@ -46,6 +46,8 @@ def test_a_fault_without_permission_is_refused_before_anything_is_made(train, tm
         ("kill@20", -signal.SIGKILL, (None, 7, 14)),  # what was begun need not be complete
         ("kill_save@14", -signal.SIGKILL, (7,)),
         ("term@10", 75, range(10, 14)),
+        ("hup@10", 75, range(10, 14)),
+        ("term@10,kill_save@10+", -signal.SIGKILL, (7,)),  # no time is left for the save
         ("bad_record@12", 3, (7,)),
     ],
 )
