@@ -74,12 +74,25 @@ def test_a_save_that_fails_costs_nothing_but_that_save(rehearse, uninterrupted, 
 
 
 @pytest.mark.slow
-def test_a_step_whose_gradient_is_no_number_is_skipped_and_counted(rehearse, tmp_path):
-    code, err, _ = rehearse("nan_grad@12")
+@pytest.mark.parametrize(
+    ("fault", "why"), [("nan_grad@12", "gradients are not finite"), ("spike@12", "above the")]
+)
+def test_a_step_whose_loss_is_no_number_or_a_spike_is_skipped_and_counted(
+    rehearse, tmp_path, fault, why
+):
+    code, err, said = rehearse(fault)
     assert code == 0, err
-    lines = {line["step"]: line for line in metrics(tmp_path / "run") if "total_loss" in line}
-    assert lines[12]["total_loss"] is None
-    assert lines[STEPS]["bad_steps_total"] == 1
+    assert [text for text in said if text.startswith("step 12: ") and why in text]
+    lines = [line for line in metrics(tmp_path / "run") if "bad_steps_total" in line]
+    assert (lines[-1]["step"], lines[-1]["bad_steps_total"]) == (STEPS, 1)
+
+
+@pytest.mark.slow
+def test_steps_that_are_never_good_again_end_the_run_which_names_a_step_from_before(rehearse):
+    code, err, _ = rehearse("nan_grad@17+")
+    assert code == 6
+    assert "10 steps in a row were skipped, up to step 26" in err
+    assert "last good checkpoint: step 14" in err
 
 
 @pytest.mark.slow
