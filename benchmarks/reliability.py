@@ -38,7 +38,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import shim  # noqa: E402
-from runs import Run, assert_same_run, kill_at_a_random_moment, write_recipe  # noqa: E402
+from runs import (  # noqa: E402
+    Run,
+    assert_same_run,
+    kill_at_a_random_moment,
+    weights,
+    write_recipe,
+)
 
 Outcome = dict[str, Any]
 # Settings of runs of two processes: what takes long by default is short here.
@@ -148,6 +154,56 @@ def struck(trials: Trials, work: Path, modes: list[tuple[str, str]], stride: int
     return figure(outcomes, words, calls=num_calls, completed=completed, slowest=f"{slowest} s")
 
 
+def restores(trials: Trials, work: Path, count: int, flipping: bool) -> int:
+    """The newest checkpoint of a run is restored, whole or after one of its bits has changed."""
+    from glamcli.errors import DamagedCheckpoint
+
+    run = Run(write_recipe(work), work / "run", "--set", "train.steps=14")
+    assert run.finish()[0] == 0
+    clean, folder = weights(work / "run", 14), work / "copy"
+    step = folder / "checkpoints/14"
+    # What describes the arrays, and the arrays themselves: weights and optimizer state.
+    described = ("meta/metadata", "state/_METADATA")
+    files = sorted(
+        (work / "run/checkpoints/14/state").glob("**/d/*"), key=lambda p: p.stat().st_size
+    )
+    values = [str(path.relative_to(work / "run/checkpoints/14")) for path in files[-1:]]
+
+    def flip(rng: random.Random, path: Path) -> str:
+        data = bytearray(path.read_bytes())
+        position, bit = rng.randrange(len(data)), rng.randrange(8)
+        data[position] ^= 1 << bit
+        path.write_bytes(data)
+        return f"bit {bit} of byte {position} of {path.relative_to(step)}"
+
+    def trial(name: str) -> Outcome:
+        rng, where = random.Random(f"flip {name}"), "nowhere"
+        for missed in range(100):  # some bytes of these files are in no array
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(work / "run", folder)
+            if flipping:
+                where = flip(rng, step / rng.choice(described if int(name) % 3 == 0 else values))
+            try:
+                restored = weights(folder, 14)
+            except DamagedCheckpoint as error:
+                said = error.what.split("cannot be used: ")[-1][:160]
+                return {"ok": flipping, "where": where, "found": said, "missed": missed}
+            wrong = [k for k in clean if clean[k].tobytes() != restored[k].tobytes()]
+            if wrong or not flipping:
+                return {"ok": not wrong, "where": where, "used": wrong}
+        return {"ok": False, "where": where, "used": []}
+
+    outcomes = trials.run(range(count), trial)
+    if not flipping:
+        return figure(outcomes, "restores gave the bits that were saved, without an alarm")
+    kinds = ("params", "opt_state")
+    of = {kind: sum(f"`{kind}" in o.get("found", "") for o in outcomes) for kind in kinds}
+    of["descriptions"] = sum(outcome["ok"] for outcome in outcomes) - sum(of.values())
+    used = sum(not outcome["ok"] for outcome in outcomes)
+    missed = sum(outcome.get("missed", 0) for outcome in outcomes)
+    return figure(outcomes, "flipped bits were found", used=used, **of, elsewhere=missed)
+
+
 def hosts(trials: Trials, work: Path) -> int:
     """One of two processes is killed, stopped, stalled or asked to stop; both are started again."""
     recipe = write_recipe(work)
@@ -240,6 +296,8 @@ def main() -> int:
         if asked.command == "io-errors":
             modes = [("fail", "EIO"), ("fail", "EACCES"), ("failfrom", "ENOSPC")]
             return struck(trials, work, modes, asked.stride)
+        if asked.command in ("flips", "clean"):
+            return restores(trials, work, asked.trials, asked.command == "flips")
         return hosts(trials, work)
 
 

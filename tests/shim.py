@@ -4,6 +4,7 @@
 under shim.c, which strikes at the call asked for.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -150,6 +151,18 @@ def problems(folder: Path, struck: Struck, at: int) -> list[str]:
     if left != sorted(str(newest + k) for k in (1, 2)):
         found.append(f"left: {left}")
     return [f"call {at} ({struck.at(at)}): {each}" for each in found]
+
+
+def usable(folder: Path) -> int:
+    """The newest step that can be restored, which then has the bits it was saved with."""
+    from glamcli.checkpoint import Checkpoints
+    from glamcli.errors import DamagedCheckpoint
+
+    for step in Checkpoints(folder).steps():
+        with contextlib.suppress(DamagedCheckpoint):
+            assert _exact(folder, step), step
+            return step
+    raise AssertionError("no step can be restored")
 
 
 def unsynced(struck: Struck) -> list[str]:

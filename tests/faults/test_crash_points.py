@@ -55,3 +55,18 @@ def test_a_disk_that_stays_full_costs_no_older_step(built, folder, at):
     struck = shim.save(built, folder, at, "failfrom", "ENOSPC")
     assert struck.failures[-1] == "" or "No space left on device" in struck.failures[-1]
     assert not shim.problems(folder, struck, at)
+
+
+def test_files_that_a_power_failure_left_empty_cost_no_more_than_their_step(
+    built, folder, tmp_path
+):
+    struck = shim.save(built, folder)
+    assert shim.usable(folder) == 3
+    lost = [name[1:] for name in shim.unsynced(struck) if (folder / name[1:]).is_file()]
+    assert "3/meta/metadata" in lost
+    for names in (lost, *([name] for name in lost)):
+        damaged = shutil.copytree(folder, tmp_path / "damaged")
+        for name in names:
+            (damaged / name).write_bytes(b"")
+        assert shim.usable(damaged) in ((2,) if names == lost else (2, 3))
+        shutil.rmtree(damaged)

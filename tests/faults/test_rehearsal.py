@@ -96,6 +96,18 @@ def test_steps_that_are_never_good_again_end_the_run_which_names_a_step_from_bef
 
 
 @pytest.mark.slow
+def test_flipped_bits_cost_the_steps_since_the_step_before_and_are_told(
+    rehearse, train, uninterrupted, tmp_path
+):
+    code, err, _ = rehearse("flip@14+,kill@24")
+    assert code == -signal.SIGKILL, err
+    said = goes_on(train, tmp_path / "run", uninterrupted)
+    assert [text for text in said if "checkpoints/14 cannot be used" in text]
+    assert [text for text in said if text.startswith("going back to step 7")]
+    assert "continuing from step 7" in said
+
+
+@pytest.mark.slow
 def test_a_stopped_process_goes_on_when_it_is_let(train, uninterrupted, tmp_path):
     run = train(tmp_path / "run", "--allow-faults", GLAM_FAULT="stop@10")
     run.until_step(6)
