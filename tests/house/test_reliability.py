@@ -25,4 +25,4 @@ def test_every_fault_has_a_test_that_exists_or_a_reason():
 
 def test_every_kind_of_fault_is_explained_as_the_program_explains_it():
     listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", PAGE, re.M)
-    assert dict(listed) == faults.KINDS
+    assert dict(listed) == faults.FAULT_KINDS
