@@ -2,6 +2,7 @@
 beside the checkpoints."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from glamcli.config.dump import dump
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.data.tokenizer import TOKENIZER_FILE, SentencePiece, Tokenizer
-from glamcli.errors import CheckpointError, first_of
+from glamcli.errors import CheckpointError, RecipeError, first_of
 from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.named_leaves import SHOWN_DIFFERENCES
@@ -22,12 +23,22 @@ from glamcli.step_folders import damaged_steps, describing
 from glamcli.train import identity
 from glamcli.train.rewind import skipped_at
 
+# Patterns of file names, which orbax looks for its own files by, and what looks like a URL.
+NO_CHECKPOINTS_BELOW = re.compile(r"[*?\[\]\\]|:(?=/|$)")
+
 
 def take_folder(run_dir: Path, host: Host, stack: ExitStack) -> None:
     """Locks the run folder, in the first process; all of them check that they see the same one.
 
-    Raises: CheckpointError when another run uses it, or a process does not see it.
+    Raises: CheckpointError when another run uses it, or a process does not see it; RecipeError when
+        checkpoints that are saved below such a path could not be read.
     """
+    if found := NO_CHECKPOINTS_BELOW.search(str(run_dir.absolute())):
+        raise RecipeError(
+            f"no checkpoints can be kept in {run_dir.absolute()}: orbax takes `{found[0]}` in a "
+            "path for something else",
+            hint="give another folder with `--run`",
+        )
     if host.is_first:
         stack.enter_context(locked(run_dir))
     apart = [host.name(index) for index, sees in enumerate(host.shares(run_dir)) if not sees]

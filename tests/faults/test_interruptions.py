@@ -7,10 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
+import glamcli
 from glamcli.checkpoint import Checkpoints
+from glamcli.errors import RecipeError
+from glamcli.hosts.join import ALONE
+from glamcli.train.folder import take_folder
 from runs import STEPS, assert_same_run, kill_at_a_random_moment, metrics, weights
 
 
@@ -155,3 +160,39 @@ def test_continues_on_eight_then_four_devices_then_one(train, uninterrupted, tmp
             assert line["total_loss"] == pytest.approx(expected, rel=1e-2)
     meta = json.loads((tmp_path / f"run/checkpoints/{STEPS}/meta/metadata").read_text())
     assert meta["topology"]["mesh"]["data"] == 1
+
+
+@pytest.mark.slow
+def test_a_folder_of_any_name_is_trained_in_and_read(train, tmp_path):
+    folder = tmp_path / "a b" / ("größe 模型 {red} $(x) 'y' %s #" + "n" * 150)
+    assert train(folder, "--set", "train.steps=7").finish()[0] == 0
+    run = train(folder, "--set", "train.steps=9")
+    run.until("say", text="continuing from step 7")
+    code, err = run.finish()
+    assert code == 0, err
+    assert glamcli.open(folder).step == 9
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "why?", "back\\slash", "gs:"])
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
+    with ExitStack() as stack, pytest.raises(RecipeError, match="no checkpoints can be kept in"):
+        take_folder(tmp_path / name / "run", ALONE, stack)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_damaged_compile_cache_costs_its_compilation(train, tmp_path):
+    places = {"first": tmp_path / "first", "second": tmp_path / "second"}
+    # Every program is kept, however fast it was compiled.
+    keep = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path)}
+    short = ("--set", "train.steps=7", "--set", f"data.cache_dir={tmp_path / 'cache'}")
+    assert train(places["first"], *short, **keep).finish()[0] == 0
+    kept = [path for path in (tmp_path / "cache/compiled").rglob("*") if path.is_file()]
+    assert len(kept) > 2
+    for k, path in enumerate(kept):
+        data = path.read_bytes()
+        damaged = (b"", data[: len(data) // 2], data[:-1] + b"?", bytes(len(data)))[k % 4]
+        path.write_bytes(damaged)
+    code, err = train(places["second"], *short, **keep).finish()
+    assert code == 0, err
+    assert_same_run(places["first"], places["second"], 7)
