@@ -247,15 +247,18 @@ def test_lm_evals_tasks_are_scored_and_kept(glam, run, tmp_path, monkeypatch):
 
 
 def test_lm_evals_results_replace_those_of_the_same_items_only(tmp_path):
-    for item in ("stone", "sand", "stone"):
-        results = {"configs": {"t": {"task": "t"}}, "task_hashes": {"t": item}}
+    for item, weights in (("stone", "a"), ("sand", "a"), ("stone", "a"), ("stone", "b")):
+        config = {"glam": {"params_digest": weights}}
+        results = {"configs": {"t": {"task": "t"}}, "task_hashes": {"t": item}, "config": config}
         keep_harness(results, [{"task": "t", "doc": item}], tmp_path, "t-step3", Silent())
     folder = tmp_path / "eval" / "harness"
     made = {each.name: json.loads(each.read_text()) for each in folder.iterdir()}
     assert sorted(made) == [
-        "t-step3-2.items.jsonl", "t-step3-2.json", "t-step3.items.jsonl", "t-step3.json",
+        "t-step3-2.items.jsonl", "t-step3-2.json", "t-step3-3.items.jsonl", "t-step3-3.json",
+        "t-step3.items.jsonl", "t-step3.json",
     ]  # fmt: skip
     assert made["t-step3.items.jsonl"] == {"task": "t", "doc": "stone"}
+    assert made["t-step3.json"]["config"] == {"glam": {"params_digest": "a"}}
     assert made["t-step3-2.json"]["task_hashes"] == {"t": "sand"}
 
 
@@ -277,11 +280,12 @@ def test_continuations_are_scored_by_a_command_and_never_replaced_by_others(glam
 
     folder = run / "bias"
     found = told("--samples", "2")
-    texts = (folder / "step3-toxicity-samples2-tokens4.texts.jsonl").read_text()
+    (kept,) = folder.glob("*.texts.jsonl")
+    texts = kept.read_text()
     assert max(found.values()) == 0.5
     told("--samples", "3")
     assert max(told("--samples", "2", by="none.py").values()) == 0
-    assert (folder / "step3-toxicity-samples2-tokens4.texts.jsonl").read_text() == texts
+    assert kept.read_text() == texts
     assert sorted(each.name for each in folder.glob("*.json")) == [
         "step3-toxicity-samples2-tokens4-2.json",
         "step3-toxicity-samples2-tokens4.json",

@@ -1,7 +1,8 @@
 """Many sampled continuations of each of many prompts, kept in RUN/bias as they come.
 
-The file of texts begins with a line that says how they were sampled; each further line is a prompt
-with its continuations. A second start with the same settings reuses the lines that are there.
+The file of texts begins with a line that says how they were sampled, of which weights; its name has
+a digest of that. Each further line is a prompt with its continuations. A second start with the same
+settings reuses the lines that are there.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glamcli import atomic
+from glamcli.evals.results.journal import inputs_digest
 from glamcli.evals.results.store import keep_analysis
 from glamcli.generate import Generator, Sampling
 from glamcli.model.digest import digest
@@ -73,7 +75,8 @@ def continuations(
     }
     path = None
     if trained.run_dir is not None:
-        path = trained.run_dir / _BIAS_FOLDER / f"{draws.stem(trained, analysis)}.texts.jsonl"
+        name = f"{draws.stem(trained, analysis)}-{inputs_digest([settings])[:8]}.texts.jsonl"
+        path = trained.run_dir / _BIAS_FOLDER / name
 
     def sample(prompt: str) -> list[str]:
         return _sampled(trained.generator, prompt, sampling, draws)

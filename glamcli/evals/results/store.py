@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def keep_results(results: Results, run_dir: Path, progress: Progress) -> Path | 
     """Writes results into their run's folder; the file, or None after a warning that the disk is
     full or read-only.
 
-    What is there is replaced by the same evaluation only. One that differs in what its name
-    does not contain (the files of the suite, the items) becomes NAME-2.
+    What is there is replaced by the same evaluation of the same weights only. One that differs in
+    what its name does not contain (weights, the files of the suite, items) becomes NAME-2.
     """
     if not results.scores:
         return None
@@ -45,7 +46,7 @@ def keep_harness(
     progress: Progress,
 ) -> None:
     """The same for lm-eval's results, whose tasks and items must be the same."""
-    is_same = partial(_is_same, content, ("configs", "task_hashes"))
+    is_same = partial(_is_same, content, ("configs", "task_hashes", "config.glam.params_digest"))
     _keep(run_dir / RESULTS_FOLDER / "harness", name, is_same, content, items, progress)
 
 
@@ -74,9 +75,9 @@ def _keep(
 
 
 def keep_analysis(content: Mapping[str, Any], folder: Path, name: str, progress: Progress) -> None:
-    """Writes an analysis as NAME.json, or NAME-2 where one that was asked something else has the
-    name; a full or read-only disk costs a warning."""
-    keys = [key for key in ("asked",) if key in content]
+    """Writes an analysis as NAME.json, or NAME-2 where one of other weights, or one that was asked
+    something else, has the name; a full or read-only disk costs a warning."""
+    keys = [key for key in ("asked", "params_digest") if key in content]
     try:
         path = _free_path(folder, name, partial(_is_same, content, keys))
         atomic.write(path, json.dumps(content, indent=1) + "\n")
@@ -87,10 +88,11 @@ def keep_analysis(content: Mapping[str, Any], folder: Path, name: str, progress:
 
 
 def _is_same(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> bool:
-    """Whether a file holds the same under these keys."""
+    """Whether a file holds the same under these keys; a dot leads into what is inside of one."""
     try:
-        other = parse_json(read_file(path))
-        return all(other[key] == content[key] for key in keys)
+        contents = (content, parse_json(read_file(path)))
+        mine, other = ([reduce(getitem, key.split("."), c) for key in keys] for c in contents)
+        return mine == other
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -110,13 +112,15 @@ def _free_path(folder: Path, name: str, is_same: Callable[[Path], bool]) -> Path
 
 
 def _says_all_of(results: Results, path: Path) -> bool:
-    """Whether results hold every score of the file, by the same conventions on the same items."""
+    """Whether results hold every score of the file: of the same weights, by the same conventions,
+    on the same items."""
 
     def conditions(results: Results) -> set[str]:
         # As text: JSON has no tuples. Where items were read from does not matter, their digest is
         # among the conditions.
+        digest = results.model.get("params_digest")
         named = [
-            [each.task, each.setting, {**each.conditions, "items_from": None}]
+            [digest, each.task, each.setting, {**each.conditions, "items_from": None}]
             for each in results.scores
         ]
         return {json.dumps(each, sort_keys=True) for each in named}

@@ -2,11 +2,14 @@ import json
 import math
 import shlex
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.paper.continuations import _resumed
+from glamcli.evals.paper.continuations import Draws, _resumed, continuations
 from glamcli.evals.paper.cooccurrence import (
     _compare_terms,
     _TermGroup,
@@ -20,6 +23,7 @@ from glamcli.evals.paper.toxicity import (
     make_scorer,
     read_prompts,
 )
+from glamcli.progress import Silent
 
 SCORER = """
 import json, sys
@@ -180,6 +184,24 @@ def test_continuations_that_are_kept_are_not_made_again(tmp_path):
     path.write_text(lines[0] + json.dumps({**kept, "texts": ["x", "y", "z"]}) + "\n")
     assert run(asked) == ([["x", "y", "z"], first[1]], ["She was"])
     assert run(asked, settings=2)[1] == asked
+
+
+def test_continuations_of_other_weights_have_a_file_of_their_own(tmp_path):
+    def sampled(weight):
+        trained = SimpleNamespace(
+            params={"w": np.float32(weight)}, tokenizer=SimpleNamespace(fingerprint="t"),
+            identity={"step": 3}, run_dir=tmp_path,
+            generator=SimpleNamespace(texts=lambda prompt, *_, **__: [f"{prompt} {weight}"]),
+        )  # fmt: skip
+        return continuations(cast(Any, trained), "bias", ["He"], Draws(1, 4), Silent())[0]
+
+    (tmp_path / "bias").mkdir()
+    assert sampled(1) == [["He 1"]]
+    (first,) = (tmp_path / "bias").iterdir()
+    kept = first.read_bytes()
+    assert sampled(2) == [["He 2"]]
+    assert first.read_bytes() == kept
+    assert len(list((tmp_path / "bias").iterdir())) == 2
 
 
 def test_an_empty_prompt_is_continued_as_well(tmp_path):

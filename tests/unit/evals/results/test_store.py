@@ -8,7 +8,13 @@ import pytest
 from glamcli.errors import DataError, RecipeError
 from glamcli.evals.results.compare import compare
 from glamcli.evals.results.scores import Failure, Measured, Reported, Results, Score, Subset
-from glamcli.evals.results.store import find_results, keep_results, load_items, load_results
+from glamcli.evals.results.store import (
+    find_results,
+    keep_analysis,
+    keep_results,
+    load_items,
+    load_results,
+)
 from glamcli.evals.scoring.totals import averages
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -103,6 +109,27 @@ def test_what_the_name_does_not_say_is_counted_and_the_same_replaced(tmp_path):
     assert find_results(tmp_path) == fewer
     write(results(score(), step=2), tmp_path)
     assert find_results(tmp_path) == fewer
+
+
+def test_only_the_same_weights_replace_results(tmp_path):
+    first, _ = write(results(score(), params_digest="1" * 64), tmp_path)
+    other, _ = write(results(score(), params_digest="2" * 64), tmp_path)
+    assert (first.name, other.name) == ("s-step3.json", "s-step3-2.json")
+    assert load_results(first).model["params_digest"] == "1" * 64
+    assert write(results(score(), params_digest="2" * 64), tmp_path)[0] == other
+    for digest in "121":
+        content = {"asked": "a", "params_digest": digest}
+        keep_analysis(content, tmp_path, "analysis", Silent())
+    assert {
+        path.name: json.loads(path.read_text())["params_digest"]
+        for path in tmp_path.glob("analysis*")
+    } == {"analysis.json": "1", "analysis-2.json": "2"}
+
+
+def test_results_that_differ_only_in_the_digest_of_their_weights_are_compared(tmp_path):
+    mine, other = (results(score(), params_digest=each * 64) for each in "12")
+    items = by_task(score())
+    assert compare(mine, other, items, items) == compare(mine, mine, items, items)
 
 
 def test_damaged_items_are_refused_with_the_line(tmp_path):
