@@ -113,9 +113,19 @@ def newest_usable(
             damaged[folder] = error
             continue
         if damaged:
-            lost = max(int(path.name) for path in damaged) - int(folder.name)
-            warn(f"going back to step {folder.name}: up to {lost} steps of training are lost")
+            lost = max(map(_claimed_step, damaged)) - int(folder.name)
+            loss = f"up to {lost} steps of training are lost" if lost > 0 else "nothing is lost"
+            warn(f"going back to step {folder.name}: {loss}")
         return made
+
+
+def _claimed_step(folder: Path) -> int:
+    """The step that a damaged folder was saved at: by its description, which may be a copy's, else
+    by its name; 0 for one that was never a step."""
+    try:
+        return int(step_folders.step_meta(folder)["step"])
+    except (OSError, LookupError, TypeError, ValueError):
+        return int(folder.name) if (folder / "state").is_dir() else 0
 
 
 def _none_usable(errors: list[DamagedCheckpoint]) -> CheckpointError:

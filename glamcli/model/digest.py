@@ -4,7 +4,8 @@ Every element is hashed, multiplied by an odd key of its position, and the produ
 2^32: sums of whole numbers come out the same in any order, so one device and a thousand agree to
 the last bit. A flipped bit always changes such a sum, because a hash is a bijection and an odd
 factor loses nothing; other accidents (another step, swapped experts, a block of zeros) escape the
-two sums of an array with a chance of about 2^-64. They do not protect against tampering.
+two sums of an array with a chance of about 2^-64, or 2^-32 within one row of its last axis. They do
+not protect against tampering.
 """
 
 import hashlib
@@ -73,22 +74,24 @@ def _sums(x: Array, keys: list[Any], sharding: Sharding) -> list[Array]:
 
 
 def _sums_of_part(bits: Any, keys: list[Any]) -> list[Any]:
-    """The sums of all elements times their keys, of uint32 arrays of numpy or jax."""
-    hashed = _mixed(bits)
-    return [_sum(hashed, [key[lane] for key in keys]) for lane in range(LANES)]
+    """The sums of all elements times their keys, of uint32 arrays of numpy or jax. Both have the
+    same keys along the last axis, so that the elements are read once."""
+    *others, last = keys
+    h = _mixed(bits) * last[0][(np.newaxis,) * (bits.ndim - 1)]
+    for _ in range(3):
+        # On CPUs XLA adds up one element at a time, but halves as vectors; and sums of sums in one
+        # go, unless there is a barrier.
+        if (size := h.shape[-1]) % 2 == 0:
+            h = h[..., : size // 2] + h[..., size // 2 :]
+    if isinstance(h, Array):
+        h = jax.lax.optimization_barrier(h)
+    rows = h.sum(axis=-1, dtype=np.uint32)
+    return [_sum(rows, [key[lane] for key in others]) for lane in range(LANES)]
 
 
 def _sum(h: Any, keys: list[Any]) -> Any:
-    for number, key in enumerate(reversed(keys)):
-        h = h * key[(np.newaxis,) * (h.ndim - 1)]
-        for _ in range(3 if number == 0 else 0):
-            # On CPUs XLA adds up one element at a time, but halves as vectors; and sums of sums in
-            # one go, unless there is a barrier.
-            if (size := h.shape[-1]) % 2 == 0:
-                h = h[..., : size // 2] + h[..., size // 2 :]
-        if isinstance(h, Array):
-            h = jax.lax.optimization_barrier(h)
-        h = h.sum(axis=-1, dtype=np.uint32)
+    for key in reversed(keys):
+        h = (h * key[(np.newaxis,) * (h.ndim - 1)]).sum(axis=-1, dtype=np.uint32)
     return h
 
 

@@ -306,3 +306,20 @@ def test_a_checkpoint_of_format_3_is_read(tmp_path):
     folder = shutil.copytree(GOLDEN, tmp_path / "checkpoints")
     assert_same_bits(restored(folder, 7), state(7))
     verify(folder / "7")
+
+
+@pytest.mark.parametrize(
+    ("source", "lost"),
+    [(None, "nothing is"), ("1", "nothing is"), ("2", "up to 1 steps of training are")],
+)
+def test_a_stray_folder_counts_for_the_step_that_it_holds(folder, source, lost):
+    """An empty folder 999, and copies of steps under that name, lose no 997 steps."""
+    if source:
+        shutil.copytree(folder / source, folder / "999")
+        shutil.rmtree(folder / "2")
+    else:
+        (folder / "999").mkdir()
+    said: list[str] = []
+    read = newest_usable(lambda: newest_first(folder), lambda step: step, ALONE, said.append)
+    assert f"{folder}/999 cannot be used" in said[0]
+    assert said[1] == f"going back to step {read.name}: {lost} lost"
