@@ -2,19 +2,25 @@
 
 from typing import Literal
 
-from glamcli.config.settings import Count, Positive, Settings
+from glamcli.config.settings import Count, CountOrZero, Positive, Settings
 
 
 class Guard(Settings):
     """What is done when a run's numbers look wrong (docs/decisions/0014)."""
 
-    on_spike: Literal["skip", "stop"] = "skip"
+    on_spike: Literal["skip", "rewind", "stop"] = "skip"
     """the update of a step whose loss, gradient or update is far above those of the steps before
-    is never applied. Then `skip` goes on, up to `train.max_bad_steps` in a row; `stop` ends the
-    run at once, and also when there is no progress."""
+    is never applied. Then `skip` goes on and ends the run after `train.max_bad_steps` in a row;
+    `rewind` goes back to the newest good checkpoint after as many, and on with later data; `stop`
+    ends the run at once, and also when there is no progress."""
     spike_deviations: Positive | None = 6.0
     """how far a spike is above the median of the last applied steps, in deviations of those steps;
     a loss above 2 ln V + 10 is one from the first step on. null looks for none."""
+    rewind_skip_batches: CountOrZero = 100
+    """`rewind`: how many batches are left out after the step that was in trouble, beside all that
+    were read since the checkpoint."""
+    max_rewinds: Count = 3
+    """`rewind`: how often to go back to a checkpoint, or a later one, before the run ends."""
     no_progress_steps: Count | None = 2000
     """warn when the training loss has for so long not been below that of token frequencies alone:
     ln V, or the entropy of single tokens where that is less. null never looks."""

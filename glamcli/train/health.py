@@ -5,6 +5,7 @@ numbers are the same in every process, so all of them come to the same conclusio
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, TrainError
 from glamcli.progress import Progress
+from glamcli.train.go_back import GoBack, plan
 from glamcli.train.guard import explosion
 from glamcli.train.metrics import LossSums
 
@@ -54,15 +56,19 @@ class Health:
             self._progress.warn(f"step {step}: {why}; update skipped, weights stay as they were")
 
     def check(self, step: int, sums: Mapping[str, Any]) -> None:
-        """Raises: TrainError when too many updates in a row were skipped, or when a spike is to end
-        the run."""
+        """
+        Raises:
+            TrainError: too many updates in a row were skipped, or a spike is to end the run.
+            GoBack: `guard.on_spike` is `rewind`, and there is a good step to go back to.
+        """
         bad_steps = int(sums["bad_steps"])
         why = _why(self._recipe, sums)
         if bad_steps >= self._recipe.train.max_bad_steps:
             steps = f"{bad_steps} steps in a row were" if bad_steps > 1 else "a step was"
-            raise self._end(f"{steps} skipped, up to step {step}: {why}", step - bad_steps)
+            what = f"{steps} skipped, up to step {step}: {why}"
+            raise self._end(what, step, step - bad_steps)
         if sums["spike"] and self._recipe.guard.on_spike == "stop":
-            raise self._end(f"step {step}: {why}", step - bad_steps)
+            raise self._end(f"step {step}: {why}", step, step - bad_steps)
 
     def check_progress(self, step: int, losses: Mapping[str, LossSums]) -> None:
         """Compares the losses of the last steps, by source and of all (`""`), with what the
@@ -89,16 +95,24 @@ class Health:
             f"{cost / num_targets:.4g}"
         )
         if self._recipe.guard.on_spike == "stop":
-            raise self._end(what, self._progressed)
+            raise self._end(what, step, self._progressed)
         self._progress.warn(what)
 
-    def _end(self, what: str, last_applied: int) -> TrainError:
+    def _end(self, what: str, step: int, last_applied: int) -> TrainError | GoBack:
+        """What ends this attempt at `step`."""
         good = self._last_good(last_applied)
-        hint = "there is no good checkpoint to go back to"
-        if good is not None:
-            hint = f"last good checkpoint: step {good}"
-        lower = "a new run (`--fresh`) can have a lower `optimizer.learning_rate`"
-        return TrainError(what, hint=f"{hint}; {lower}")
+        lower = "start anew (`--fresh`) with a lower `optimizer.learning_rate`"
+        if good is None:
+            return TrainError(what, hint=f"there is no good checkpoint to go back to; {lower}")
+        if self._recipe.guard.on_spike == "rewind":
+            skip = plan(self._recipe, self._checkpoints, good, step)
+            if isinstance(skip, int):
+                return GoBack(what, good, skip)
+            what = f"{what}; {skip}"
+        run_dir = shlex.quote(str(self._checkpoints.folder.parent))
+        skip = step - good + self._recipe.guard.rewind_skip_batches
+        back = f"`glam checkpoint rewind {run_dir} --to {good} --skip-batches {skip}`"
+        return TrainError(what, hint=f"last good checkpoint: step {good}; {back}, or {lower}")
 
     def _last_good(self, last_applied: int) -> int | None:
         """The newest step with good weights. Those after the last update that was applied are the

@@ -7,6 +7,7 @@ devices by then, so the devices never wait for this program. Every mistake of th
 before anything is compiled. What is due between steps, and in which order, is in `events.py`.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from glamcli.train.folder import (
     refuse_other_recipe,
     take_folder,
 )
+from glamcli.train.go_back import GoBack, going_back
 from glamcli.train.meter import Meter
 from glamcli.train.room import check_room
 from glamcli.train.state import State, abstract_state
@@ -86,11 +88,29 @@ def train(
         RecipeError: the processes were not started with the same recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    last, times = recipe.train.steps, Times(since)
+    while True:
+        with suppress(GoBack):
+            return _attempt(recipe, run_dir, progress, host, evaluate, strict, Times(since))
+        gc.collect()  # the next attempt needs the room of this one's state
+        since = None
+
+
+def _attempt(
+    recipe: Recipe,
+    run_dir: Path,
+    progress: Progress,
+    host: Host,
+    evaluate: Evaluate | None,
+    strict: bool,
+    times: Times,
+) -> Outcome:
+    """The same until it has to go back. Raises: `GoBack`, when the run folder is ready for it."""
+    last = recipe.train.steps
     with ExitStack() as stack:
         stop = stack.enter_context(listening(progress))
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
+        stack.enter_context(going_back(run_dir, host, progress))
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host)
         saved_step, saved = newest(checkpoints, host)
         refuse_other_recipe(run_dir, saved_step, saved, recipe)

@@ -1,12 +1,19 @@
 """Runs whose numbers go wrong: what is noticed, what is kept, and how they end."""
 
+import json
+
+import jax.numpy as jnp
 import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import TrainError
+from glamcli.model.decoder import Decoder
 from glamcli.progress import Silent
+from glamcli.train import programs
 from glamcli.train.loop import train
+from glamcli.train.rewind import rewind, rewinds
+from runs import assert_same_run
 
 TINY = (
     *("moe=null", "model.num_layers=1", "model.model_dim=16", "model.ffn_dim=16"),
@@ -14,6 +21,23 @@ TINY = (
     *("batch.rows=8", "batch.row_tokens=32", "data.mixture=./mix.yaml", "data.cache_dir=./cache"),
     "every.checkpoint_steps=5",
 )
+
+
+MIXTURE = """
+sources:
+  numbers: {kind: text, path: n.txt, separator: line, weight: 1}
+  bad: {kind: text, path: bad.txt, separator: line, weight: 0}
+"""
+BAD_FROM_7 = MIXTURE + "stages:\n  - {from_step: 7, weights: {bad: 1}}\n"
+BAD_FROM_7_TO_20 = BAD_FROM_7 + "  - {from_step: 20, weights: {numbers: 1}}\n"
+
+
+class Poisoned(Decoder):
+    """A decoder whose loss, hence gradient, is not a number where the text says `~`."""
+
+    def losses(self, params, x_BSM, targets_BS):
+        nats_BS, logz_BS = super().losses(params, x_BSM, targets_BS)
+        return nats_BS * jnp.where(targets_BS == 3 + ord("~"), jnp.nan, 1.0), logz_BS
 
 
 class Heard(Silent):
@@ -31,13 +55,13 @@ class Heard(Silent):
 def running(monkeypatch, tmp_path):
     """Trains a tiny model on text of its own; (what was heard, the checkpoints, the error)."""
     monkeypatch.chdir(tmp_path)
-    mixture = "sources: {numbers: {kind: text, path: n.txt, separator: line, weight: 1}}"
-    (tmp_path / "mix.yaml").write_text(mixture)
     lines = (f"{i} and {i + 1} make {2 * i + 1}" for i in range(400))
     (tmp_path / "n.txt").write_text("\n".join(lines))
+    (tmp_path / "bad.txt").write_text("\n".join(f"{i} ~ {i + 1}" for i in range(200)))
 
-    def run(*sets):
+    def run(*sets, mixture=MIXTURE):
         heard, folder, error = Heard(), tmp_path / "run", None
+        (tmp_path / "mix.yaml").write_text(mixture)
         try:
             train(load_recipe("test-tiny", [*TINY, *sets]).recipe, folder, heard)
         except TrainError as raised:
@@ -93,3 +117,60 @@ def test_a_run_that_learns_nothing_says_so_and_ends_where_it_should(running):
     ]
     heard, _, error = running("train.steps=30", *slow[1:], "guard.on_spike=stop")
     assert error.what.startswith("no progress for 13 steps: at step 13 the loss is ")
+
+
+REWIND = (
+    *("guard.on_spike=rewind", "guard.rewind_skip_batches=10", "train.max_bad_steps=3"),
+    *("every.checkpoint_steps=3", "train.steps=60"),
+)
+
+
+def metric_steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_by_itself_and_on_with_the_data_after_the_trouble(
+    running, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(programs, "Decoder", Poisoned)
+    heard, checkpoints, error = running(*REWIND, mixture=BAD_FROM_7_TO_20)
+    assert error is None
+    assert heard.warned[-1] == (
+        "3 steps in a row were skipped, up to step 10: gradients are not finite; "
+        "going back to step 6, and on without batches 7 to 20"
+    )
+    (record,) = rewinds(tmp_path / "run")
+    assert (record.to_step, record.skip_batches) == (6, 14)
+    assert checkpoints.meta(60)["skipped_batches"] == [[6, 20]]
+    assert metric_steps(tmp_path / "run/metrics.jsonl") == [*range(1, 7), *range(21, 61)]
+    assert metric_steps(tmp_path / "run/metrics.after-6.jsonl") == [7, 8, 9, 10]
+    assert heard.steps[60]["loss"] < heard.steps[6]["loss"]
+
+    # By hand it would have been the same run.
+    (tmp_path / "run").rename(tmp_path / "itself")
+    _, checkpoints, error = running(*REWIND, "guard.on_spike=skip", mixture=BAD_FROM_7_TO_20)
+    assert error.hint.startswith(
+        f"last good checkpoint: step 6; `glam checkpoint rewind {tmp_path / 'run'} --to 6 "
+        "--skip-batches 14`, or "
+    )
+    rewind(tmp_path / "run", 6, 14)
+    _, _, error = running(*REWIND, "guard.on_spike=skip", mixture=BAD_FROM_7_TO_20)
+    assert error is None
+    assert_same_run(tmp_path / "itself", tmp_path / "run", 60)
+
+
+@pytest.mark.slow
+def test_going_back_again_and_again_comes_to_an_end(running, monkeypatch, tmp_path):
+    monkeypatch.setattr(programs, "Decoder", Poisoned)
+    _, checkpoints, error = running(*REWIND, "guard.max_rewinds=2", mixture=BAD_FROM_7)
+    assert error.what == (
+        "3 steps in a row were skipped, up to step 36: gradients are not finite; "
+        "going back to step 6 did not help 2 times (`guard.max_rewinds`)"
+    )
+    assert [record.to_step for record in rewinds(tmp_path / "run")] == [6, 6]
+    assert checkpoints.latest() == 6
+    skipping = ("guard.rewind_skip_batches=50", *REWIND[:1], *REWIND[2:])
+    (tmp_path / "run").rename(tmp_path / "first")
+    _, _, error = running(*skipping, mixture=BAD_FROM_7)
+    assert "would skip all that is left" in error.what

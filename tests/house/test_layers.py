@@ -30,6 +30,7 @@ ROWS = (
     ("glamcli.train.events", 7),
     ("glamcli.train.meter", 7),
     ("glamcli.train.health", 7),
+    ("glamcli.train.go_back", 7),
     ("glamcli.train.folder", 7),
     ("glamcli.train.ending", 7),
     ("glamcli.train.beginning", 7),

@@ -15,7 +15,7 @@ LETTERS = set(re.findall(r"(?:^|  )([A-Z]) [a-z]", glamcli.model.__doc__ or "", 
 
 # Every file of `cli/` is one command, and its function has this name.
 SHARED_NAMES = {"command"}
-LONG_FUNCTIONS = {"train/loop.py:train": 80}
+LONG_FUNCTIONS = {"train/loop.py:_attempt": 80}
 
 
 def here(path: Path) -> str:

@@ -127,7 +127,14 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
     assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS)
 
 
-FRESH = "; a new run (`--fresh`) can have a lower `optimizer.learning_rate`"
+FRESH = "start anew (`--fresh`) with a lower `optimizer.learning_rate`"
+
+
+def way_back(tmp_path, good, step):
+    return (
+        f"last good checkpoint: step {good}; `glam checkpoint rewind {tmp_path} --to {good} "
+        f"--skip-batches {step - good + 100}`, or {FRESH}"
+    )
 
 
 def test_bad_steps_are_told_and_end_the_run_naming_the_last_good_checkpoint(tmp_path):
@@ -139,7 +146,7 @@ def test_bad_steps_are_told_and_end_the_run_naming_the_last_good_checkpoint(tmp_
         read.add(LIMIT + 4, sums(LIMIT + 4, bad_steps=LIMIT))
         with pytest.raises(TrainError, match="not finite") as caught:
             read.flush()
-    assert caught.value.hint == "last good checkpoint: step 2" + FRESH
+    assert caught.value.hint == way_back(tmp_path, 2, LIMIT + 4)
     assert len(heard.warnings) == LIMIT
     skipped = "update skipped, weights stay as they were"
     assert heard.warnings[0] == f"step 5: gradients are not finite; {skipped}"
@@ -154,7 +161,7 @@ def test_a_run_that_gives_up_without_a_checkpoint_says_so(tmp_path):
             read.flush()
     what = f"{LIMIT} steps in a row were skipped, up to step {LIMIT}: the update is not finite"
     assert caught.value.what == what
-    assert caught.value.hint == "there is no good checkpoint to go back to" + FRESH
+    assert caught.value.hint == "there is no good checkpoint to go back to; " + FRESH
 
 
 SPIKE = {
@@ -177,7 +184,7 @@ def test_a_spike_is_told_with_what_is_usual_and_ends_the_run_that_asks_for_it(tm
         else:
             with pytest.raises(TrainError, match="step 7: a spike: loss") as caught:
                 read.flush()
-            assert caught.value.hint == "last good checkpoint: step 5" + FRESH
+            assert caught.value.hint == way_back(tmp_path, 5, 7)
     why = (
         "a spike: loss 9.5 (usually 4.25, +14.2 deviations), gradient norm 31 (usually 0.8, +3.0 "
         "deviations), update norm 1 (usually 1.5, -0.5 deviations)"
