@@ -24,7 +24,8 @@ from glamcli.train.metrics import DEVIATIONS
 
 BASE = (
     *("model.num_layers=2", "model.model_dim=64", "model.ffn_dim=128", "model.num_heads=2"),
-    *("moe.num_experts=8", "moe.group_tokens=256", "optimizer.learning_rate=0.03"),
+    *("moe.num_experts=8", "moe.group_tokens=128", "optimizer.learning_rate=0.03"),
+    *("batch.rows=4", "batch.row_tokens=128"),
     *("every.heldout_steps=null", "every.checkpoint_steps=null", "every.log_steps=1"),
     *("finish.suite=null", "finish.prompt=null", "heldout.rows=4"),
 )

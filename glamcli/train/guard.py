@@ -24,7 +24,7 @@ WINDOW = 128
 """applied steps that one deviation is estimated from, at most."""
 RECENT = 32
 """applied steps that the median is taken over; with fewer only the absolute limit holds."""
-FLOORS = (0.05, 0.2, 0.2)
+FLOORS = (0.05, 0.35, 0.35)
 """the least that counts as one deviation, of the loss in nats and of the two logarithms: steps that
 happen to be very much alike must not make a spike of any other."""
 
