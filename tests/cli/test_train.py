@@ -109,8 +109,9 @@ def test_gradients_that_stay_bad_end_the_run_and_the_last_good_checkpoint_is_nam
     assert out == ""
     assert err.endswith(
         "error: 3 steps in a row were skipped, up to step 10: gradients are not finite\n"
-        "hint: last good checkpoint: step 5; `glam checkpoint rewind runs/test-tiny --to 5 "
-        "--skip-batches 105`, or start anew (`--fresh`) with a lower `optimizer.learning_rate`\n"
+        f"hint: last good checkpoint: step 5; `glam checkpoint rewind {elsewhere}/runs/test-tiny "
+        "--to 5 --skip-batches 105`, "
+        "or start anew (`--fresh`) with a lower `optimizer.learning_rate`\n"
     )
     for step in (8, 9, 10):
         assert f"step {step}: gradients are not finite; update skipped" in err
