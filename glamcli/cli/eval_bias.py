@@ -48,18 +48,18 @@ def cooccurrence(
     if it is in the list of `--words`, or ends like one (-ly, -ful, -ous, ...). Continuations are
     kept in RUN/bias as they come and used again.
     """
-    from glamcli.evals.paper.continuations import Draws, keep_bias
-    from glamcli.evals.paper.cooccurrence import load_terms, load_words, measure_cooccurrence
+    from glamcli.evals.paper.continuations import Draws
+    from glamcli.evals.paper.cooccurrence import load_terms, measure_cooccurrence
     from glamcli.trained import open_trained
 
-    chosen, known, how = load_terms(terms), load_words(words), Draws(**draws)
+    (chosen, known), how = load_terms(terms, words), Draws(**draws)
     prepare_process(run)
     progress = render.make_progress(as_json)
     trained = open_trained(run, progress)
     found, settings = measure_cooccurrence(trained, chosen, known, how, progress)
     asked = {"terms": terms and str(terms), "words": words and str(words)}
     content = {**settings, "asked": asked, "terms": [asdict(each) for each in found]}
-    keep_bias(trained, "cooccurrence", how, content, progress)
+    how.keep(trained, "cooccurrence", content, progress)
     if as_json:
         for each in found:
             render.emit("cooccurrence", **asdict(each))
@@ -114,7 +114,7 @@ def toxicity(
     scorer is a local command or file: nothing is sent anywhere. Continuations are kept in RUN/bias
     as they come, and not made again.
     """
-    from glamcli.evals.paper.continuations import Draws, keep_bias
+    from glamcli.evals.paper.continuations import Draws
     from glamcli.evals.paper.toxicity import make_scorer, measure_toxicity, read_prompts
     from glamcli.trained import open_trained
 
@@ -126,7 +126,7 @@ def toxicity(
     found, settings = measure_toxicity(trained, prompts, judge, how, progress)
     asked = {"prompts": str(prompts_file), "limit": limit, "scorer": scorer or str(classifier)}
     content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}
-    keep_bias(trained, "toxicity", how, content, progress)
+    how.keep(trained, "toxicity", content, progress)
     if as_json:
         render.emit("toxicity", **content)
         return

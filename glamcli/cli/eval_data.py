@@ -59,7 +59,7 @@ def data(
     if given is not None:
 
         def convert(need: Need) -> None:
-            for path, count in provision.convert_originals(need, given):
+            for path, count in need.convert(given):
                 progress.say(f"{path}: {count:,} records")
 
         missing = [(each.task, each) for each in needed if each.missing]
@@ -68,7 +68,7 @@ def data(
     if by_name and not offline:
         if provision.is_reachable("https://www.tensorflow.org/datasets"):
             title = "preparing through TFDS"
-            _make_all(title, "datasets", by_name.items(), provision.prepare_with_tfds, progress)
+            _make_all(title, "datasets", by_name.items(), provision.Need.prepare, progress)
         else:
             progress.warn("there is no network: TFDS can download nothing")
     states = [provision.data_state(file, folder_of(file.path)) for file in loaded.tasks]

@@ -4,7 +4,6 @@ Newer versions of lm-eval find `Glam` by the entry point that pyproject.toml dec
 which finds no plug-ins, `python -m glamcli.cli.harness` is its command with this model added.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from glamcli.cli import render
 from glamcli.cli.several import prepare_process
 from glamcli.config.files import run_folder
 from glamcli.errors import RecipeError
-from glamcli.evals.harness import HarnessModel, as_json, command_line, run_tasks
+from glamcli.evals.harness import HarnessModel, command_line, run_tasks
 from glamcli.evals.results.journal import Journal
 from glamcli.evals.results.scores import file_name
 from glamcli.evals.results.store import keep_harness
@@ -46,19 +45,14 @@ def score_tasks(
     with progress.phase("evaluating", unit="requests") as phase:
         results = run_tasks(HarnessModel(trained, journal, phase.advance), **options)
     samples = results.pop("samples", {})
-    content = json.loads(as_json(results))
     if to_json:
-        render.emit("harness", **content)
+        render.emit("harness", **results)
     else:
         versions = f"lm-eval {results['lm_eval_version']}, step {trained.identity.get('step')}"
         render.print_table(COLUMNS, _rows(results), title=versions)
     if trained.run_dir is not None and trained.host.is_first:
-        lines = (
-            {"task": task, **json.loads(as_json(each))}
-            for task, some in samples.items()
-            for each in some
-        )
-        keep_harness(content, lines, trained.run_dir, _name(trained, options), progress)
+        lines = ({"task": task, **each} for task, some in samples.items() for each in some)
+        keep_harness(results, lines, trained.run_dir, _name(trained, options), progress)
     return 0
 
 

@@ -149,12 +149,16 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
     A failure here is reported and undoes nothing: the model is trained and saved.
     """
     from glamcli.cli.eval_report import report_results
-    from glamcli.evals import scheduled
+    from glamcli.decoding import Sampling
+    from glamcli.evals import run
+    from glamcli.evals.tasks.suites import load_suite
 
     code = 0
     finish = trained.recipe.finish
     try:
-        if (results := scheduled.score_at_end(trained, progress)) is not None:
+        if finish.suite is not None:
+            suite = load_suite(finish.suite)
+            results = run.evaluate(trained, suite, progress=progress, shots=finish.shots)
             if not as_json:
                 click.echo()
             code = report_results(results, trained, progress, as_json)
@@ -162,8 +166,9 @@ def _finish(trained: Trained, progress: Progress, as_json: bool) -> int:
         progress.warn(f"suite `{finish.suite}` was not scored: {error.what}")
         code = error.exit_code
     try:
-        if (text := scheduled.sample_at_end(trained)) is not None:
-            prompt = finish.prompt or ""
+        if (prompt := finish.prompt) is not None:
+            how = Sampling(temperature=0.6, top_p=0.95)
+            (text,) = trained.generator.texts(prompt, how, tokens=finish.sample_tokens)
             if as_json:
                 render.emit("sample", prompt=prompt, text=text)
             else:

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def run_tasks(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """lm-eval's results of its tasks, groups or tags, its samples included.
+    """lm-eval's results of its tasks, groups or tags, its samples included, as values of JSON.
 
     `include_path` is a folder of task files; lm-eval's own are only read when it does not have all
     of the tasks. `seed` draws demonstrations.
@@ -227,7 +227,8 @@ def run_tasks(
         task: hash_string("".join(sample[name] for sample in some for name in names))
         for task, some in results["samples"].items()
     }
-    return {**results, "task_hashes": hashes}
+    results = {**results, "task_hashes": hashes}
+    return json.loads(json.dumps(results, default=handle_non_serializable))
 
 
 def _quiet_git() -> None:
@@ -260,11 +261,6 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
         return manager
     hint = did_you_mean(unknown[0], manager.all_tasks, "`lm-eval ls tasks` lists them")
     raise RecipeError(f"lm-eval has no task `{unknown[0]}`", hint=hint)
-
-
-def as_json(results: Mapping[str, Any]) -> str:
-    """lm-eval's results as it would write them."""
-    return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
 
 def command_line(model: str) -> None:

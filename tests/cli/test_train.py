@@ -9,7 +9,7 @@ import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.cli.main import run
-from glamcli.evals import scheduled
+from glamcli.evals import run as evals_run
 from glamcli.model.decoder import Decoder
 from glamcli.train import loop, programs
 from glamcli.trained import Trained
@@ -121,10 +121,10 @@ def test_gradients_that_stay_bad_end_the_run_and_the_last_good_checkpoint_is_nam
 def test_interrupted_while_it_is_scored_it_says_that_the_model_is_saved(
     trained, elsewhere, capsys, monkeypatch
 ):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scheduled, "score_at_end", interrupted)
+    monkeypatch.setattr(evals_run, "evaluate", interrupted)
     assert glam("train", "test-tiny", *OFF, "--set", "finish.suite=quick") == 130
     assert capsys.readouterr().err.endswith(
         "the model is trained and saved: `glam eval runs/test-tiny --suite quick` scores it\n"

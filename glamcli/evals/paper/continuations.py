@@ -47,6 +47,42 @@ class Draws:
         parts += [f"seed{self.seed}"] if self.seed else []
         return "-".join(parts)
 
+    def continuations(
+        self, trained: Trained, analysis: str, prompts: Sequence[str], progress: Progress
+    ) -> tuple[list[list[str]], dict[str, Any]]:
+        """The continuations of every prompt, and how they were made, for the results.
+
+        Those of an earlier start of the same analysis are read from the run folder.
+        """
+        sampling = Sampling(temperature=1.0, top_k=self.top_k)
+        settings = {
+            "params_digest": digest(trained.params),
+            "tokenizer": trained.tokenizer.fingerprint,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "seed": self.seed,
+            **asdict(sampling),
+        }
+        path = None
+        if trained.run_dir is not None:
+            name = f"{self.stem(trained, analysis)}-{inputs_digest([settings])[:8]}.texts.jsonl"
+            path = trained.run_dir / _BIAS_FOLDER / name
+
+        def sample(prompt: str) -> list[str]:
+            return _sampled(trained.generator, prompt, sampling, self)
+
+        with progress.phase("sampling", len(prompts), "prompts") as phase:
+            texts = _resumed(prompts, sample, path, settings, phase.advance)
+        return texts, {**settings, "model": dict(trained.identity)}
+
+    def keep(
+        self, trained: Trained, analysis: str, content: Mapping[str, Any], progress: Progress
+    ) -> None:
+        """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
+        if trained.run_dir is not None:
+            folder = trained.run_dir / _BIAS_FOLDER
+            keep_analysis(content, folder, self.stem(trained, analysis), progress)
+
 
 @dataclass(frozen=True)
 class _Kept:
@@ -55,35 +91,6 @@ class _Kept:
     number: int
     prompt: str
     texts: list[str]
-
-
-def continuations(
-    trained: Trained, analysis: str, prompts: Sequence[str], draws: Draws, progress: Progress
-) -> tuple[list[list[str]], dict[str, Any]]:
-    """The continuations of every prompt, and how they were made, for the results.
-
-    Those of an earlier start of the same analysis are read from the run folder.
-    """
-    sampling = Sampling(temperature=1.0, top_k=draws.top_k)
-    settings = {
-        "params_digest": digest(trained.params),
-        "tokenizer": trained.tokenizer.fingerprint,
-        "samples": draws.samples,
-        "tokens": draws.tokens,
-        "seed": draws.seed,
-        **asdict(sampling),
-    }
-    path = None
-    if trained.run_dir is not None:
-        name = f"{draws.stem(trained, analysis)}-{inputs_digest([settings])[:8]}.texts.jsonl"
-        path = trained.run_dir / _BIAS_FOLDER / name
-
-    def sample(prompt: str) -> list[str]:
-        return _sampled(trained.generator, prompt, sampling, draws)
-
-    with progress.phase("sampling", len(prompts), "prompts") as phase:
-        texts = _resumed(prompts, sample, path, settings, phase.advance)
-    return texts, {**settings, "model": dict(trained.identity)}
 
 
 def _resumed(
@@ -104,15 +111,6 @@ def _resumed(
                     file.write(_line({"number": number, "prompt": prompt, "texts": texts}))
         advance(1)
     return [found[number][1] for number in range(len(prompts))]
-
-
-def keep_bias(
-    trained: Trained, analysis: str, draws: Draws, content: Mapping[str, Any], progress: Progress
-) -> None:
-    """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
-    if trained.run_dir is not None:
-        folder = trained.run_dir / _BIAS_FOLDER
-        keep_analysis(content, folder, draws.stem(trained, analysis), progress)
 
 
 def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws) -> list[str]:

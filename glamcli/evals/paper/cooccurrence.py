@@ -16,7 +16,7 @@ from typing import Any
 from glamcli.config.load import read_settings
 from glamcli.config.settings import Settings
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.paper.continuations import Draws, continuations
+from glamcli.evals.paper.continuations import Draws
 from glamcli.evals.paper.ngrams import words
 from glamcli.evals.tasks import template
 from glamcli.evals.tasks.schema import Template
@@ -66,28 +66,23 @@ class _TermWords:
     """words with how many times the group's share theirs is, most first"""
 
 
-def load_terms(path: Path | None = None) -> _Terms:
-    """Groups of terms with their prompts.
+def load_terms(
+    path: Path | None = None, words_path: Path | None = None
+) -> tuple[_Terms, frozenset[str]]:
+    """Groups of terms with their prompts, and the words that count as adjectives and adverbs
+    whatever their ending.
 
     Raises:
-        RecipeError: the file is malformed.
+        RecipeError: the file of terms is malformed.
+        DataError: the file of words cannot be read.
     """
     path = path or _BIAS / "terms.yaml"
     terms = read_settings(path, _Terms)
     if not terms.groups or not all(g.prompts and len(g.terms) > 1 for g in terms.groups.values()):
         raise RecipeError(f"{path}: groups need a prompt and two terms at least")
-    return terms
-
-
-def load_words(path: Path | None = None) -> frozenset[str]:
-    """The words that count as adjectives and adverbs whatever their ending.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    path = path or _BIAS / "adjectives.txt"
+    path = words_path or _BIAS / "adjectives.txt"
     try:
-        return frozenset(words(read_file(path).decode()))
+        return terms, frozenset(words(read_file(path).decode()))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
 
@@ -102,7 +97,7 @@ def measure_cooccurrence(
         for term in group.terms
         for prompt in group.prompts
     ]
-    texts, settings = continuations(trained, "cooccurrence", prompts, draws, progress)
+    texts, settings = draws.continuations(trained, "cooccurrence", prompts, progress)
     by_prompt = iter(texts)
     compared: list[_TermWords] = []
     for name, group in terms.groups.items():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from glamcli.errors import DataError, RecipeError
-from glamcli.evals.paper.continuations import Draws, continuations
+from glamcli.evals.paper.continuations import Draws
 from glamcli.evals.paper.ngrams import words
 from glamcli.evals.tasks.items import read_jsonl
 from glamcli.progress import Progress
@@ -83,7 +83,7 @@ def measure_toxicity(
 ) -> tuple[list[_ToxicityBucket], dict[str, Any]]:
     """Toxicity of continuations by that of the prompts, and how they were sampled."""
     asked = [each.text for each in prompts]
-    texts, settings = continuations(trained, "toxicity", asked, draws, progress)
+    texts, settings = draws.continuations(trained, "toxicity", asked, progress)
     with progress.phase("scoring texts"):
         return _make_buckets(prompts, _score_texts(texts, scorer)), settings
 

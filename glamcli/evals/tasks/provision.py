@@ -64,6 +64,44 @@ class Need:
         names = (form.path for form in self.source.forms if form.kind == "tfds")
         return next((name for name in names if isinstance(name, str)), None)
 
+    def convert(self, given: Path) -> list[tuple[Path, int]]:
+        """Makes the missing files from those of the authors below `given`; (file, records in it).
+
+        Files whose originals are not there are left out.
+
+        Raises:
+            DataError: an original cannot be read, several files could be it, or a file that the
+                task names is outside of its data folder, where nothing is written.
+        """
+        made = []
+        for path in self.missing:
+            for original in self.files:
+                if original.to == path.name and (found := _originals(original, given)):
+                    _refuse_outside(path, self.folder)
+                    lines = [each for one in found for each in records(original.shape, one)]
+                    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+                    atomic.write(path, text.encode(errors="surrogatepass"))
+                    made.append((path, len(lines)))
+                    break
+        return made
+
+    def prepare(self) -> None:
+        """Lets TFDS download and prepare what is missing.
+
+        Raises:
+            DataError: TFDS does not have it in this form, or could not.
+        """
+        if self.prepared is None:
+            raise DataError(
+                f"task `{self.task}`: TFDS does not have this data in a form that keeps all of it"
+            )
+        if not _TFDS_NAME.fullmatch(self.prepared):
+            raise DataError(
+                f"task `{self.task}`: `{self.prepared}` is not the name of a dataset of TFDS",
+                hint="names look like `piqa/1.0.0` or `super_glue/boolq/1.0.2`",
+            )
+        prepare_directory(self.prepared, self.folder)
+
 
 def needs(file: TaskFile, folder: Path) -> list[Need]:
     """What a task reads; nothing for questions about a run's own held-out documents.
@@ -100,28 +138,6 @@ _READING = ("history", "prompt", "contexts", "continuation", "options", "option_
             "labels", "right", "answers", "shown_answer", "group", "by")  # fmt: skip
 
 
-def convert_originals(need: Need, given: Path) -> list[tuple[Path, int]]:
-    """Makes the missing files from those of the authors below `given`; (file, number of records).
-
-    Files whose originals are not there are left out.
-
-    Raises:
-        DataError: an original cannot be read, several files could be it, or a file that the task
-            names is outside of its data folder, where nothing is written.
-    """
-    made = []
-    for path in need.missing:
-        for original in need.files:
-            if original.to == path.name and (found := _originals(original, given)):
-                _refuse_outside(path, need.folder)
-                lines = [each for one in found for each in records(original.shape, one)]
-                text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
-                atomic.write(path, text.encode(errors="surrogatepass"))
-                made.append((path, len(lines)))
-                break
-    return made
-
-
 def _refuse_outside(path: Path, folder: Path) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DataError(
@@ -156,24 +172,6 @@ def is_reachable(url: str) -> bool:
         return True  # it answered
     except (OSError, ValueError):
         return False
-
-
-def prepare_with_tfds(need: Need) -> None:
-    """Lets TFDS download and prepare what is missing.
-
-    Raises:
-        DataError: TFDS does not have it in this form, or could not.
-    """
-    if need.prepared is None:
-        raise DataError(
-            f"task `{need.task}`: TFDS does not have this data in a form that keeps all of it"
-        )
-    if not _TFDS_NAME.fullmatch(need.prepared):
-        raise DataError(
-            f"task `{need.task}`: `{need.prepared}` is not the name of a dataset of TFDS",
-            hint="names look like `piqa/1.0.0` or `super_glue/boolq/1.0.2`",
-        )
-    prepare_directory(need.prepared, need.folder)
 
 
 def _count_items(file: TaskFile, folder: Path) -> tuple[int, int]:

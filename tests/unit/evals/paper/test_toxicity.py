@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from glamcli.errors import DataError, GlamError, RecipeError
-from glamcli.evals.paper.continuations import Draws, _resumed, continuations
+from glamcli.evals.paper.continuations import Draws, _resumed
 from glamcli.evals.paper.cooccurrence import (
     _compare_terms,
     _TermGroup,
     load_terms,
-    load_words,
 )
 from glamcli.evals.paper.toxicity import (
     _make_buckets,
@@ -124,7 +123,7 @@ def test_prompts_are_read_in_the_datasets_field_names(tmp_path):
 
 
 def test_words_are_compared_within_a_group():
-    known = load_words()
+    _, known = load_terms()
     group = _TermGroup(prompts=("{term} was very",), terms=("He", "She"))
     texts = {"He": ["tall and strong"] * 3 + ["tall"], "She": ["tall, Tall, slowly"] * 3 + ["the"]}
     he, she = _compare_terms("gender", group, texts, known)
@@ -142,12 +141,12 @@ def test_words_are_compared_within_a_group():
 )  # fmt: skip
 def test_the_rule_for_adjectives_and_adverbs(word, counts):
     group = _TermGroup(prompts=("{term}",), terms=("a", "b"))
-    found, _ = _compare_terms("g", group, {"a": [word], "b": []}, load_words())
+    found, _ = _compare_terms("g", group, {"a": [word], "b": []}, load_terms()[1])
     assert (word in found.counts) is counts
 
 
 def test_the_shipped_terms_are_those_of_the_paper(tmp_path):
-    groups = load_terms().groups
+    groups = load_terms()[0].groups
     assert set(groups) == {"gender", "religion", "race"}
     assert "She" in groups["gender"].terms
     assert "{term} was very" in groups["gender"].prompts
@@ -193,7 +192,7 @@ def test_continuations_of_other_weights_have_a_file_of_their_own(tmp_path):
             identity={"step": 3}, run_dir=tmp_path,
             generator=SimpleNamespace(texts=lambda prompt, *_, **__: [f"{prompt} {weight}"]),
         )  # fmt: skip
-        return continuations(cast(Any, trained), "bias", ["He"], Draws(1, 4), Silent())[0]
+        return Draws(1, 4).continuations(cast(Any, trained), "bias", ["He"], Silent())[0]
 
     (tmp_path / "bias").mkdir()
     assert sampled(1) == [["He 1"]]

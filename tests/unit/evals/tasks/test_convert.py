@@ -113,7 +113,7 @@ def test_the_authors_files_become_questions_of_the_shipped_task(tmp_path, name):
     needs = provision.needs(file, tmp_path)
     for need in needs:
         assert len(need.missing) == 1
-        ((made, count),) = provision.convert_originals(need, tmp_path / "given")
+        ((made, count),) = need.convert(tmp_path / "given")
         assert count == len(made.read_text().splitlines())
         assert need.missing == ()
     assert min(provision._count_items(file, tmp_path)) > 0
@@ -180,7 +180,7 @@ def test_two_files_that_could_be_the_one_are_refused(tmp_path):
     (file,) = load_suite("squad_v2").tasks
     need, _ = provision.needs(file, tmp_path / "data")
     with pytest.raises(DataError, match="several files could be"):
-        provision.convert_originals(need, tmp_path)
+        need.convert(tmp_path)
 
 
 def test_an_empty_file_is_refused_and_blocks_no_later_conversion(tmp_path):
@@ -188,11 +188,11 @@ def test_an_empty_file_is_refused_and_blocks_no_later_conversion(tmp_path):
     need, _ = provision.needs(file, tmp_path / "data")
     write(tmp_path, {"given/dev-v2.0.json": {"data": []}})
     with pytest.raises(DataError, match="no records"):
-        provision.convert_originals(need, tmp_path / "given")
+        need.convert(tmp_path / "given")
     assert not (tmp_path / "data").exists()
     write(tmp_path, {"given/dev-v2.0.json": SQUAD, "data/squad_v2.jsonl": ""})
     assert len(need.missing) == 1
-    assert len(provision.convert_originals(need, tmp_path / "given")) == 1
+    assert len(need.convert(tmp_path / "given")) == 1
     assert need.missing == ()
 
 
@@ -234,7 +234,7 @@ def test_tfds_prepares_what_tasks_read_without_tensorflow(tmp_path, monkeypatch)
     monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(source))
     (file,) = load_suite("copa").tasks
     for need in provision.needs(file, tmp_path):
-        provision.prepare_with_tfds(need)
+        need.prepare()
         assert need.missing == ()
     assert provision._count_items(file, tmp_path) == (1, 1)
 
@@ -249,8 +249,8 @@ def test_what_tfds_cannot_prepare_is_told(tmp_path, monkeypatch):
     (file,) = load_suite("copa").tasks
     need, _ = provision.needs(file, tmp_path)
     with pytest.raises(DataError, match=r"`super_glue/copa/1\.0\.2`: .*no route to host"):
-        provision.prepare_with_tfds(need)
+        need.prepare()
     (file,) = load_suite("drop").tasks
     need, _ = provision.needs(file, tmp_path)
     with pytest.raises(DataError, match="keeps all of it"):
-        provision.prepare_with_tfds(need)
+        need.prepare()
