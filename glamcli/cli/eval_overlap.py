@@ -57,7 +57,7 @@ def overlap(
     """
     from glamcli.data.open import open_data
     from glamcli.evals.paper import corpus
-    from glamcli.evals.paper.overlap import find_overlaps, stored_splits, suite_words
+    from glamcli.evals.paper.overlap import find_overlaps
     from glamcli.evals.tasks.items import Library
 
     chosen = load_suite(suite, preset)
@@ -67,15 +67,16 @@ def overlap(
         recipe = load_recipe(str(run / "recipe.yaml"), check=False).recipe
         dataset = open_data(recipe, progress)
         documents = dataset.heldout_documents
-        search = partial(corpus.search_rows, dataset=dataset, packing=recipe.data.packing)
+        text, packing = dataset, recipe.data.packing
     elif os.path.isdir(what):
         raise CheckpointError(f"{what} is not a run folder: it has no `recipe.yaml`")
     else:
-        documents = None
-        search = partial(corpus.search_mixture, mixture=load_mixture(what))
-    tasks, failed = suite_words(chosen, Library(data_dir, documents), limit, progress)
-    found = find_overlaps(tasks, partial(search, progress=progress, processes=processes))
-    splits = [] if run is None else stored_splits(run, chosen, tasks, found, progress)
+        documents, text, packing = None, load_mixture(what), ""
+    search = partial(
+        corpus.search_text, text=text, packing=packing, progress=progress, processes=processes
+    )
+    library = Library(data_dir, documents)
+    found, splits, failed = find_overlaps(chosen, library, limit, search, run, progress)
     if run is not None and not splits:
         progress.say(
             "no scores on clean and dirty items:"

@@ -36,10 +36,10 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     A and B are files RUN/eval/NAME.json, or run folders. Only tasks scored under the same
     conventions are compared; what differs is named, and the exit code is 2.
     """
-    from glamcli.evals.results.store import find_results, load_items, load_results
+    from glamcli.evals.results.store import find_results, load_results
 
     places = [find_results(each, suite) for each in (first, second) if each is not None]
-    found = [load_results(place) for place in places]
+    found = [load_results(place, with_items=second is not None) for place in places]
     if len(found) == 1:
         show_results(found[0], as_json)
         if not as_json:
@@ -48,7 +48,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
 
     from glamcli.evals.results.compare import compare
 
-    compared = compare(found[0], found[1], load_items(places[0]), load_items(places[1]))
+    compared = compare(*found)
     progress = render.make_progress(as_json)
     for each in compared.refused:
         progress.warn(f"task `{each.task}` at {each.setting} shots is not compared: {each.reason}")

@@ -34,24 +34,36 @@ _Pieces = Iterator[tuple[str, _Piece]]
 """pieces with the source each is of"""
 
 
-def search_rows(
-    grams: Grams, dataset: Dataset, packing: str, progress: Progress, processes: int = 0
+def search_text(
+    grams: Grams, text: Dataset | Mixture, packing: str, progress: Progress, processes: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which n-grams occur in the prepared training rows of every source (booleans [grams]).
+    """Which n-grams occur in every source (booleans [grams]): in the prepared training rows of a
+    run, or in the documents of a mixture that are not held out.
 
-    With `packing` `fill` documents are put together over rows; 0 processes is one per core.
+    In rows of `packing` `fill` documents are put together over rows; 0 processes is one per core.
     """
-    pieces = list(_row_pieces(dataset, packing))
-    if len(pieces) < _WORTH_PROCESSES_PIECES:
-        processes = 1
-    return _search(grams, iter(pieces), len(pieces), dataset.tokenizer, progress, processes)
+    tokenizer = total = None
+    if isinstance(text, Mixture):
+        pieces = _mixture_pieces(text, progress)
+    else:
+        found = list(_row_pieces(text, packing))
+        pieces, total, tokenizer = iter(found), len(found), text.tokenizer
+        processes = 1 if total < _WORTH_PROCESSES_PIECES else processes
+    hits: dict[str, np.ndarray] = {}
 
+    def note(name: str, found: np.ndarray) -> None:
+        hits.setdefault(name, np.zeros(grams.count, bool))[found] = True
+        phase.advance()
 
-def search_mixture(
-    grams: Grams, mixture: Mixture, progress: Progress, processes: int = 0
-) -> dict[str, np.ndarray]:
-    """The same for the documents of a mixture that are not held out."""
-    return _search(grams, _mixture_pieces(mixture, progress), None, None, progress, processes)
+    work = partial(_found, grams, tokenizer)
+    with (
+        progress.phase("searching for overlap", total, "pieces") as phase,
+        Workers(work, processes, "searches for overlap", _MEMORY_HINT) as workers,
+    ):
+        for name, piece in pieces:
+            workers.submit(piece, then=partial(note, name))
+        workers.wait()
+    return hits
 
 
 def _row_pieces(dataset: Dataset, packing: str) -> _Pieces:
@@ -68,31 +80,6 @@ def _mixture_pieces(mixture: Mixture, progress: Progress) -> _Pieces:
     for name, source in mixture.sources.items():
         for part in cut(sides.divide(documents(source, name)), _PIECE_CHARS):
             yield name, [text for text, is_heldout in part if not is_heldout]
-
-
-def _search(
-    grams: Grams,
-    pieces: _Pieces,
-    total: int | None,
-    tokenizer: Tokenizer | None,
-    progress: Progress,
-    processes: int,
-) -> dict[str, np.ndarray]:
-    hits: dict[str, np.ndarray] = {}
-
-    def note(name: str, found: np.ndarray) -> None:
-        hits.setdefault(name, np.zeros(grams.count, bool))[found] = True
-        phase.advance()
-
-    work = partial(_found, grams, tokenizer)
-    with (
-        progress.phase("searching for overlap", total, "pieces") as phase,
-        Workers(work, processes, "searches for overlap", _MEMORY_HINT) as workers,
-    ):
-        for name, piece in pieces:
-            workers.submit(piece, then=partial(note, name))
-        workers.wait()
-    return hits
 
 
 def _found(grams: Grams, tokenizer: Tokenizer | None, piece: _Piece) -> np.ndarray:

@@ -10,7 +10,6 @@ for whole, and one of fewer words is not judged.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from glamcli.errors import DataError, GlamError
 from glamcli.evals.asking.prompts import TaskQuestions
 from glamcli.evals.paper.ngrams import Grams, words
 from glamcli.evals.results.scores import Results
-from glamcli.evals.results.store import load_items, load_results, results_of_suite
+from glamcli.evals.results.store import load_results, results_of_suite
 from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, Total
 from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.suites import SuiteFile
@@ -76,6 +75,28 @@ class Split:
     num_dirty: int
 
 
+def find_overlaps(
+    suite: SuiteFile,
+    library: Library,
+    limit: int | None,
+    search: Callable[[Grams], Mapping[str, np.ndarray]],
+    run: Path | None,
+    progress: Progress,
+) -> tuple[list[Overlap], list[Split], bool]:
+    """The dirty ones of the first `limit` items of every task, the scores on clean and dirty items
+    that a run folder has, and whether a task could not be read.
+
+    `search` finds the n-grams of every source (booleans).
+
+    Raises:
+        DataError: no task can be read.
+    """
+    tasks, failed = _suite_words(suite, library, limit, progress)
+    found = _overlaps(tasks, search)
+    splits = [] if run is None else _stored_splits(run, suite, tasks, found, progress)
+    return found, splits, failed
+
+
 def _task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> _TaskWords:
     """A task's items, given by their keys and full texts."""
     split = tuple(tuple(words(text)) for text in texts)
@@ -84,14 +105,10 @@ def _task_words(task: str, keys: Sequence[str], texts: Sequence[str]) -> _TaskWo
     return _TaskWords(task, tuple(keys), split, n)
 
 
-def suite_words(
+def _suite_words(
     suite: SuiteFile, library: Library, limit: int | None, progress: Progress
 ) -> tuple[list[_TaskWords], bool]:
-    """The first `limit` items of every task that can be read, and whether one could not.
-
-    Raises:
-        DataError: no task can be read.
-    """
+    """The first `limit` items of every task that can be read, and whether one could not."""
     found: list[_TaskWords] = []
     errors: list[GlamError] = []
     for file in suite.tasks:
@@ -109,10 +126,10 @@ def suite_words(
     return found, bool(errors)
 
 
-def find_overlaps(
+def _overlaps(
     tasks: Sequence[_TaskWords], search: Callable[[Grams], Mapping[str, np.ndarray]]
 ) -> list[Overlap]:
-    """Every task's dirty items; `search` finds the n-grams of every source (booleans)."""
+    """Every task's dirty items."""
     grams = Grams(
         gram for task in tasks for item in range(len(task.keys)) for gram in task.grams(item)
     )
@@ -139,7 +156,6 @@ def _split_scores(
     tasks: Sequence[_TaskWords],
     found: Sequence[Overlap],
     results: Results,
-    items: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
 ) -> list[Split]:
     """Scores on the clean and the dirty items, by each task's first metric.
 
@@ -149,13 +165,12 @@ def _split_scores(
     searched = {each.task: set(each.keys) for each in tasks}
     made = []
     for score in results.scores:
-        records = items.get((score.task, score.setting), ())
-        keys = {each["key"] for each in records}
+        keys = {each["key"] for each in score.items}
         if not keys or not keys <= searched.get(score.task, set()):
             continue
         metric = score.measured[0].metric
         parts = [
-            [each for each in records if (each["key"] in dirty[score.task]) is wanted]
+            [each for each in score.items if (each["key"] in dirty[score.task]) is wanted]
             for wanted in (False, True)
         ]
         clean, unclean = (Total(metric, part).value if part else None for part in parts)
@@ -166,7 +181,7 @@ def _split_scores(
     return made
 
 
-def stored_splits(
+def _stored_splits(
     run: Path,
     suite: SuiteFile,
     tasks: Sequence[_TaskWords],
@@ -180,7 +195,7 @@ def stored_splits(
     made: dict[tuple[str, str], Split] = {}
     for path in results_of_suite(run, suite.name, suite.preset):
         try:
-            splits = _split_scores(tasks, found, load_results(path), load_items(path))
+            splits = _split_scores(tasks, found, load_results(path, with_items=True))
         except (GlamError, *UNLIKE_RECORDS) as error:
             progress.warn(f"no scores on clean and dirty items of {path}: {error}")
             continue

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.evals.results.scores import Results, Score
-from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, Total, item_value
+from glamcli.evals.scoring.task_metrics import UNLIKE_RECORDS, Total
 
 _Record = Mapping[str, Any]
-_Items = Mapping[tuple[str, str], Sequence[_Record]]
 
 # Conditions that may differ: where and how files were named, and how exactly numbers were computed.
 # Items and their texts are compared one by one instead of by the digests of all.
@@ -61,10 +60,8 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(
-    first: Results, second: Results, first_items: _Items, second_items: _Items
-) -> Comparison:
-    """Every task and number of shots that both results hold."""
+def compare(first: Results, second: Results) -> Comparison:
+    """Every task and number of shots that both results hold, with their items."""
     others = {(score.task, score.setting): score for score in second.scores}
     paired: list[_Paired] = []
     refused: list[_NotCompared] = []
@@ -75,7 +72,7 @@ def compare(
         where = (score.task, score.setting)
         if where not in others:
             continue
-        mine, theirs = (_by_item(each.get(where, ())) for each in (first_items, second_items))
+        mine, theirs = _by_item(score.items), _by_item(others[where].items)
         common = [(mine[key], theirs[key]) for key in mine if key in theirs]
         try:
             reason = _unlike(score, others[where], common)
@@ -150,15 +147,16 @@ def _paired(
 ) -> _Paired:
     from scipy.stats import binomtest  # slow to import
 
-    differences = [item_value(metric, other) - item_value(metric, mine) for mine, other in common]
+    first, second = (Total(metric, records) for records in zip(*common, strict=True))
+    differences = [b - a for a, b in zip(first.of_items, second.of_items, strict=True)]
     up, down = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     is_mean = metric in common[0][0]
     return _Paired(
         task=task,
         setting=setting,
         metric=metric,
-        first=Total(metric, [mine for mine, _ in common]).value,
-        second=Total(metric, [other for _, other in common]).value,
+        first=first.value,
+        second=second.value,
         error=Total(metric, [{metric: each} for each in differences]).stderr if is_mean else None,
         first_wins=down,
         second_wins=up,

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
@@ -210,11 +210,11 @@ class _Stored(Results):
     failures: tuple[_StoredFailure, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-def load_results(path: Path) -> Results:
-    """Results without their items.
+def load_results(path: Path, with_items: bool = False) -> Results:
+    """Results, with the records of their items or without.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: a file cannot be read, or holds something else.
     """
     try:
         data = read_file(path)
@@ -226,7 +226,7 @@ def load_results(path: Path) -> Results:
             Failure(each.task, each.setting, GlamError(each.error, each.hint))
             for each in content["failures"]
         )
-        return Results(**{**content, "failures": failures})
+        results = Results(**{**content, "failures": failures})
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -234,9 +234,15 @@ def load_results(path: Path) -> Results:
             f"{path} holds no results of `glam eval`: {error}",
             hint="give RUN/eval/NAME.json, or RUN",
         ) from None
+    items = _load_items(path) if with_items else {}
+    scores = (
+        replace(each, items=tuple(items.get((each.task, each.setting), ())))
+        for each in results.scores
+    )
+    return replace(results, scores=tuple(scores))
 
 
-def load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _load_items(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Records of the items beside a file of results, by task and setting.
 
     Raises:

@@ -34,8 +34,14 @@ class Total:
     def __init__(self, name: str, items: Sequence[_Record], seed: int = 0):
         self._name = name
         self._seed = seed
+        self._items = items
         self._table, self._values = _table(name, items)
         self.value = float(self._values(self._table.sum(axis=0)))
+
+    @property
+    def of_items(self) -> list[float]:
+        """How well each item was done; for metrics of the whole, whether it was judged right."""
+        return [_item_value(self._name, item) for item in self._items]
 
     @property
     def stderr(self) -> float | None:
@@ -64,8 +70,7 @@ class Total:
         return self._values(np.array([rows.sum(axis=0) for rows in drawn]))
 
 
-def item_value(name: str, item: _Record) -> float:
-    """How well one item was done; for metrics of the whole, whether it was judged correctly."""
+def _item_value(name: str, item: _Record) -> float:
     if name == "perplexity":
         return float(item["answer_nats"])
     if name in item:

@@ -12,7 +12,7 @@ from glamcli.data.open import open_data
 from glamcli.errors import DataError
 from glamcli.evals.paper import corpus
 from glamcli.evals.paper.ngrams import Grams, words
-from glamcli.evals.paper.overlap import _split_scores, _task_words, find_overlaps
+from glamcli.evals.paper.overlap import _overlaps, _split_scores, _task_words
 from glamcli.evals.results.scores import Measured, Results, Score
 from glamcli.progress import Silent
 
@@ -30,7 +30,7 @@ def judged(text, task=NINE):
         held[grams.found([text])] = True
         return {"web": held}
 
-    (found,) = find_overlaps([task], search)
+    (found,) = _overlaps([task], search)
     return found
 
 
@@ -113,8 +113,10 @@ def test_a_mixture_is_looked_through_without_what_is_held_out(
     task = _task_words("t", texts, texts)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mixture = load_mixture(f"{folder}/mixture.yaml")
-    search = partial(corpus.search_mixture, mixture=mixture, progress=Silent(), processes=processes)
-    (found,) = find_overlaps([task], search)
+    search = partial(
+        corpus.search_text, text=mixture, packing="", progress=Silent(), processes=processes
+    )
+    (found,) = _overlaps([task], search)
     assert 0.5 < found.dirty_frac <= 1
 
 
@@ -130,7 +132,7 @@ def test_a_search_process_that_dies_is_an_error_with_advice(data, tmp_path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mixture = load_mixture(f"{data[0]}/mixture.yaml")
     with pytest.raises(DataError, match="searches for overlap ended unexpectedly") as caught:
-        corpus.search_mixture(Deadly([("a", "b")]), mixture, Silent(), processes=2)
+        corpus.search_text(Deadly([("a", "b")]), mixture, "", Silent(), processes=2)
     assert "fewer `--processes`" in str(caught.value.hint)
 
 
@@ -138,11 +140,12 @@ def test_scores_are_told_apart_for_clean_and_dirty_items():
     found = judged(LONG)
     records = [{"key": key, "accuracy": value} for key, value in
                (("long", 1.0), ("short", 0.0), ("eight", 1.0), ("fresh", 0.0))]  # fmt: skip
-    score = Score("t", 0, "0", (Measured("accuracy", 0.5, None, {}),), 4, 0, 0, 0, (), {}, (), ())
+    score = Score("t", 0, "0", (Measured("accuracy", 0.5, None, {}),), 4, 0, 0, 0, (), {}, (),
+                  tuple(records))  # fmt: skip
     results = Results("s", {}, (score,), ())
-    (split,) = _split_scores([NINE], [found], results, {("t", "0"): records})
+    (split,) = _split_scores([NINE], [found], results)
     assert (split.all, split.clean, split.dirty) == (0.5, pytest.approx(1 / 3), 1.0)
     assert (split.num_clean, split.num_dirty) == (3, 1)
     # Scores of items that were not looked for say nothing of what is clean.
-    others = [*records, {"key": "other", "accuracy": 1.0}]
-    assert _split_scores([NINE], [found], results, {("t", "0"): others}) == []
+    others = dataclasses.replace(score, items=(*records, {"key": "other", "accuracy": 1.0}))
+    assert _split_scores([NINE], [found], Results("s", {}, (others,), ())) == []

@@ -12,7 +12,6 @@ from glamcli.evals.results.store import (
     find_results,
     keep_analysis,
     keep_results,
-    load_items,
     load_results,
 )
 from glamcli.evals.scoring.totals import averages
@@ -51,12 +50,8 @@ def write(found, run):
     return summary, summary.with_name(f"{summary.stem}.items.jsonl")
 
 
-def by_task(*scores):
-    return {(each.task, each.setting): each.items for each in scores}
-
-
 def compared(first, second):
-    return compare(results(first), results(second), by_task(first), by_task(second))
+    return compare(results(first), results(second))
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -65,7 +60,7 @@ def test_what_is_written_is_read_back(tmp_path):
     read = load_results(summary)
     assert read.to_json() == wrote.to_json()
     assert read.failures[0].error.hint == "make one"
-    assert load_items(summary) == {k: list(v) for k, v in by_task(*wrote.scores).items()}
+    assert load_results(summary, with_items=True).scores == wrote.scores
 
 
 def test_a_run_folder_means_its_newest_results_of_a_suite(tmp_path):
@@ -128,15 +123,14 @@ def test_only_the_same_weights_replace_results(tmp_path):
 
 def test_results_that_differ_only_in_the_digest_of_their_weights_are_compared(tmp_path):
     mine, other = (results(score(), params_digest=each * 64) for each in "12")
-    items = by_task(score())
-    assert compare(mine, other, items, items) == compare(mine, mine, items, items)
+    assert compare(mine, other) == compare(mine, mine)
 
 
 def test_damaged_items_are_refused_with_the_line(tmp_path):
     summary, items = write(results(score()), tmp_path)
     items.write_text(items.read_text() + '{"task": "a"}\n')
     with pytest.raises(DataError, match=r"s-step3\.items\.jsonl:4: not the record of an item"):
-        load_items(summary)
+        load_results(summary, with_items=True)
     content = json.loads(summary.read_text())
     summary.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(DataError, match="newer version"):

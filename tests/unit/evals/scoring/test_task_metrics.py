@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glamcli.evals.scoring.choice import _best_options
-from glamcli.evals.scoring.task_metrics import Total, item_value
+from glamcli.evals.scoring.task_metrics import Total
 
 
 def test_standard_error_is_sample_deviation_over_root_n():
@@ -72,8 +72,8 @@ def test_of_options_that_tie_each_counts_alike():
     assert Total("f1a", [tied, right]).value == pytest.approx(3 / 3.5)
     assert Total("question_em", [tied, right]).value == 0.5
     assert Total("macro_f1", [tied, right]).value == pytest.approx(3 / 3.5)
-    assert [item_value("f1a", each) for each in (tied, right)] == [0.5, 1.0]
-    assert item_value("macro_f1", tied) == 0.5
+    assert Total("f1a", [tied, right]).of_items == [0.5, 1.0]
+    assert Total("macro_f1", [tied]).of_items == [0.5]
 
 
 def test_an_item_of_which_nothing_is_chosen_is_wrong():
