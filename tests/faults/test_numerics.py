@@ -1,5 +1,6 @@
 """Runs whose numbers go wrong: what is noticed, what is kept, and how they end."""
 
+import itertools
 import json
 
 import jax.numpy as jnp
@@ -7,10 +8,10 @@ import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
-from glamcli.errors import TrainError
+from glamcli.errors import Preempted, TrainError
 from glamcli.model.decoder import Decoder
 from glamcli.progress import Silent
-from glamcli.train import programs
+from glamcli.train import loop, programs
 from glamcli.train.loop import train
 from glamcli.train.rewind import rewind, rewinds
 from runs import assert_same_run
@@ -117,6 +118,22 @@ def test_a_run_that_learns_nothing_says_so_and_ends_where_it_should(running):
     ]
     heard, _, error = running("train.steps=30", *slow[1:], "guard.on_spike=stop")
     assert error.what.startswith("no progress for 13 steps: at step 13 the loss is ")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_in_a_bad_streak_goes_on_with_it(running, monkeypatch):
+    monkeypatch.setattr(programs, "Decoder", Poisoned)
+    asked = itertools.count(1)
+    monkeypatch.setattr(loop, "_is_asked_to_stop", lambda *_: next(asked) == 9)
+    sets = ("train.max_bad_steps=4", "train.steps=60")
+    with pytest.raises(Preempted, match="saved at step 9"):
+        running(*sets, mixture=BAD_FROM_7)
+    heard, checkpoints, error = running(*sets, mixture=BAD_FROM_7)
+    assert [checkpoints.meta(step)["good"] for step in checkpoints.steps()] == [False, True]
+    assert checkpoints.steps() == [9, 5]
+    assert sorted(heard.steps) == [10, 11]
+    assert error.what.startswith("4 steps in a row were skipped, up to step 11: ")
+    assert error.hint.startswith("last good checkpoint: step 5; ")
 
 
 REWIND = (

@@ -1,8 +1,7 @@
-"""Numbers that go wrong in one process alone: all of them notice, and decide alike."""
+"""Numbers that go wrong in one process alone make all of them go back."""
 
 import json
 
-import numpy as np
 import pytest
 
 from glamcli.checkpoint import Checkpoints
@@ -32,16 +31,6 @@ loop.global_batch = poisoned
 
 def poisoned(*which):
     return {"first": POISON, "WHICH": lambda k: json.dumps(which if k == 1 else ())}
-
-
-@pytest.mark.slow
-def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all(several, tmp_path):
-    sets = (*SMALL, "--set", "train.steps=9", "--set", "every.log_steps=1")
-    finished(several(tmp_path / "run", *sets, **poisoned(6)))
-    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
-    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 0, 0, 0, 1, 0, 0]
-    assert lines[-1]["bad_steps_total"] == 1
-    assert all(np.isfinite(line["loss"]) for line in lines[7:])
 
 
 @pytest.mark.slow
