@@ -116,7 +116,7 @@ def test_kept_results(glam, tmp_path, seed):
     ]
     assert [check(glam, each, "nothing") for each in commands] == [0, 0]
     rng = random.Random(seed)
-    for number in range(10 * TRIES if seed else 4 * FEW_TRIES):
+    for number in range(10 * TRIES if seed else 2 * FEW_TRIES):
         tried(glam, tmp_path / "first", rng, number, *commands)
 
 

@@ -1,6 +1,8 @@
 """Held-out documents are chosen by text alone, in all sources alike, and never reach training."""
 
+import hashlib
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -54,6 +56,24 @@ def test_both_sides_get_a_document_when_there_are_two(documents, frac):
         assert sides == {True, False}
     elif documents:
         assert sides == {False}
+
+
+@given(st.text(alphabet="ab \n\t\x1c\u2003\ud800é", max_size=12))
+def test_the_digest_of_a_long_text_is_that_of_the_whole(text):
+    whole = hashlib.sha256(normal(text).encode("utf-8", "replace")).digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "DIGESTED_CHARS", 3)
+        assert document_digest(text) == whole
+    assert document_digest(text) == whole
+
+
+def test_the_digest_of_a_long_text_takes_little_memory():
+    text = "word " * (1 << 21)
+    tracemalloc.start()
+    document_digest(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * len(text)
 
 
 def test_white_space_makes_no_other_document():
