@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from typing import TextIO, cast
 
 import click
@@ -83,6 +84,8 @@ def run(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+    # Of a library, such as jax's of a cache that it cannot use: as our own, without its code.
+    warnings.formatwarning = lambda message, *_, **__: printable(f"warning: {message}") + "\n"
     if not libtpu.has_tpu():
         libtpu.quiet()
     stdout, sys.stdout = sys.stdout, cast(TextIO, streams.Output(sys.stdout))

@@ -190,6 +190,16 @@ def test_a_full_disk_under_the_output_is_an_error_of_its_own(command):
     assert (run.returncode, run.stderr) == (1, what)
 
 
+def test_a_warning_of_a_library_is_one_line_without_its_code():
+    run = python(
+        "import warnings, click\nfrom glamcli.cli import main\n"
+        "warn = click.Command('x', callback=lambda: warnings.warn('odd\\x1b[2J'))\n"
+        "main.LazyGroup.get_command = lambda self, ctx, name: warn\n"
+        "main.run(['doctor'])"
+    )
+    assert (run.returncode, run.stderr) == (0, "warning: odd\\x1b[2J\n")
+
+
 def test_a_closed_output_is_no_output():
     run = subprocess.run(
         f"{sys.executable} -c 'from glamcli.cli.main import run; run()' recipe list >&- 2>&-",

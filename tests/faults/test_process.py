@@ -4,8 +4,10 @@ import contextlib
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -97,3 +99,70 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(train, uninterrupted, tmp
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert not [name for name in before if before[name].tobytes() != after[name].tobytes()]
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_of_compiled_programs_is_compiled_again(
+    recipe, train, uninterrupted, tmp_path
+):
+    for damage in (None, "bits", "empty"):
+        run = train(tmp_path / f"run {damage}")
+        code, err = run.finish()
+        assert code == 0, err
+        assert_same_run(uninterrupted, tmp_path / f"run {damage}")
+        programs = list((recipe.parent / "cache/compiled").iterdir())
+        assert programs
+        for path in programs:
+            content = bytearray(path.read_bytes())
+            for place in range(0, len(content), 97):
+                content[place] ^= 0xFF
+            path.write_bytes(content if damage is None else b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with spaces & $(signs) 'quoted'", "日本語 ñ ✓", "x" * 200])
+def test_any_name_of_a_run_works(train, tmp_path, name):
+    run = train(tmp_path / name, "--set", "train.steps=7")
+    assert run.finish()[0] == 0
+    saved = subprocess.run(
+        [*GLAM, "generate", str(tmp_path / name), "1 and 2", "--tokens", "3"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert saved.returncode == 0, saved.stderr
+    assert saved.stdout.startswith("1 and 2")
+
+
+# A save that takes half a minute longer, so that there is time to be killed in it.
+SLOW_SAVES = """
+import time
+from glamcli.checkpoint import Checkpoints
+wait = Checkpoints.wait
+def slow(checkpoints):
+    if checkpoints._saving is not None and checkpoints._saving % 7:
+        time.sleep(30)
+    return wait(checkpoints)
+Checkpoints.wait = slow
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_shortly_after_it_was_asked_to_stop_goes_on_from_a_whole_step(
+    train, uninterrupted, tmp_path
+):
+    run = train(tmp_path / "run", first=SLOW_SAVES)
+    run.until("say", text="step 7: saved")
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    run.process.kill()
+    run.finish()
+    steps = Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    assert 7 in steps
+    run = train(tmp_path / "run")
+    run.until("say", text=f"continuing from step {steps[0]}")
+    code, err = run.finish()
+    assert code == 0, err
+    assert_same_run(uninterrupted, tmp_path / "run")
