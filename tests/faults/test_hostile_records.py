@@ -64,7 +64,7 @@ def tried(glam, folder, rng, number, *commands):
     path = rng.choice(files)
     good = path.read_bytes()
     what = hostile(path, rng)
-    if path.name in SIGNED and rng.random() < 0.7:
+    if path.name in SIGNED and path.is_file() and rng.random() < 0.7:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             SIGNED[path.name](path)
     for command in commands:
