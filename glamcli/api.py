@@ -35,6 +35,7 @@ from glamcli.evals.scoring.requests import make_requests
 from glamcli.evals.tasks.suites import check_suites, load_suite
 from glamcli.generate import MIN_PROMPT, rounded_up
 from glamcli.hosts.join import ALONE, whole
+from glamcli.memory import explaining_memory
 from glamcli.model.decoder import Decoder
 from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import with_mesh_of
@@ -195,10 +196,12 @@ def open_run(
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
+        PlanError: memory runs short.
         RecipeError: the path is a URL.
     """
     progress = _progress(verbose) if verbose else _Warning()
-    return Run(open_trained(run_folder(path), progress, step=step, strict=strict), progress)
+    with explaining_memory(lambda: "use a larger device"):
+        return Run(open_trained(run_folder(path), progress, step=step, strict=strict), progress)
 
 
 class _Warning(Silent):

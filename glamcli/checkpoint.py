@@ -277,7 +277,10 @@ def read_array(folder: Path, name: str) -> jax.Array:
 def _described(folder: Path) -> Meta:
     if (fault := step_folders.fault(folder)) is not None:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {fault}")
-    return step_meta(folder)
+    try:
+        return step_meta(folder)
+    except OSError as error:  # it is being deleted
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {one_line(error)}") from error
 
 
 def _refuse_differences(

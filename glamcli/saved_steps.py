@@ -46,17 +46,17 @@ def saved_steps(run_dir: Path) -> list[SavedStep]:
     """
     folder = run_dir.absolute() / "checkpoints"
     steps = [_described(folder / name, step) for step, name in step_folders.step_names(folder)]
-    aside = folder / SET_ASIDE
     steps += [
-        _described(path, int(number))
-        for path in (aside.iterdir() if aside.is_dir() else ())
-        if (number := path.name.split(".")[0]).isdecimal()
+        _described(folder / SET_ASIDE / name, int(name.split(".")[0]))
+        for name in step_folders.steps_aside(folder)
     ]
     if not steps:
         raise CheckpointError(
             f"{run_dir} has no checkpoints",
             hint="give the folder of a run, such as runs/quickstart",
         )
+    # The run that is training may have deleted some meanwhile.
+    steps = [each for each in steps if os.path.lexists(each.folder)]
     losses = _heldout(run_dir / "metrics.jsonl", {each.step for each in steps})
     for each in steps:
         if each.status != "set aside":

@@ -57,6 +57,8 @@ def find_step(path: Path, step: int | None = None) -> Path:
         reason = fault(folder)
     else:
         reason = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
+        if not damaged and (aside := steps_aside(folder)):
+            reason = f"all are set aside: {', '.join(aside)}"
     what = f"complete checkpoint of step {step}" if steps else "complete checkpoint"
     raise CheckpointError(f"{path}: no {what}" + (f" ({reason})" if reason else ""), hint=hint)
 
@@ -76,6 +78,15 @@ def find_steps(path: Path, step: int | None = None) -> list[Path]:
 def newest_first(folder: Path) -> list[Path]:
     """All step folders of a checkpoints folder, complete or not."""
     return [folder / name for _, name in sorted(step_names(folder), reverse=True)]
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest complete step of a checkpoints folder that was not saved in a bad streak."""
+    for path in newest_first(folder):
+        with contextlib.suppress(OSError):  # it may be deleted meanwhile
+            if fault(path) is None and step_meta(path).get("good", True):
+                return path
+    return None
 
 
 def fault(folder: Path) -> str | None:
@@ -142,6 +153,13 @@ def _is_tree(tree: Any) -> bool:
 def step_names(folder: Path) -> list[tuple[int, str]]:
     """Number and name of every step folder of a checkpoints folder, complete or not."""
     return [(int(path.name), path.name) for path in _folders(folder)]
+
+
+def steps_aside(folder: Path) -> list[str]:
+    """Names of the step folders of a checkpoints folder that are set aside."""
+    aside = folder / SET_ASIDE
+    names = [path.name for path in aside.iterdir()] if aside.is_dir() else []
+    return sorted(name for name in names if name.split(".")[0].isdecimal())
 
 
 def place_aside(folder: Path, name: str) -> Path:

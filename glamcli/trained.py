@@ -36,7 +36,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import make_mesh
 from glamcli.progress import Progress, Silent
-from glamcli.step_folders import Meta, find_steps
+from glamcli.step_folders import Meta, find_steps, newest_good
 from glamcli.stored_arrays import newest_usable
 from glamcli.train import automesh
 
@@ -116,6 +116,7 @@ def open_trained(
     # A training run may be saving and deleting steps right now.
     warn = (progress if host.is_first else Silent()).warn
     folder, params, meta = newest_usable(lambda: find_steps(path, step), read, host, warn, strict)
+    _warn_of_bad_streak(folder, meta, warn)
     _refuse_not_finite(folder, params)
     recipe, decoder = _model(meta, folder)
     keep_compiled_programs(recipe)
@@ -181,6 +182,15 @@ def _model(meta: Mapping[str, Any], folder: Path) -> tuple[Recipe, Decoder]:
             hint="`versions` in its metadata names the version that can",
         ) from None
     return recipe, Decoder(recipe.model, recipe.moe, layout=Layout.of(recipe.mesh))
+
+
+def _warn_of_bad_streak(folder: Path, meta: Meta, warn: Callable[[str], object]) -> None:
+    if not meta.get("good", True):
+        good = newest_good(folder.parent)
+        instead = "no good step is left" if good is None else f"the newest good step is {good}"
+        warn(
+            f"step {meta['step']} was saved in a bad streak, while updates were refused; {instead}"
+        )
 
 
 def _refuse_not_finite(folder: Path, params: Any) -> None:

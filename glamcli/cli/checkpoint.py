@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +21,18 @@ from glamcli.cli.options import RunFolder, json_option, run_argument
 from glamcli.config.sizes import bytes_text
 from glamcli.errors import CheckpointError, DamagedCheckpoint, printable
 from glamcli.saved_steps import SavedStep, saved_steps
-from glamcli.step_folders import find_step, step_meta
+from glamcli.step_folders import CHECKPOINT_FORMAT, find_step, step_meta
 from glamcli.train.rewind import Rewind, rewind, rewinds
 
 if TYPE_CHECKING:
+    from glamcli.progress import Progress
     from glamcli.step_diff import ArrayDifference
 
 VERIFIABLE_FORMAT = 4
-LISTED = (">step", "status", ">size", "saved", ">tokens seen", ">held-out loss", ">format",
-           "skipped batches")  # fmt: skip
+LISTED: tuple[str, ...] = (">step", "status", ">size", ">saved", ">tokens", ">loss", ">format",
+                           "skipped batches")  # fmt: skip
+USUAL = {">format": str(CHECKPOINT_FORMAT), "skipped batches": "-"}
+"""A column in which all steps have this is left out, to leave room for the others."""
 LISTED_ARRAYS = 10
 VALUE_CHARS = 48
 
@@ -42,8 +49,8 @@ def _list(run: Path, as_json: bool) -> None:
     """List the saved steps of RUN.
 
     Only descriptions are read, so a step that is called good may have damaged arrays: `glam
-    checkpoint verify` reads those. A step saved in a bad streak, while updates were refused, is
-    used only where there is no other.
+    checkpoint verify` reads those. From a step saved in a bad streak, while updates were refused, a
+    run continues as from any other; `glam eval` and `glam generate` warn of it.
     """
     steps, records = saved_steps(run), rewinds(run)
     if as_json:
@@ -52,10 +59,13 @@ def _list(run: Path, as_json: bool) -> None:
         for record in records:
             render.emit("rewind", **asdict(record))
         return
+    rows = [dict(zip(LISTED, _row(each), strict=True)) for each in steps]
+    shown = [name for name in LISTED if any(row[name] != USUAL.get(name) for row in rows)]
+    note = "loss: on held-out text, mean over sources, nats per token"
     render.print_table(
-        LISTED,
-        [_row(each) for each in steps],
-        note="held-out loss: mean over sources, nats per token" if _has_losses(steps) else None,
+        shown,
+        [[row[name] for name in shown] for row in rows],
+        note=note if _has_losses(steps) else None,
     )
     for record in records:
         click.echo(printable(_record_text(record)))
@@ -93,6 +103,20 @@ def _clock(unix_seconds: float) -> str:
         return "-"
 
 
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Arrays are read into host memory: a run that is training may need the accelerators.
+
+    Raises: PlanError when memory runs short.
+    """
+    if "jax" not in sys.modules:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from glamcli.memory import explaining_memory
+
+    with explaining_memory(lambda: "arrays are read whole: use a machine with more memory"):
+        yield
+
+
 @command.command("verify")
 @run_argument
 @click.option("--step", type=click.IntRange(0), help="Only this step.  [default: all]")
@@ -101,33 +125,37 @@ def _verify(run: Path, step: int | None, as_json: bool) -> int:
     """Check every array of the saved steps of RUN.
 
     Each is read and compared with its digest. Exits with 4 when a step is damaged; the array or
-    file is named. Steps of formats 2 and 3 have no digests: they are read, but not compared.
+    file is named. Steps of formats 2 and 3 have no digests: they are read, but not compared. Arrays
+    are read into host memory, one at a time; accelerators are not used.
     """
-    from glamcli.checkpoint import verify
-
     steps = [each for each in saved_steps(run) if each.status != "set aside"]
-    if step is not None:
-        steps = [each for each in steps if each.step == step]
-        if not steps:
-            find_step(run, step)  # raises, with the steps there are
-    progress, damaged = render.make_progress(as_json), 0
+    steps = [each for each in steps if step in (None, each.step)]
+    progress, results = render.make_progress(as_json), []
     for each in steps:
-        reason = each.reason
-        if reason is None:
-            try:
-                with progress.phase(f"verifying step {each.step}"):
-                    verify(each.folder)
-            except CheckpointError as error:
-                if not each.folder.exists():  # the run that is training has deleted it
-                    continue
-                reason = error.what
-        damaged += reason is not None
+        reason = each.reason or _damage(each, progress)
+        if reason and not os.path.lexists(each.folder):  # the run that is training has deleted it
+            continue
         result = "damaged" if reason else "verified" if _has_digests(each) else "without digests"
+        results.append(result)
         if as_json:
             render.emit("verified", step=each.step, result=result, reason=reason)
         else:
             click.echo(printable(f"step {each.step}: {result}" + (f": {reason}" if reason else "")))
-    return CheckpointError.exit_code if damaged else 0
+    if not results:
+        find_step(run, step)  # raises, with the steps there are
+    return CheckpointError.exit_code if "damaged" in results else 0
+
+
+def _damage(each: SavedStep, progress: Progress) -> str | None:
+    with _on_cpu():
+        from glamcli.checkpoint import verify
+
+        try:
+            with progress.phase(f"verifying step {each.step}"):
+                verify(each.folder)
+        except DamagedCheckpoint as error:
+            return error.what
+    return None
 
 
 def _has_digests(each: SavedStep) -> bool:
@@ -156,7 +184,7 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
     from glamcli.hosts.lock import locked
 
     folder = find_step(run / "checkpoints", to)
-    with locked(run, hint="stop it first: on SIGTERM it saves and ends"):
+    with locked(run, hint="stop it first: on SIGTERM it saves and ends"), _on_cpu():
         from glamcli.checkpoint import verify
 
         progress = render.make_progress(as_json)
@@ -191,10 +219,11 @@ def _diff(first: Path, second: Path, as_json: bool) -> None:
     Where both have digests only the arrays whose digests differ are read.
     """
     folders = find_step(first), find_step(second)
-    from glamcli.step_diff import diff_steps
-    from glamcli.train.metrics import finite
+    with _on_cpu():
+        from glamcli.step_diff import diff_steps
+        from glamcli.train.metrics import finite
 
-    found = diff_steps(*folders, render.make_progress(as_json))
+        found = diff_steps(*folders, render.make_progress(as_json))
     if as_json:
         values = asdict(found)
         for each in values["arrays"]:  # JSON has no NaN
@@ -216,7 +245,7 @@ def _diff(first: Path, second: Path, as_json: bool) -> None:
 
 def _print_arrays(arrays: list[ArrayDifference]) -> None:
     render.print_table(
-        ("array", "shape", ">elements that differ", ">largest difference", ">relative"),
+        ("array", ">shape", ">differ", ">largest", ">relative"),
         [
             [
                 each.name,
@@ -227,7 +256,8 @@ def _print_arrays(arrays: list[ArrayDifference]) -> None:
             ]
             for each in arrays
         ],
-        note="relative: norm of the difference over the norm in A",
+        note="differ: share of the elements; largest: absolute difference; relative: norm of the "
+        "difference over the norm in A",
     )
 
 

@@ -1,9 +1,12 @@
 """`glam eval cooccurrence` and `glam eval toxicity`: the analyses of the paper's last section."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +14,10 @@ from glamcli.cli import render
 from glamcli.cli.options import RunFolder, json_option
 from glamcli.cli.several import prepare_process
 from glamcli.errors import printable
+
+if TYPE_CHECKING:
+    from glamcli.progress import Progress
+    from glamcli.trained import Trained
 
 _SHOWN_WORDS = 8
 
@@ -35,6 +42,17 @@ def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
     return decorate
 
 
+@contextmanager
+def _opened(run: Path, progress: Progress) -> Iterator[Trained]:
+    """The model of `run`. Raises: PlanError when memory runs short, here or in its use."""
+    prepare_process(run)
+    from glamcli.memory import explaining_memory
+    from glamcli.trained import open_trained
+
+    with explaining_memory(lambda: "use a larger device"):
+        yield open_trained(run, progress)
+
+
 @click.command()
 @_shared_options(samples=800, tokens=50)
 @click.option("--terms", type=click.Path(path_type=Path), help="Groups of terms and their prompts.")
@@ -50,16 +68,14 @@ def cooccurrence(
     """
     from glamcli.evals.paper.continuations import Draws
     from glamcli.evals.paper.cooccurrence import load_terms, measure_cooccurrence
-    from glamcli.trained import open_trained
 
     (chosen, known), how = load_terms(terms, words), Draws(**draws)
-    prepare_process(run)
     progress = render.make_progress(as_json)
-    trained = open_trained(run, progress)
-    found, settings = measure_cooccurrence(trained, chosen, known, how, progress)
-    asked = {"terms": terms and str(terms), "words": words and str(words)}
-    content = {**settings, "asked": asked, "terms": [asdict(each) for each in found]}
-    how.keep(trained, "cooccurrence", content, progress)
+    with _opened(run, progress) as trained:
+        found, settings = measure_cooccurrence(trained, chosen, known, how, progress)
+        asked = {"terms": terms and str(terms), "words": words and str(words)}
+        content = {**settings, "asked": asked, "terms": [asdict(each) for each in found]}
+        how.keep(trained, "cooccurrence", content, progress)
     if as_json:
         for each in found:
             render.emit("cooccurrence", **asdict(each))
@@ -116,17 +132,15 @@ def toxicity(
     """
     from glamcli.evals.paper.continuations import Draws
     from glamcli.evals.paper.toxicity import make_scorer, measure_toxicity, read_prompts
-    from glamcli.trained import open_trained
 
     judge, how = make_scorer(scorer, classifier), Draws(**draws)
     prompts = read_prompts(prompts_file, limit)
-    prepare_process(run)
     progress = render.make_progress(as_json)
-    trained = open_trained(run, progress)
-    found, settings = measure_toxicity(trained, prompts, judge, how, progress)
-    asked = {"prompts": str(prompts_file), "limit": limit, "scorer": scorer or str(classifier)}
-    content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}
-    how.keep(trained, "toxicity", content, progress)
+    with _opened(run, progress) as trained:
+        found, settings = measure_toxicity(trained, prompts, judge, how, progress)
+        asked = {"prompts": str(prompts_file), "limit": limit, "scorer": scorer or str(classifier)}
+        content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}
+        how.keep(trained, "toxicity", content, progress)
     if as_json:
         render.emit("toxicity", **content)
         return

@@ -19,7 +19,7 @@ from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.named_leaves import SHOWN_DIFFERENCES
 from glamcli.progress import Progress
-from glamcli.step_folders import damaged_steps, describing
+from glamcli.step_folders import SET_ASIDE, damaged_steps, describing, steps_aside
 from glamcli.train import identity
 from glamcli.train.rewind import skipped_at
 
@@ -53,17 +53,24 @@ def newest(checkpoints: Checkpoints, host: Host) -> tuple[int, dict[str, Any]]:
     """The newest step that is complete by its description, as the first process sees it, and its
     metadata; 0 and nothing for a new run.
 
-    Raises: CheckpointError when there are checkpoints and none can be used.
+    Raises: CheckpointError when there are checkpoints and none can be used, or all are set aside.
     """
     step = host.gather("newest step", checkpoints.latest() if host.is_first else None)[0]
     if step is not None:
         return step, checkpoints.meta(step)
-    damaged = damaged_steps(checkpoints.folder) if host.is_first else {}
-    if damaged := host.gather("damaged", damaged)[0]:
+    folder = checkpoints.folder
+    found = (damaged_steps(folder), steps_aside(folder)) if host.is_first else None
+    damaged, aside = host.gather("unusable steps", found)[0]
+    if damaged:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
         raise CheckpointError(
-            f"{checkpoints.folder} holds checkpoints, but none that can be used ({reasons})",
+            f"{folder} holds checkpoints, but none that can be used ({reasons})",
             hint="start again in another folder with `--run`, or with `--fresh`",
+        )
+    if aside:
+        raise CheckpointError(
+            f"{folder} holds no step to continue from: all are set aside ({', '.join(aside)})",
+            hint=f"move one back from `{SET_ASIDE}`, or start again with `--fresh`",
         )
     return 0, {}
 

@@ -69,6 +69,21 @@ def test_texts_and_scores_are_those_of_the_commands(run, folder, glam):
     assert json.loads(kept.read_text())["scores"] == scores
 
 
+def test_running_out_of_memory_is_an_error_of_glam(folder, monkeypatch, glam):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("glamcli.api.open_trained", full)
+    monkeypatch.setattr("glamcli.trained.open_trained", full)
+    with pytest.raises(glamcli.GlamError, match="out of memory"):
+        glamcli.open(folder)
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": {"text": "stone", "toxicity": 0.5}}\n')
+    for words in (("cooccurrence",), ("toxicity", "--prompts", prompts, "--scorer", "true")):
+        code, _, err = glam("eval", words[0], folder, *words[1:])
+        assert (code, err.splitlines()[0]) == (5, "error: out of memory")
+
+
 def test_metrics_are_the_lines_of_the_run_but_for_a_torn_one(run, folder):
     with pytest.raises(glamcli.GlamError, match=r"metrics\.jsonl"):
         run.metrics()

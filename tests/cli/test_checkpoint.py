@@ -1,12 +1,16 @@
 """`glam checkpoint` as a person and as a program meet it."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from glamcli import checkpoint, step_folders
 from glamcli.checkpoint import Checkpoints
 from glamcli.hosts.lock import locked
 
@@ -41,7 +45,8 @@ def test_list_shows_every_step_and_every_rewind(glam, folder):
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert [row[:2] for row in rows[1:4]] == [["10", "good"], ["20", "good"], ["30", "set"]]
-    assert "320         1.500" in out
+    assert rows[0] == ["step", "status", "size", "saved", "tokens", "loss"]
+    assert [row[-2:] for row in rows[1:4]] == [["160", "1.500"], ["320", "1.500"], ["480", "-"]]
     assert "from step 30 to 20, 4 batches skipped (a \\x1b[2J)" in out
     code, out, err = glam("checkpoint", "list", "runs/r", "--json")
     events = [json.loads(line) for line in out.splitlines()]
@@ -58,6 +63,70 @@ def test_list_imports_neither_jax_nor_orbax(folder):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stderr == ""
     assert "good" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [(step_folders, "fault", 1), (step_folders, "fault", 2), (checkpoint, "step_meta", 1)],
+)
+def test_a_step_that_training_deletes_meanwhile_is_left_out(
+    glam, folder, monkeypatch, module, name, call
+):
+    calls, real = [], getattr(module, name)
+
+    def deleting(path):
+        if path.name == "10":
+            calls.append(path)
+            if len(calls) == call:
+                shutil.rmtree(path)
+        return real(path)
+
+    monkeypatch.setattr(module, name, deleting)
+    code, out, err = glam("checkpoint", "verify", "runs/r")
+    assert (code, out) == (0, "step 20: verified\nstep 30: verified\n"), err
+
+
+def test_steps_that_are_all_set_aside_are_not_verified_in_silence(glam, folder):
+    (folder / "checkpoints/set-aside").mkdir()
+    for step in ("10", "20", "30"):
+        step_folders.move_aside(folder / "checkpoints", step)
+    code, out, err = glam("checkpoint", "verify", "runs/r")
+    assert (code, out) == (4, "")
+    assert "no complete checkpoint (all are set aside: 10, 20, 30)" in err
+
+
+READING = [
+    ("verify", "runs/r"),
+    ("rewind", "runs/r", "--to", "20"),
+    ("diff", "runs/r/checkpoints/10", "runs/r"),
+]
+
+
+@pytest.mark.parametrize("arguments", READING)
+def test_running_out_of_memory_is_explained(glam, folder, monkeypatch, arguments):
+    def read_arrays(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(checkpoint, "read_arrays", read_arrays)
+    code, out, err = glam("checkpoint", *arguments)
+    assert (code, out) == (5, "")
+    assert "Out of memory allocating 9 bytes" in err
+    assert "hint: arrays are read whole" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", READING)
+def test_no_accelerator_is_used(folder, arguments):
+    code = "from glamcli.cli.main import run; run()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "checkpoint", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "none-such"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_verify_names_what_is_damaged_and_exits_with_4(glam, folder):

@@ -17,8 +17,10 @@ from glamcli.errors import CheckpointError, DamagedCheckpoint
 from glamcli.named_leaves import nested
 from glamcli.parallel.mesh import make_mesh
 from glamcli.progress import Silent
+from glamcli.step_folders import move_aside
 from glamcli.train import loop
 from glamcli.train.loop import train
+from glamcli.trained import open_trained
 from runs import assert_same_run, weights
 from unit.test_checkpoint import rewrite_meta
 from unit.train import test_loop
@@ -122,6 +124,16 @@ def test_a_run_never_starts_anew_over_damaged_checkpoints(texts, run):
     assert contents(run / "checkpoints") == before
 
 
+def test_a_run_whose_steps_are_all_set_aside_does_not_start_anew(texts, run):
+    for step in ("2", "4", "6"):
+        move_aside(run / "checkpoints", step)
+    before = contents(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"all are set aside \(2, 4, 6\)") as caught:
+        train(recipe(texts, *EVERY_2, "train.steps=8"), run, Silent())
+    assert "--fresh" in (caught.value.hint or "")
+    assert contents(run / "checkpoints") == before
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A run folder with steps 3 and 5."""
@@ -151,6 +163,19 @@ def test_generation_takes_an_older_step_with_a_warning_or_stops(model, tmp_path,
     assert [str(each.message)[:12] for each in warned] == ["checkpoint /", "going back t"]
     with pytest.raises(DamagedCheckpoint):
         glamcli.open(run, strict=True)
+
+
+def test_weights_of_a_bad_streak_are_used_with_a_warning(model, tmp_path):
+    run = shutil.copytree(model, tmp_path / "run")
+    rewrite_meta(run / "checkpoints/5", good=False)
+    heard = Warned()
+    assert open_trained(run, heard).identity["step"] == 5
+    (warning,) = heard.warnings
+    assert "step 5 was saved in a bad streak" in warning
+    assert warning.endswith(f"the newest good step is {run}/checkpoints/3")
+    rewrite_meta(run / "checkpoints/3", good=False)
+    open_trained(run, heard)
+    assert heard.warnings[1].endswith("no good step is left")
 
 
 def test_weights_that_are_not_finite_are_refused(model, tmp_path, glam):
