@@ -48,23 +48,21 @@ def ending(
             f"use more devices (`glam plan` says what each takes){kept}"
         )
 
-    with host.failing_together():
-        if not host.is_first:
+    program = [recipe.model_dump(mode="json"), identity.versions(), identity.code_digest()]
+    asked = {"step": start, "program": json_digest(program)}
+    known = _failures(run_dir / FAILURES, asked) if host.is_first else []
+    try:
+        with host.failing_together():
+            _refuse_a_fourth(run_dir, start, known)
             with explaining_memory(what_to_change):
                 yield
-            return
-        program = [recipe.model_dump(mode="json"), identity.versions(), identity.code_digest()]
-        asked = {"step": start, "program": json_digest(program)}
-        known = _failures(run_dir / FAILURES, asked)
-        _refuse_a_fourth(run_dir, start, known)
-        try:
-            with explaining_memory(what_to_change):
-                yield
-        except (Preempted, HostError, OSError):
-            raise
-        except Exception as error:
+    except (Preempted, HostError, OSError, CrashLoop):
+        raise
+    except Exception as error:
+        # Only here: while processes fail together, one that failed because another is gone ends.
+        if host.is_first:
             _note(run_dir / FAILURES, {**asked, "failures": [*known, _described(error)]})
-            raise
+        raise
 
 
 def _refuse_a_fourth(run_dir: Path, start: int, known: list[Any]) -> None:

@@ -28,7 +28,8 @@ class Clock:
 class Retry:
     """The failures in a row of the saves of a run, and what follows from them.
 
-    `limit` is how many seconds after the first of them a failure is the last.
+    `limit` is how many seconds after the first of them a failure is the last, unless a long
+    evaluation took the time of most attempts: all of `WAITS` that `limit` has room for come first.
     """
 
     def __init__(self, limit: float, clock: Clock):
@@ -73,12 +74,13 @@ class Retry:
         now = self._clock.now()
         if self._first_failure is None:
             self._first_failure = now
-        if now - self._first_failure >= self.limit:
+        end = self._first_failure + self.limit
+        if now >= end and sum(WAITS[: self._num_failures]) >= min(self.limit, sum(WAITS)):
             return None
-        wait = WAITS[min(self._num_failures, len(WAITS) - 1)]
+        self._next_attempt = now + WAITS[min(self._num_failures, len(WAITS) - 1)]
+        if now < end:  # the last attempt is when the time is up, not after it
+            self._next_attempt = min(self._next_attempt, end)
         self._num_failures += 1
-        # The last attempt is when the time is up, not after it.
-        self._next_attempt = min(now + wait, self._first_failure + self.limit)
         return duration(self._next_attempt - now)
 
     def wait(self) -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
-from glamcli.errors import CrashLoop, HostError, PlanError, Preempted, TrainError
+from glamcli.errors import (
+    CrashLoop,
+    HostError,
+    PlanError,
+    Preempted,
+    SaveFailed,
+    TrainError,
+)
 from glamcli.hosts.join import ALONE, Host
 from glamcli.train.ending import FAILURES, ending
 
@@ -79,6 +86,30 @@ def test_a_damaged_note_is_no_note(tmp_path, content):
     end(tmp_path)
     fails(tmp_path, TrainError("not finite"))
     assert len(json.loads((tmp_path / FAILURES).read_text())["failures"]) == 1
+
+
+class Left(BaseException):
+    """The end of this process, once the news has come that another one is gone."""
+
+
+def test_what_a_lost_machine_breaks_in_the_first_process_never_counts(tmp_path, monkeypatch):
+    def leave(host, error):
+        raise Left
+
+    monkeypatch.setattr(Host, "_fail", leave)
+    for error in (jax.errors.JaxRuntimeError("Connection closed by peer"), SaveFailed("no step")):
+        with pytest.raises(Left):
+            end(tmp_path, error, host=Host(0, 2, wire=object()))
+    assert not (tmp_path / FAILURES).exists()
+
+
+def test_the_refusal_is_no_failure(tmp_path):
+    for _ in range(3):
+        fails(tmp_path, TrainError("not finite"))
+    before = (tmp_path / FAILURES).read_text()
+    with pytest.raises(CrashLoop):
+        end(tmp_path)
+    assert (tmp_path / FAILURES).read_text() == before
 
 
 def test_of_several_processes_the_first_one_counts(tmp_path):

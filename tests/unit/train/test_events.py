@@ -121,6 +121,21 @@ def test_attempts_come_after_seconds_then_minutes_until_the_stated_time_has_pass
     )
 
 
+@pytest.mark.parametrize(("limit", "attempts"), [(0, 1), (60, 4), (1800, 5)])
+def test_a_long_evaluation_does_not_take_the_place_of_attempts(run, limit, attempts):
+    save, checkpoints, heard, clock = run
+    save._retry.limit = limit
+    for number in range(attempts):
+        assert len(heard.warned) == number
+        save_without_room(checkpoints, 7, STATE)
+        if number < attempts - 1:
+            save.poll()
+            clock.pass_(1860)
+            assert save.is_due(8)
+    with pytest.raises(SaveFailed):
+        save.poll()
+
+
 def test_regular_saves_and_the_end_do_not_wait_for_the_clock(run):
     save, checkpoints, _, _ = run
     save_without_room(checkpoints, 7, STATE)
