@@ -72,6 +72,14 @@ class DataError(GlamError):
     exit_code = 3
 
 
+class DamagedRecord(DataError):
+    """A row of the batch of a step that cannot be used."""
+
+    def __init__(self, what: str, hint: str | None, step: int):
+        super().__init__(what, hint)
+        self.step = step
+
+
 class CheckpointError(GlamError):
     """A checkpoint that is missing, unreadable, or of another run."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from glamcli import faults
 from glamcli.data.mixture import Schedule
 from glamcli.data.rows import TOKEN_FIELDS, Row, Rows
-from glamcli.errors import DataError, GlamError
+from glamcli.errors import DamagedRecord, GlamError
 
 HostBatch = dict[str, np.ndarray]
 
@@ -59,7 +59,7 @@ class BatchReader(Sequence[HostBatch]):
 
         Shapes: tokens, targets, segments [rows here, row_tokens]; source [rows here],
             an index into `schedule.names`; all int32.
-        Raises: DataError, naming source and row, for a row that cannot be read or holds ids
+        Raises: DamagedRecord, naming source and row, for a row that cannot be read or holds ids
             outside the vocabulary.
         """
         first = (self.start_step + index) * self.batch_rows
@@ -81,10 +81,11 @@ class BatchReader(Sequence[HostBatch]):
             outside_BS = batch[name].view(np.uint32) >= self.vocab_size
             if outside_BS.any():
                 b, s = np.argwhere(outside_BS)[0]
-                raise DataError(
+                raise DamagedRecord(
                     f"row {at_rows[b]} of source `{self.schedule.names[sources[b]]}`: token id "
                     f"{batch[name][b, s]} is outside the vocabulary of {self.vocab_size}",
                     VERIFY_HINT,
+                    step,
                 )
         batch["source"] = source_B
         return batch
@@ -96,11 +97,14 @@ class BatchReader(Sequence[HostBatch]):
             faults.read_row(step)
             return self.rows[name][row]
         except GlamError as error:
-            raise DataError(f"row {row} of source `{name}`: {error.what}", error.hint) from error
+            raise DamagedRecord(
+                f"row {row} of source `{name}`: {error.what}", error.hint, step
+            ) from error
         except Exception as error:
-            raise DataError(
+            raise DamagedRecord(
                 f"row {row} of source `{name}` cannot be read: {error}",
                 VERIFY_HINT,
+                step,
             ) from error
         finally:
             spent = time.monotonic() - began

@@ -4,6 +4,7 @@ Which step that is, is known when its arrays are read and verified; so what depe
 (batches, metrics) is opened after this.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from glamcli.stored_arrays import newest_usable
 from glamcli.train import identity
 from glamcli.train.folder import after_rewinds, check_resumption, write_run_files
 from glamcli.train.heldout import warn_of_unscored
-from glamcli.train.rewind import RECORDS
+from glamcli.train.rewind import RECORDS, not_skipped
 from glamcli.train.state import State, abstract_state, init_state
 
 
@@ -87,6 +88,14 @@ class Beginning:
         if first.start > first.saved_step:
             batches = f"{first.saved_step + 1} to {first.start}"
             self.progress.say(f"skipping batches {batches}, as recorded in {RECORDS}")
+        if self.host.is_first and (rewound := not_skipped(self.run_dir, first.saved_step)):
+            to, end = rewound.to_step, rewound.to_step + rewound.skip_batches
+            run, skip = shlex.quote(str(self.run_dir)), end - first.saved_step
+            self.progress.warn(
+                f"step {to} cannot be used, so batches {to + 1} to {end} are not left out; to leave"
+                f" them out, stop the run and use `glam checkpoint rewind {run}"
+                f" --to {first.saved_step} --skip-batches {skip}`"
+            )
         return first
 
     def _restored(self, folder: Path, watchdog: Watchdog) -> First:

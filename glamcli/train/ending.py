@@ -9,6 +9,7 @@ however often, goes on.
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from glamcli import atomic
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import json_digest
-from glamcli.errors import CrashLoop, GlamError, HostError, Preempted
+from glamcli.errors import CrashLoop, DamagedRecord, GlamError, HostError, Preempted
 from glamcli.hosts.join import Host
 from glamcli.memory import explaining_memory
 from glamcli.train import identity
@@ -54,7 +55,7 @@ def ending(
     try:
         with host.failing_together():
             _refuse_a_fourth(run_dir, start, known)
-            with explaining_memory(what_to_change):
+            with explaining_memory(what_to_change), _leaving_out(run_dir, checkpoints):
                 yield
     except (Preempted, HostError, OSError, CrashLoop):
         raise
@@ -62,6 +63,19 @@ def ending(
         # Only here: while processes fail together, one that failed because another is gone ends.
         if host.is_first:
             _note(run_dir / FAILURES, {**asked, "failures": [*known, _described(error)]})
+        raise
+
+
+@contextmanager
+def _leaving_out(run_dir: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to the error of a damaged record how to go on without its batch."""
+    try:
+        yield
+    except DamagedRecord as error:
+        if (saved := checkpoints.latest()) is not None:
+            run, skip = shlex.quote(str(run_dir)), error.step - saved
+            back = f"`glam checkpoint rewind {run} --to {saved} --skip-batches {skip}`"
+            error.hint = f"{error.hint}, or go on without it: {back}"
         raise
 
 

@@ -83,7 +83,8 @@ def after_rewinds(
 
     Raises: CheckpointError when nothing would be left of `last` steps.
     """
-    skip = host.gather("skipped", skipped_at(run_dir, step) if host.is_first else None)[0]
+    skip = skipped_at(run_dir, step, saved.get("checksum")) if host.is_first else None
+    skip = host.gather("skipped", skip)[0]
     start, skipped = step + skip, saved.get("skipped_batches", [])
     if start >= last:
         raise CheckpointError(

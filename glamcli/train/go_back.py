@@ -6,15 +6,19 @@ with the data after the trouble: what was read on the way to it is left out, and
 records of rewinds are the memory of this, so a run that is killed meanwhile does the same.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glamcli.checkpoint import Checkpoints
+import jax
+
+from glamcli.checkpoint import Checkpoints, verify
 from glamcli.config.schema import Recipe
-from glamcli.errors import Preempted
+from glamcli.errors import CheckpointError, Preempted, TrainError
 from glamcli.hosts.join import Host
 from glamcli.progress import Progress
+from glamcli.step_folders import complete_steps, step_meta
 from glamcli.train.rewind import rewind, rewinds
 
 
@@ -25,6 +29,7 @@ class GoBack(Preempted):
     def __init__(self, why: str, to: int, skip_batches: int):
         super().__init__(why)
         self.to, self.skip_batches = to, skip_batches
+        self.at = time.monotonic()
 
 
 def plan(recipe: Recipe, checkpoints: Checkpoints, good: int, step: int) -> int | str:
@@ -35,7 +40,7 @@ def plan(recipe: Recipe, checkpoints: Checkpoints, good: int, step: int) -> int 
     if host.is_first:
         # One that led to a good step has a later one to go back to.
         records = rewinds(checkpoints.folder.parent)
-        times = sum(record.to_step >= good for record in records)
+        times = sum(record.automatic and record.to_step >= good for record in records)
     times = host.gather("rewinds", times)[0]
     if times >= guard.max_rewinds:
         return f"going back to step {good} did not help {times} times (`guard.max_rewinds`)"
@@ -48,16 +53,42 @@ def plan(recipe: Recipe, checkpoints: Checkpoints, good: int, step: int) -> int 
 @contextmanager
 def going_back(run_dir: Path, host: Host, progress: Progress) -> Iterator[None]:
     """Rewinds the run when what is inside raises `GoBack`, and raises it again. Enter it when the
-    folder is locked and before anything writes to it."""
+    folder is locked and before anything writes to it.
+
+    Raises: TrainError when the arrays of that step, and of all good ones before it, are damaged.
+    """
     try:
         yield
     except GoBack as back:
-        to, skip, why = back.to, back.skip_batches, back.what
+        end, why = back.to + back.skip_batches, back.what
+        usable = _newest_usable(run_dir, back.to, progress) if host.is_first else None
+        to = host.gather("usable", usable)[0]
+        if to is None:
+            raise TrainError(
+                why,
+                hint="there is no good checkpoint to go back to that is not damaged; start anew "
+                "(`--fresh`) with a lower `optimizer.learning_rate`",
+            ) from None
         if host.is_first:
-            without = f"without batches {to + 1} to {to + skip}"
+            without = f"without batches {to + 1} to {end}"
             progress.warn(f"{why}; going back to step {to}, and on {without}")
-        if host.is_first:
-            host.alike("rewound", lambda: rewind(run_dir, to, skip, why))
+            host.alike("rewound", lambda: rewind(run_dir, to, end - to, why, automatic=True))
         else:
             host.alike("rewound", lambda: None)
         raise
+
+
+def _newest_usable(run_dir: Path, newest: int, progress: Progress) -> int | None:
+    """The newest good step up to this one whose arrays are as they were saved. Later steps are set
+    aside for it, so it had better be."""
+    folder = run_dir / "checkpoints"
+    for step in complete_steps(folder):
+        try:
+            if step <= newest and step_meta(folder / str(step)).get("good", True):
+                verify(folder / str(step))
+                return step
+        except CheckpointError as error:
+            progress.warn(error.what)
+        except (jax.errors.JaxRuntimeError, MemoryError):  # too large for one device: unknown
+            return step
+    return None

@@ -119,11 +119,13 @@ class Health:
         ones that do not work now: that update may be what spoilt them."""
         with suppress(CheckpointError):  # a save in progress may be the newest
             self._checkpoints.wait()
-        for step in self._checkpoints.steps():
+        good, host = None, self._checkpoints.host
+        for step in self._checkpoints.steps() if host.is_first else []:
             with suppress(CheckpointError):
                 if step < last_applied and self._checkpoints.meta(step).get("good", True):
-                    return step
-        return None
+                    good = step
+                    break
+        return host.gather("good step", good)[0]  # others may see a folder later or no longer
 
 
 def _why(recipe: Recipe, sums: Mapping[str, Any]) -> str:

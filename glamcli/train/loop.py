@@ -21,7 +21,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
-from glamcli.errors import CheckpointError, Preempted
+from glamcli.errors import CheckpointError, DamagedRecord, Preempted
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
@@ -34,12 +34,7 @@ from glamcli.train.beginning import Beginning
 from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
-from glamcli.train.folder import (
-    after_rewinds,
-    newest,
-    refuse_other_recipe,
-    take_folder,
-)
+from glamcli.train.folder import after_rewinds, newest, refuse_other_recipe, take_folder
 from glamcli.train.go_back import GoBack, going_back
 from glamcli.train.meter import Meter
 from glamcli.train.room import check_room
@@ -84,15 +79,21 @@ def train(
         Preempted: SIGINT or SIGTERM came; everything up to that step is saved.
         TrainError: updates were skipped for too long, or devices compute wrongly (`recipe.guard`).
         PlanError: out of memory. CrashLoop: the last three starts from this step failed.
-        DataError: a source cannot be read.
+        DataError: a source cannot be read; the steps before are saved.
         RecipeError: the processes were not started with the same recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    while True:
-        with suppress(GoBack):
-            return _attempt(recipe, run_dir, progress, host, evaluate, strict, Times(since))
-        gc.collect()  # the next attempt needs the room of this one's state
-        since = None
+    with listening(progress) as stop:
+        while True:
+            try:
+                about = (evaluate, strict, stop, Times(since))
+                return _attempt(recipe, run_dir, progress, host, *about)
+            except GoBack as back:
+                since = back.at
+            gc.collect()  # the next attempt needs the room of this one's state
+            if host.any("stop", stop.requested):
+                raise Preempted("went back, asked to stop", hint="rerun the same command")
+            stop.at_once = True
 
 
 def _attempt(
@@ -102,12 +103,12 @@ def _attempt(
     host: Host,
     evaluate: Evaluate | None,
     strict: bool,
+    stop: Stop,
     times: Times,
 ) -> Outcome:
     """The same until it has to go back. Raises: `GoBack`, when the run folder is ready for it."""
     last = recipe.train.steps
     with ExitStack() as stack:
-        stop = stack.enter_context(listening(progress))
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         stack.enter_context(going_back(run_dir, host, progress))
@@ -142,7 +143,7 @@ def _attempt(
         _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)
-            batch = next(batches)
+            batch, damaged = next(batches), None
             meter.restart_clock()
             for step in range(start + 1, last + 1):
                 watchdog.beat(f"in step {step}")
@@ -150,14 +151,17 @@ def _attempt(
                 with pace.waiting(), jax.transfer_guard("disallow"):
                     state, sums = train_step(step, state, batch)  # dispatched, not awaited
                 if step < last:
-                    batch = next(batches)
+                    batch, damaged = _next(batches, host)
                 meter.add(step, sums)  # reads the numbers of the step before
                 save.poll()
                 bar.advance()
                 stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
+                stopping |= damaged is not None
                 if _run_due((heldout, tasks, save), times, step, state, stopping):
                     break
         times.of("save", save.finish, step, state)
+        if damaged is not None:
+            raise damaged
         _leave_if_asked(run, stop, step)
         model = run.trained(step, state)
         return Outcome(step, model, heldout.nats, heldout.rows.unigram_nats, tasks.num_failed)
@@ -189,6 +193,18 @@ def _device_batches(
             for step, batch in enumerate(stream, start + 1)
         )
         yield times.batches(placed, dataset.read_seconds)
+
+
+def _next(
+    batches: Iterator[dict[str, jax.Array]], host: Host
+) -> tuple[dict[str, jax.Array], DamagedRecord | None]:
+    """The next batch, or why there is none, for a process that runs alone to save first."""
+    try:
+        return next(batches), None
+    except DamagedRecord as error:
+        if host.count > 1:
+            raise
+        return {}, error
 
 
 def _compiled_step(run: Running) -> Checked:

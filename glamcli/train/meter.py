@@ -22,6 +22,7 @@ from glamcli.train import metrics
 from glamcli.train.health import Health
 from glamcli.train.metric_files import MetricsFile, TensorBoard
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
+from glamcli.train.rewind import seconds_before
 from glamcli.train.times import Times
 
 
@@ -65,8 +66,8 @@ class Meter(AbstractContextManager["Meter"]):
                 MetricsFile(run_dir / "metrics.jsonl", at, progress),
                 TensorBoard(run_dir / "tensorboard", at, progress),
             )
-        lost = self._files[0].dropped_seconds if self._files else 0.0
-        self.times.go_on(saved.get("seconds", {}), lost)
+            until = max(self._files[0].seconds, seconds_before(run_dir))
+            self.times.go_on(saved.get("seconds", {}), until)
         self._restart()
 
     def __exit__(self, *error: object) -> None:

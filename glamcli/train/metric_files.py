@@ -7,6 +7,7 @@ left in `metrics.jsonl` is read line by line, in bounded memory.
 import errno
 import io
 import json
+import math
 import os
 import socket
 import time
@@ -45,7 +46,8 @@ class MetricsFile(_Output):
 
     A line is written by one call and removed if it did not fit, so that neither a reader nor a
     killed run ever leaves or sees half of one. Opened at the step that a run resumes from, it drops
-    the lines of later steps: they will be written again, and no step is there twice.
+    the lines of later steps with its first write: they will be written again, and no step is there
+    twice.
     """
 
     def __init__(self, path: Path, step: int, progress: Progress):
@@ -53,8 +55,9 @@ class MetricsFile(_Output):
         self._file: io.FileIO | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_LINES)
         """the newest lines of the file."""
-        self.dropped_seconds = 0.0
-        """what the steps of the dropped lines took."""
+        self.seconds = 0.0
+        """what the run had taken by the newest line, those to be dropped included."""
+        self._drop_from: int | None = None
         with self._tolerating():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -70,6 +73,9 @@ class MetricsFile(_Output):
         if self._file is None:
             return
         with self._tolerating():
+            if self._drop_from is not None:
+                self._file.truncate(self._drop_from)
+                self._drop_from = None
             end = self._file.seek(0, os.SEEK_END)
             try:
                 if self._file.write(line) < len(line):
@@ -92,11 +98,13 @@ class MetricsFile(_Output):
             self._file = None
 
     def _keep_up_to(self, step: int) -> None:
-        """Drops lines of later steps and the remains of a torn line. Where other lines between are
+        """Finds lines of later steps and the remains of a torn line, which the first write drops: a
+        run that is killed before knows again how long they took. Where other lines between are
         damaged, the file as it was stays beside the one without them."""
-        num_wrong, later, end, timed = 0, 0, 0, step
+        num_wrong, later, end = 0, 0, 0
         with self._path.open("rb") as file:
             for line, values in metric_lines(file):
+                self.seconds = max(self.seconds, run_seconds(values))
                 if values is not None and values["step"] <= step:
                     num_wrong, later, end = num_wrong + later, 0, file.tell()
                     self.recent.append(values)
@@ -104,14 +112,10 @@ class MetricsFile(_Output):
                     num_wrong += 1
                 else:
                     later += 1
-                    seconds = (values or {}).get("seconds_per_step")
-                    if values is not None and isinstance(seconds, float):
-                        self.dropped_seconds += seconds * (values["step"] - timed)
-                        timed = values["step"]
         if num_wrong:
             self._set_aside(step, num_wrong)
         elif later:
-            os.truncate(self._path, end)
+            self._drop_from = end
 
     def _set_aside(self, step: int, num_wrong: int) -> None:
         path = self._path
@@ -152,6 +156,12 @@ def metric_lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None
         while too_long and line and not line.endswith(b"\n"):
             line = file.readline(LINE_BYTES) or b"\n"
         yield line, None if too_long else _values(line)
+
+
+def run_seconds(values: Mapping[str, Any] | None) -> float:
+    """What a run had taken by a line of its metrics, all kinds of time; 0 if it does not say."""
+    each = [value for name, value in (values or {}).items() if name.startswith("seconds/")]
+    return sum(value for value in each if isinstance(value, float) and math.isfinite(value))
 
 
 def _values(line: bytes) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ the first began.
 
 import filecmp
 import json
+import math
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from glamcli import atomic, step_folders
 from glamcli.errors import CheckpointError
-from glamcli.train.metric_files import metric_lines
+from glamcli.train.metric_files import metric_lines, run_seconds
 from glamcli.untrusted import parse_as, parse_json, read_file
 
 RECORDS = "rewinds.jsonl"
@@ -39,17 +40,27 @@ class Rewind:
     reason: str
     set_aside: dict[str, str]
     """by name of a step folder, where it is now, relative to the run."""
+    checksum: str | None = None
+    """of the description of `to_step`: a later save of a step of this number is another one, and
+    nothing is left out after it. None where the format has none."""
+    seconds: float = 0.0
+    """what the run had taken by then, as far as its metrics tell."""
+    automatic: bool = False
+    """whether the run went back by itself."""
 
 
-def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> Rewind:
-    """Makes `to` the newest step of a run that nothing else is writing to. The run continues from
-    there without its next `skip_batches` batches. Returns the record that was added.
+def rewind(
+    run_dir: Path, to: int, skip_batches: int = 0, reason: str = "", *, automatic: bool = False
+) -> Rewind:
+    """Makes `to` the newest step of a run that nothing else is writing to, and which the caller has
+    verified. The run continues from there without its next `skip_batches` batches. Returns the
+    record that was added.
 
     Raises: CheckpointError when there is no such step, when skipping would leave nothing to train,
         or when something cannot be written or renamed; calling it again is then safe.
     """
     folder = run_dir / "checkpoints"
-    step_folders.find_step(folder, to)
+    checksum = step_folders.step_meta(step_folders.find_step(folder, to)).get("checksum")
     last = _last_step(run_dir)
     if skip_batches and last is not None and to + skip_batches >= last:
         raise CheckpointError(
@@ -59,17 +70,14 @@ def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> R
     steps = step_folders.step_names(folder)
     later = [name for step, name in sorted(steps, reverse=True) if step > to]
     places = {name: step_folders.place_aside(folder, name) for name in later}
-    record = Rewind(
-        round(time.time(), 3),
-        max(step for step, _ in steps),
-        to,
-        skip_batches,
-        reason,
-        {name: str(place.relative_to(run_dir)) for name, place in places.items()},
-    )
+    aside = {name: str(place.relative_to(run_dir)) for name, place in places.items()}
+    newest, now, metrics = max(step for step, _ in steps), round(time.time(), 3), "metrics.jsonl"
     try:
+        seconds = _seconds(run_dir / metrics)
+        about = (reason, aside, checksum, seconds, automatic)
+        record = Rewind(now, newest, to, skip_batches, *about)
         _append(run_dir / RECORDS, record)
-        _move_metrics(run_dir / "metrics.jsonl", to)
+        _move_metrics(run_dir / metrics, to)
         for name in later:
             step_folders.move_aside(folder, name)
     except OSError as error:
@@ -80,15 +88,36 @@ def rewind(run_dir: Path, to: int, skip_batches: int = 0, reason: str = "") -> R
     return record
 
 
-def skipped_at(run_dir: Path, step: int) -> int:
-    """How many batches a run that continues from `step` leaves out first.
+def skipped_at(run_dir: Path, step: int, checksum: str | None) -> int:
+    """How many batches a run that continues from `step`, whose description has this checksum,
+    leaves out first.
 
     Raises: CheckpointError when the records of rewinds cannot be read.
     """
     for record in reversed(rewinds(run_dir)):
         if record.to_step <= step:  # a run that went back further has saved this step anew
-            return record.skip_batches if record.to_step == step else 0
+            is_meant = (record.to_step, record.checksum) == (step, checksum)
+            return record.skip_batches if is_meant else 0
     return 0
+
+
+def not_skipped(run_dir: Path, step: int) -> Rewind | None:
+    """The newest rewind, if it leaves out batches after a later step than `step`, from which the
+    run continues: that step cannot be used, and they are trained on.
+
+    Raises: CheckpointError when the records of rewinds cannot be read.
+    """
+    newest = next(reversed(rewinds(run_dir)), None)
+    return newest if newest and newest.skip_batches and newest.to_step > step else None
+
+
+def seconds_before(run_dir: Path) -> float:
+    """What a run had taken when it was rewound last; 0 for one that never was.
+
+    Raises: CheckpointError when the records of rewinds cannot be read.
+    """
+    of_all = (record.seconds for record in rewinds(run_dir))
+    return max(filter(math.isfinite, of_all), default=0.0)
 
 
 def rewinds(run_dir: Path) -> list[Rewind]:
@@ -122,6 +151,13 @@ def _last_step(run_dir: Path) -> int | None:
         return int(parse_json(read_file(run_dir / "run.json"))["recipe"]["train"]["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _seconds(metrics: Path) -> float:
+    if not metrics.is_file():
+        return 0.0
+    with metrics.open("rb") as file:
+        return max((run_seconds(values) for _, values in metric_lines(file)), default=0.0)
 
 
 def _append(path: Path, record: Rewind) -> None:

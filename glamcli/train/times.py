@@ -53,11 +53,13 @@ class Times:
         self._step_began: float | None = None
         self._is_told = False
 
-    def go_on(self, saved: Mapping[str, Any], lost: float) -> None:
-        """Adds what earlier processes of the run spent, and how much of it after the checkpoint."""
-        for kind, seconds in {**saved, "lost": saved.get("lost", 0.0) + lost}.items():
-            if kind in TIME_KINDS:
-                self._spent[kind] += seconds
+    def go_on(self, saved: Mapping[str, Any], until: float) -> None:
+        """Adds what earlier processes spent up to the checkpoint, and what they lost: the rest of
+        the seconds `until` the run was last heard of."""
+        known = {kind: seconds for kind, seconds in saved.items() if kind in TIME_KINDS}
+        for kind, seconds in known.items():
+            self._spent[kind] += seconds
+        self._spent["lost"] += max(0.0, until - sum(known.values()))
 
     @contextmanager
     def spent(self, kind: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from glamcli.model.decoder import Decoder
 from glamcli.progress import Silent
 from glamcli.train import loop, programs
 from glamcli.train.loop import train
+from glamcli.train.metric_files import read_metrics, run_seconds
 from glamcli.train.rewind import rewind, rewinds
 from runs import assert_same_run
 
@@ -163,6 +164,12 @@ def test_a_run_goes_back_by_itself_and_on_with_the_data_after_the_trouble(
     assert checkpoints.meta(60)["skipped_batches"] == [[6, 20]]
     assert metric_steps(tmp_path / "run/metrics.jsonl") == [*range(1, 7), *range(21, 61)]
     assert metric_steps(tmp_path / "run/metrics.after-6.jsonl") == [7, 8, 9, 10]
+    assert record.automatic
+    last = {line["step"]: line for line in read_metrics(tmp_path / "run/metrics.after-6.jsonl")}[10]
+    first = next(
+        line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["step"] == 21
+    )
+    assert run_seconds(first) > run_seconds(last) == record.seconds
     assert heard.steps[60]["loss"] < heard.steps[6]["loss"]
 
     # By hand it would have been the same run.

@@ -48,7 +48,7 @@ def test_a_fault_without_permission_is_refused_before_anything_is_made(train, tm
         ("term@10", 75, range(10, 14)),
         ("hup@10", 75, range(10, 14)),
         ("term@10,kill_save@10+", -signal.SIGKILL, (7,)),  # no time is left for the save
-        ("bad_record@12", 3, (7,)),
+        ("bad_record@12", 3, (11,)),
     ],
 )
 def test_a_run_that_ends_at_a_fault_goes_on_as_if_nothing_had_happened(

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 
 from board import curves, events_in
+from glamcli import faults
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, DataError, Preempted, SaveFailed
 from glamcli.progress import Silent
 from glamcli.train import loop
+from glamcli.train.go_back import GoBack
 from glamcli.train.loop import train
-from glamcli.train.rewind import rewind
+from glamcli.train.metric_files import read_metrics, run_seconds
+from glamcli.train.rewind import rewind, seconds_before
 from runs import WALL_CLOCK, weights
 
 SETS = (
@@ -410,9 +413,12 @@ def test_a_rewound_run_leaves_out_exactly_the_batches_of_its_record(folder, tmp_
         train(eight, twin, KilledAt(7))
     for each in (run, twin):
         seen.clear()
+        until = max(seconds_up_to(each / "metrics.jsonl"), seconds_before(each))
+        assert until > 0
         heard = Warned()
         train(eight, each, heard)
         assert seen[:2] == batches[6:]
+        assert seconds_up_to(each / "metrics.jsonl") > until
         assert "skipping batches 5 to 6, as recorded in rewinds.jsonl" in heard.said
         assert Checkpoints(each / "checkpoints").steps() == [8, 4]
         meta = Checkpoints(each / "checkpoints").meta(8)
@@ -425,6 +431,85 @@ def test_a_rewound_run_leaves_out_exactly_the_batches_of_its_record(folder, tmp_
     assert [line["step"] for line in lines(run)[4:]] == [7, 8, 8]
     restarts = [e.step for e in events_in(run / "tensorboard") if e.HasField("session_log")]
     assert restarts == [5]
+
+
+def seconds_up_to(path):
+    return max(run_seconds(line) for line in read_metrics(path))
+
+
+def test_a_step_saved_anew_after_a_fallback_is_continued_like_any_other(folder, tmp_path):
+    sets = ("train.steps=9", "every.checkpoint_steps=2", "every.log_steps=1")
+    nine, run = recipe(folder, *sets), tmp_path / "run"
+    train(recipe(folder, *sets, "train.steps=8"), run, Silent())
+    rewind(run, 6, 1)
+    damage(run / "checkpoints/6")
+    shutil.copytree(run, tmp_path / "whole")
+    train(nine, tmp_path / "whole", heard := Warned())
+    assert heard.warnings[-1] == (
+        "step 6 cannot be used, so batches 7 to 7 are not left out; to leave them out, stop the "
+        f"run and use `glam checkpoint rewind {tmp_path / 'whole'} --to 4 --skip-batches 3`"
+    )
+    with pytest.raises(Killed):
+        train(nine, run, KilledAt(7))
+    assert Checkpoints(run / "checkpoints").latest() == 6
+    train(nine, run, Silent())
+    before, after = weights(tmp_path / "whole", 9), weights(run, 9)
+    assert {name for name, x in before.items() if (x != after[name]).any()} == set()
+    assert lines(run) == lines(tmp_path / "whole")
+
+
+def damage(step):
+    for path in (step / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"")
+
+
+def test_a_damaged_record_loses_no_step_before_it_and_how_to_go_on_is_said(folder, tmp_path):
+    ten, run = recipe(folder, "train.steps=10", "every.checkpoint_steps=6"), tmp_path / "run"
+    for _ in range(2):
+        faults.arm(faults.requested("bad_record@9", allowed=True))
+        with pytest.raises(DataError, match=r"row \d+ of source `text` cannot be read") as ended:
+            train(ten, run, Silent())
+        assert ended.value.hint.endswith(
+            f"or go on without it: `glam checkpoint rewind {run} --to 8 --skip-batches 1`"
+        )
+        assert Checkpoints(run / "checkpoints").steps() == [8, 6]
+    faults.arm([])
+    rewind(run, 8, 1)
+    train(ten, run, Silent())
+    assert Checkpoints(run / "checkpoints").meta(10)["skipped_batches"] == [[8, 9]]
+
+
+def test_a_request_to_stop_outlives_the_attempt_that_goes_back(folder, tmp_path, monkeypatch):
+    attempts = []
+
+    def attempt(*arguments):
+        *_, stop, times = arguments
+        attempts.append(times)
+        stop.at_once = False
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stop.requested:
+            time.sleep(0.01)
+        raise GoBack("it exploded", 4, 2)
+
+    monkeypatch.setattr(loop, "_attempt", attempt)
+    with pytest.raises(Preempted, match="went back, asked to stop"):
+        train(recipe(folder), tmp_path / "run", Silent())
+    assert len(attempts) == 1
+
+
+def test_time_goes_on_from_one_attempt_to_the_next(folder, tmp_path, monkeypatch):
+    began, ended = [], []
+
+    def attempt(*arguments):
+        began.append(arguments[-1]._until)
+        ended.append(GoBack("it exploded", 4, 2))
+        raise ended[-1] if len(ended) == 1 else Killed
+
+    monkeypatch.setattr(loop, "_attempt", attempt)
+    with pytest.raises(Killed):
+        train(recipe(folder), tmp_path / "run", Silent(), since=3.0)
+    assert began == [3.0, ended[0].at]
 
 
 def test_a_rewind_that_skips_to_the_end_is_refused(folder, tmp_path):

@@ -113,8 +113,10 @@ def test_resuming_on_a_full_disk_still_drops_later_steps(tmp_path):
     path, progress = tmp_path / "metrics.jsonl", Warned()
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 8)))
     with files_no_larger_than(1):
-        MetricsFile(path, 5, progress).close()
-    assert (steps_in(path), progress.texts) == ([1, 2, 3, 4, 5], [])
+        file = MetricsFile(path, 5, progress)
+        file.write({"step": 6})
+        file.close()
+    assert (steps_in(path), len(progress.texts)) == ([1, 2, 3, 4, 5], 1)
 
 
 def test_the_newest_lines_are_known_also_those_of_before(tmp_path):
@@ -194,11 +196,16 @@ def test_tensorboard_on_a_full_disk_ends_with_one_warning(tmp_path):
     assert len(progress.texts) == 1
 
 
-def test_the_seconds_of_dropped_lines_are_known(tmp_path):
+def test_how_long_a_run_took_is_known_until_the_first_new_line_says_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [{"step": step, "seconds_per_step": 0.5} for step in (3, 6, 9, 12)]
-    lines.insert(2, {"step": 8, "heldout/web": 1.0})
+    lines = [{"step": step, "seconds/step": 0.5 * step, "seconds/lost": 2.0} for step in (3, 6, 9)]
+    lines += [{"step": 9, "heldout/web": 1.0}, {"step": 10, "seconds/step": "x", "seconds/y": None}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):  # the second time after a process that was killed before its first line
+        file = MetricsFile(path, 7, Silent())
+        file.close()
+        assert (steps_in(path), file.seconds) == ([3, 6, 9, 9, 10], 6.5)
     file = MetricsFile(path, 7, Silent())
+    file.write({"step": 8})
     file.close()
-    assert (steps_in(path), file.dropped_seconds) == ([3, 6], 2.5)  # steps 8 to 12
+    assert steps_in(path) == [3, 6, 8]

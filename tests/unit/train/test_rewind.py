@@ -9,8 +9,8 @@ import pytest
 
 from bare_steps import save
 from glamcli.errors import CheckpointError
-from glamcli.step_folders import complete_steps
-from glamcli.train.rewind import RECORDS, rewind, rewinds, skipped_at
+from glamcli.step_folders import complete_steps, step_meta
+from glamcli.train.rewind import RECORDS, not_skipped, rewind, rewinds, seconds_before, skipped_at
 
 METRICS = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 41))
 
@@ -27,6 +27,11 @@ def run(tmp_path):
 def contents(run: Path) -> dict[str, str]:
     files = {path.relative_to(run): path.read_text() for path in run.rglob("*") if path.is_file()}
     return {str(name): text for name, text in files.items() if name.name != RECORDS}
+
+
+def skipped(run: Path, step: int) -> int:
+    folder = run / "checkpoints" / str(step)
+    return skipped_at(run, step, step_meta(folder)["checksum"] if folder.exists() else None)
 
 
 def lines_up_to(step: int) -> str:
@@ -58,22 +63,53 @@ def test_a_second_rewind_to_the_same_step_overwrites_nothing(run):
     assert rewinds(run)[1].set_aside == {"30": "checkpoints/set-aside/30.1"}
     assert (run / "metrics.after-20.jsonl").read_text() == METRICS.removeprefix(lines_up_to(20))
     assert (run / "metrics.after-20.1.jsonl").read_text() == '{"step": 30, "loss": 2.0}\n'
-    assert skipped_at(run, 20) == 8
+    assert skipped(run, 20) == 8
 
 
 def test_skipping_after_the_newest_step_moves_nothing(run):
     before = contents(run)
     rewind(run, 40, 3)
     assert contents(run) == before
-    assert skipped_at(run, 40) == 3
+    assert skipped(run, 40) == 3
 
 
 def test_a_step_saved_anew_after_a_later_rewind_skips_nothing(run):
     rewind(run, 20, 5)
-    assert [skipped_at(run, step) for step in (10, 20, 30)] == [0, 5, 0]
+    assert [skipped(run, step) for step in (10, 20, 30)] == [0, 5, 0]
     rewind(run, 10, 0)
     save(run, 20)
-    assert [skipped_at(run, step) for step in (10, 20)] == [0, 0]
+    assert [skipped(run, step) for step in (10, 20)] == [0, 0]
+
+
+def test_a_step_saved_anew_after_it_was_lost_skips_nothing(run):
+    rewind(run, 20, 5)
+    (record,) = rewinds(run)
+    assert (not_skipped(run, 20), not_skipped(run, 30)) == (None, None)
+    shutil.rmtree(run / "checkpoints/20")
+    assert not_skipped(run, 10) == record
+    save(run, 20, loss=2)
+    assert (skipped(run, 20), not_skipped(run, 20)) == (0, None)
+
+
+def test_after_a_step_of_an_earlier_format_batches_are_skipped_as_well(run):
+    description = run / "checkpoints/20/meta/metadata"
+    meta = {**json.loads(description.read_text()), "format": 3}
+    del meta["checksum"]
+    description.write_text(json.dumps(meta))
+    rewind(run, 20, 5)
+    assert skipped_at(run, 20, None) == 5
+
+
+def test_the_time_that_was_lost_is_known_whatever_is_moved(run):
+    assert seconds_before(run) == 0
+    lines = [{"step": 30, "seconds/step": 70.5, "seconds/lost": 4.0}, {"step": 40, "eval/x": 1}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        rewind(run, 20)
+        assert seconds_before(run) == 74.5
+    with (run / RECORDS).open("a") as file:
+        file.write((run / RECORDS).read_text().splitlines()[0].replace("74.5", "NaN") + "\n")
+    assert seconds_before(run) == 74.5
 
 
 @pytest.mark.parametrize(
@@ -120,9 +156,9 @@ def test_killed_at_any_operation_it_can_be_run_again_and_meanwhile_nothing_is_lo
         texts = [path.read_text() for path in copy.glob("metrics*.jsonl")]
         assert {line for text in texts for line in text.splitlines()} == lines
         newest = complete_steps(copy / "checkpoints")[0]
-        assert skipped_at(copy, newest) == (5 if newest == 20 else 0)
+        assert skipped(copy, newest) == (5 if newest == 20 else 0)
         rewind(copy, 20, 5)
-        assert skipped_at(copy, 20) == 5
+        assert skipped(copy, 20) == 5
         assert contents(copy) == expected
         if not killed:
             break
@@ -166,7 +202,7 @@ def test_a_damaged_record_is_named_and_nothing_is_guessed(run, line):
     with (run / RECORDS).open("ab") as file:
         file.write(line.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError) as caught:
-        skipped_at(run, 20)
+        skipped(run, 20)
     assert f"{RECORDS}:2: not the record" in caught.value.what
 
 

@@ -77,12 +77,15 @@ def test_time_goes_on_as_the_checkpoint_says_and_what_came_after_it_is_lost():
     saved = {**first.seconds(), "of another version": 5.0}
     clock.now = -86_400  # another process, another clock
     resumed = Times(None, clock)
-    resumed.go_on(saved, 12.5)
+    resumed.go_on(saved, 60 + 12.5)
     resumed.of("step", clock.pass_, 20)
     assert resumed.seconds() == {**dict.fromkeys(TIME_KINDS, 0), "step": 80, "lost": 12.5}
     again = Times(None, clock)
-    again.go_on(resumed.seconds(), 1.5)
+    again.go_on(resumed.seconds(), 80 + 12.5 + 1.5)
     assert again.seconds()["lost"] == 14
+    unheard = Times(None, clock)
+    unheard.go_on(saved, 0.0)
+    assert unheard.seconds()["lost"] == 0
 
 
 def test_a_wait_for_data_counts_when_the_devices_have_nothing_to_do():
