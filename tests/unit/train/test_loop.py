@@ -232,7 +232,8 @@ def test_a_save_that_failed_is_repeated_and_the_run_goes_on(folder, tmp_path, mo
     failing(monkeypatch, 1)
     heard = Warned()
     train(recipe(folder, "train.steps=40", "every.checkpoint_steps=8"), tmp_path / "run", heard)
-    (warning,) = heard.warnings
+    # On a busy machine it may also be told that it waits for its data.
+    (warning,) = (text for text in heard.warnings if "data" not in text)
     assert warning.startswith("saving step 8 failed: no room (of the test; ")
     saved = [int(text.split()[1][:-1]) for text in heard.said if text.endswith(": saved")]
     assert 8 < saved[0] <= 16
