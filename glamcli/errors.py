@@ -6,6 +6,7 @@ user is a bug. Nothing here imports anything else of the project.
 """
 
 import re
+import unicodedata
 
 EXIT_PREEMPTED = 75
 EXIT_WATCHDOG = 86
@@ -30,11 +31,15 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with all control characters but line ends escaped."""
+    """The text with all control characters but line ends escaped. Spaces of every kind stay, and so
+    do joiners and non-joiners, which names in Persian and emoji need."""
     return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
+        char if _is_shown(char) else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or char in "\n\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def first_of(items: list[str], limit: int) -> list[str]:

@@ -14,6 +14,7 @@ from glamcli import step_folders
 from glamcli.errors import CheckpointError
 from glamcli.step_folders import SET_ASIDE
 from glamcli.train.metric_files import metric_lines
+from glamcli.untrusted import open_regular
 
 HELDOUT = "heldout/"
 
@@ -118,10 +119,8 @@ def _ranges(meta: Mapping[str, Any]) -> list[list[int]]:
 def _heldout(path: Path, steps: set[int]) -> dict[int, dict[str, float]]:
     """Held-out losses of these steps by source; lines that cannot be read are left out."""
     found: dict[int, dict[str, float]] = {}
-    if not path.is_file():  # a device would have no end
-        return found
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        for _, values in metric_lines(file):
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        for _, values in metric_lines(file, f'"{HELDOUT}'.encode()):
             if values is not None and values["step"] in steps:
                 losses = {
                     name.removeprefix(HELDOUT): value

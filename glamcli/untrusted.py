@@ -11,8 +11,10 @@ import functools
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 _Kind = TypeVar("_Kind")
 
@@ -20,16 +22,26 @@ MAX_FILE_BYTES = 1 << 31
 """of a file that is read whole: the largest of the paper's datasets has a quarter of this."""
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file opened for reading, until the end of the block.
+
+    Raises: OSError when it cannot be read, or is a device or a pipe, which may never end, or never
+        begin.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
 def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of a regular file.
 
-    Raises: OSError when it cannot be read, is a device or a pipe (which may never end, or never
-        begin), or is larger than `max_bytes`.
+    Raises: OSError as `open_regular` does, or when it is larger than `max_bytes`.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         data = b""
         if status.st_size <= max_bytes:
             data = file.read(status.st_size + 1)  # memory for so much is taken at once

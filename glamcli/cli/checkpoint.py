@@ -169,7 +169,7 @@ def _has_digests(each: SavedStep) -> bool:
     "--skip-batches",
     type=click.IntRange(0),
     default=0,
-    help="Leave out so many batches after it.",
+    help="Leave out this many batches after it.",
 )
 @click.option("--reason", default="", help="A note for the record.", show_default=False)
 @json_option
@@ -211,7 +211,7 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
 @click.argument("second", metavar="B", type=RunFolder())
 @json_option
 def _diff(first: Path, second: Path, as_json: bool) -> None:
-    """Compare two saved steps in everything.
+    """Compare everything in two saved steps.
 
     Shown are settings, software and data that differ, and the arrays that differ most.
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from glamcli.cli.eval_report import report_items, report_results
 from glamcli.cli.eval_show import show
 from glamcli.cli.options import Address, hosts_options, json_option, run_argument, strict_option
 from glamcli.cli.several import one_of_several, prepare_process
+from glamcli.config.nearest import nearest
 from glamcli.errors import RecipeError
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -38,9 +38,9 @@ class _RunOrCommand(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            near = difflib.get_close_matches(args[0], self.commands, 1, cutoff=0.7)
+            near = nearest(args[0], self.commands, cutoff=0.7)
             if near and "/" not in args[0] and not os.path.exists(args[0]):
-                hint = f"did you mean `glam eval {near[0]}`?"
+                hint = f"did you mean `glam eval {near}`?"
                 raise RecipeError(f"no such command or run: `{args[0]}`", hint)
             args = ["score", *args]
         return super().parse_args(ctx, args)

@@ -4,7 +4,6 @@
 problems between fields.
 """
 
-import difflib
 import json
 import re
 import types
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from glamcli.config import yaml
-from glamcli.config.nearest import did_you_mean
+from glamcli.config.nearest import did_you_mean, nearest
 from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
@@ -193,8 +192,8 @@ def nearest_key(key: Sequence[str], kind: type[BaseModel]) -> tuple[str, ...] | 
         if len(path) == len(key) and all(a in (b, "*") for a, b in zip(path, section, strict=False))
     }
     for names, cutoff in ((here, 0.6), (elsewhere, 0.75)):
-        if near := difflib.get_close_matches(last, list(names), n=1, cutoff=cutoff):
-            return names[near[0]]
+        if near := nearest(last, names, cutoff):
+            return names[near]
     return None
 
 

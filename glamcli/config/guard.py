@@ -20,7 +20,7 @@ class Guard(Settings):
     """`rewind`: how many batches are left out after the step that was in trouble, beside all that
     were read since the checkpoint."""
     max_rewinds: Count = 3
-    """`rewind`: how often to go back to a checkpoint, or a later one, before the run ends."""
+    """`rewind`: how often to go back without reaching a newer good checkpoint."""
     no_progress_steps: Count | None = 2000
     """warn when the training loss has for so long not been below that of token frequencies alone:
     ln V, or the entropy of single tokens where that is less. null never looks."""

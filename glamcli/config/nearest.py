@@ -15,8 +15,13 @@ def did_you_mean(
 
     `cutoff` is how alike they have to be, from 0 to 1.
     """
-    near = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return f"did you mean `{near[0]}`?" if near else otherwise
+    near = nearest(name, known, cutoff)
+    return otherwise if near is None else f"did you mean `{near}`?"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like another, at least as alike as `cutoff`, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
 
 
 def use(*values: int) -> str:

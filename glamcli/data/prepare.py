@@ -30,7 +30,7 @@ from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
-from glamcli.untrusted import parse_as, read_file
+from glamcli.untrusted import parse_as, parse_json, read_file
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
 ROWS_FORMAT = 3
@@ -66,7 +66,10 @@ class Prepared:
             raise damaged(folder / DOCUMENTS_FILE, error.strerror or str(error)) from error
         if hashlib.sha256(data).hexdigest() != read_rows_meta(folder).documents_sha256:
             raise damaged(folder / DOCUMENTS_FILE, "changed since it was written")
-        return [json.loads(line)["text"] for line in data.splitlines()]
+        try:
+            return [str(parse_json(line)["text"]) for line in data.splitlines()]
+        except (ValueError, LookupError, TypeError) as error:
+            raise damaged(folder / DOCUMENTS_FILE, f"no documents: {error}") from error
 
     def damage(self, name: str, vocab_size: int) -> Iterator[DataError]:
         """Reads every file of a source again: what is wrong with each split and its documents."""

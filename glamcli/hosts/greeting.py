@@ -103,7 +103,8 @@ def _introduce(
     if not is_equal(given, proof(secret, challenge, reply, index, "welcome")):
         raise RecipeError(
             f"process 0 at {address} has another secret than process {index} on {host}",
-            hint=f"start all with the same command, run folder and {SECRET_VARIABLE}",
+            hint=f"start all with the same command and {SECRET_VARIABLE}; without that, the run "
+            "folders need the same name",
         )
     return True
 

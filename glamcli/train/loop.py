@@ -190,9 +190,9 @@ def _device_batches(
     with dataset.batches(start, recipe.train.steps - start, rows) as stream:
         placed = (
             global_batch(batch | faults.loss_factors(step, len(batch["source"])), rows, layout)
-            for step, batch in enumerate(stream, start + 1)
+            for step, batch in enumerate(times.batches(stream, dataset.read_seconds), start + 1)
         )
-        yield times.batches(placed, dataset.read_seconds)
+        yield placed
 
 
 def _next(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glamcli.progress import Progress
+from glamcli.untrusted import open_regular, parse_json
 
 LINE_BYTES = 1 << 24
 """a longer line was not written by a run."""
@@ -61,7 +62,6 @@ class MetricsFile(_Output):
         with self._tolerating():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                _refuse_no_file(path)
                 self._keep_up_to(step)
             self._file = path.open("ab", buffering=0)
 
@@ -102,7 +102,7 @@ class MetricsFile(_Output):
         run that is killed before knows again how long they took. Where other lines between are
         damaged, the file as it was stays beside the one without them."""
         num_wrong, later, end = 0, 0, 0
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:
             for line, values in metric_lines(file):
                 self.seconds = max(self.seconds, run_seconds(values))
                 if values is not None and values["step"] <= step:
@@ -137,25 +137,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises: OSError when it cannot be read or is not a regular file.
     """
-    _refuse_no_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return [values for _, values in metric_lines(file) if values is not None]
 
 
-def _refuse_no_file(path: Path) -> None:
-    """Raises: OSError for what would block or never end: a pipe, a device, a folder."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-
-
-def metric_lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line with its end, and its values; None for one that is damaged, torn, or too long (of
-    which only the last part is kept in memory)."""
+def metric_lines(
+    file: IO[bytes], having: bytes = b""
+) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line that has these bytes in it, with its end, and its values; None for one that is
+    damaged, torn, or too long (of which only the last part is kept in memory)."""
     while line := file.readline(LINE_BYTES):
         too_long = len(line) == LINE_BYTES and not line.endswith(b"\n")
         while too_long and line and not line.endswith(b"\n"):
             line = file.readline(LINE_BYTES) or b"\n"
-        yield line, None if too_long else _values(line)
+        if having in line:
+            yield line, None if too_long else _values(line)
 
 
 def run_seconds(values: Mapping[str, Any] | None) -> float:
@@ -167,8 +163,8 @@ def run_seconds(values: Mapping[str, Any] | None) -> float:
 def _values(line: bytes) -> dict[str, Any] | None:
     """What a line says; None unless it is whole, an object, and has a whole number as its step."""
     try:
-        values = json.loads(line.decode()) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
+        values = parse_json(line) if line.endswith(b"\n") else None
+    except ValueError:
         return None
     step = values.get("step") if isinstance(values, dict) else None
     return values if isinstance(step, int) and not isinstance(step, bool) else None

@@ -22,7 +22,7 @@ from pathlib import Path
 from glamcli import atomic, step_folders
 from glamcli.errors import CheckpointError
 from glamcli.train.metric_files import metric_lines, run_seconds
-from glamcli.untrusted import parse_as, parse_json, read_file
+from glamcli.untrusted import open_regular, parse_as, parse_json, read_file
 
 RECORDS = "rewinds.jsonl"
 
@@ -156,8 +156,9 @@ def _last_step(run_dir: Path) -> int | None:
 def _seconds(metrics: Path) -> float:
     if not metrics.is_file():
         return 0.0
-    with metrics.open("rb") as file:
-        return max((run_seconds(values) for _, values in metric_lines(file)), default=0.0)
+    with open_regular(metrics) as file:
+        timed = metric_lines(file, b'"seconds/')
+        return max((run_seconds(values) for _, values in timed), default=0.0)
 
 
 def _append(path: Path, record: Rewind) -> None:
@@ -170,7 +171,7 @@ def _move_metrics(path: Path, step: int) -> None:
     if not path.is_file():
         return
     unfinished = path.with_name(f".{path.name}.later")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = 0
         for _, values in metric_lines(file):
             if values is not None and values["step"] > step:

@@ -30,6 +30,8 @@ TIME_KEYS = ("goodput", *(f"seconds/{kind}" for kind in TIME_KINDS))
 WAIT_FRAC = 0.2
 """share of the time of `WAIT_STEPS` steps spent waiting for data that is worth a warning."""
 WAIT_STEPS = 20
+WARN_STEPS = 1000
+"""at least so many are between two warnings."""
 
 _Iterated = TypeVar("_Iterated")
 _Returned = TypeVar("_Returned")
@@ -50,8 +52,13 @@ class Times:
         self._read_seconds: Mapping[str, float] = {}
         self._recent: deque[tuple[float, float]] = deque(maxlen=WAIT_STEPS)
         """of each of the last steps: seconds waited for data, and in all."""
+        self._busy: deque[float] = deque(maxlen=WAIT_STEPS)
+        """seconds of steps at whose two ends the devices were computing: their own time."""
         self._step_began: float | None = None
-        self._is_told = False
+        self._was_idle = True
+        self._has_warned = False
+        self._warn_in = 0
+        """steps until the next warning may come."""
 
     def go_on(self, saved: Mapping[str, Any], until: float) -> None:
         """Adds what earlier processes spent up to the checkpoint, and what they lost: the rest of
@@ -92,25 +99,32 @@ class Times:
             yield batch
 
     def step(self, sums: Any) -> str | None:
-        """Notes that the batch after a step was fetched, while that step made `sums`. The devices
-        had nothing to do if these were ready by then: the wait was one for data.
+        """Notes that the batch after a step was fetched, while that step made `sums`. If these were
+        ready by then, the wait was one for data but for the usual time of a step, which the devices
+        spent computing.
 
         Returns a warning when that was too much of the time of the last steps.
         """
         is_idle = all(getattr(x, "is_ready", lambda: True)() for x in jax.tree.leaves(sums))
-        waited, self._waited = (self._waited if is_idle else 0.0), 0.0
+        usual = sorted(self._busy)[len(self._busy) // 2] if self._busy else 0.0
+        waited, self._waited = (max(0.0, self._waited - usual) if is_idle else 0.0), 0.0
         self._settle()
         self._spent[self._kinds[-1]] -= waited
         self._spent["data_wait"] += waited
         began, self._step_began = self._step_began, self._until
+        was_idle, self._was_idle = self._was_idle, is_idle
         if began is None:
             return None
+        if not (is_idle or was_idle):
+            self._busy.append(self._until - began)
         self._recent.append((waited, self._until - began))
         waiting, total = (sum(each) for each in zip(*self._recent, strict=True))
+        self._has_warned &= waiting > WAIT_FRAC / 2 * total
+        self._warn_in -= 1
         is_slow = len(self._recent) == WAIT_STEPS and waiting > WAIT_FRAC * total
-        is_news, self._is_told = is_slow and not self._is_told, is_slow
-        if not is_news:
+        if not is_slow or self._has_warned or self._warn_in > 0:
             return None
+        self._has_warned, self._warn_in = True, WARN_STEPS
         of = max(self._read_seconds, key=self._read_seconds.__getitem__, default=None)
         named = "" if of is None else f"; most of the reading is of source `{of}`"
         return f"training waits for its data for {waiting / total:.0%} of the time{named}"

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cli.run_folder import make_run
 from glamcli.cli import render
+from glamcli.errors import printable
 from glamcli.evals.results.scores import Average, Measured, Results, Score
 from glamcli.evals.results.store import keep_results
 from glamcli.progress import Silent
@@ -123,3 +124,11 @@ def test_what_a_run_shows_of_hostile_texts(glam, place):
         code, out, err = glam(*command)
         assert code == 0, err
         assert not [sign for sign in SIGNS if sign in out + err], out + err
+
+
+def test_spaces_and_joiners_of_names_are_shown_and_what_turns_text_around_is_escaped():
+    names = "10\u00a0% \u3000\u202f\u2009 \u0645\u06cc\u200c \U0001f469\u200d\U0001f4bb \n"
+    assert printable(names) == names
+    assert printable("\u202e\u2066\u200e\u200f\u2028\u061c\x7f\x85\x1b\t\ud800") == (
+        r"\u202e\u2066\u200e\u200f\u2028\u061c\x7f\x85\x1b\t\ud800"
+    )

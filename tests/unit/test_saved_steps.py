@@ -26,6 +26,7 @@ def test_every_step_is_described(tmp_path):
         {"step": 10, "loss": 1.0},
         {"step": 11, "heldout/a": 1.0},
         {"step": 100, "heldout/a": None, "heldout/b": "x"},
+        {"step": 9, "loss": 1.0},
     ]
     text = "not JSON\n" + "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)

@@ -1,5 +1,6 @@
 """Prepared rows: the same bytes however they are made, found again, and never silently wrong."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from glamcli.data import parts, source_files
 from glamcli.data import prepare as preparing
 from glamcli.data.pack import pack
 from glamcli.data.prepare import Prepared, prepare
-from glamcli.data.rows import Rows
+from glamcli.data.rows import META_FILE, Rows, write_rows_meta
 from glamcli.data.tokenizer import Bytes
 from glamcli.errors import DataError
 from glamcli.progress import Silent
@@ -389,3 +390,16 @@ def test_rows_are_those_of_packing_each_part(corpus, tmp_path):
     for index, expected in enumerate(pack(documents, "whole", ROW_TOKENS, 2, 1)):
         for name, array in zip(("tokens", "targets", "segments"), expected, strict=True):
             np.testing.assert_array_equal(rows[index][name], array)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "nothing", '{"txt": "a"}', "[1]"])
+def test_held_out_documents_that_are_none_are_refused(corpus, tmp_path, line):
+    write_corpus(corpus)
+    prepared = prepare(recipe(), mixture(corpus), Bytes(), tmp_path / "cache", Silent())
+    folder = prepared.train["web"].folder
+    (folder / parts.DOCUMENTS_FILE).write_text(line)
+    content = json.loads((folder / META_FILE).read_text())["content"]
+    content["documents_sha256"] = hashlib.sha256(line.encode()).hexdigest()
+    write_rows_meta(folder, content)
+    with pytest.raises(DataError, match=parts.DOCUMENTS_FILE):
+        prepared.heldout_documents("web")

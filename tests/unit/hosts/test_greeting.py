@@ -178,7 +178,10 @@ def test_another_secret_is_said_in_both_processes():
     first, other = together(2, one)
     assert isinstance(other, RecipeError)
     assert other.what.endswith(f"has another secret than process 1 on {HERE}")
-    assert other.hint == "start all with the same command, run folder and GLAM_SECRET"
+    assert other.hint == (
+        "start all with the same command and GLAM_SECRET; without that, the run folders need the "
+        "same name"
+    )
     assert warned == [f"process 1 on {HERE} came with another secret and was sent away"]
     assert isinstance(first, HostError)
     assert first.what.startswith("process 1 of 2 did not come to")

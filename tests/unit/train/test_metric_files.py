@@ -103,7 +103,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path):
         file.write({"step": 6})
         file.close()
         assert progress.texts == [
-            f"{path} cannot be written (it is not a regular file); training goes on"
+            f"{path} cannot be written (not a regular file); training goes on"
         ]
         with pytest.raises(OSError, match="not a regular file"):
             read_metrics(path)

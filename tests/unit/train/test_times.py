@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glamcli.train.times import TIME_KEYS, TIME_KINDS, WAIT_STEPS, Times
+from glamcli.train.times import TIME_KEYS, TIME_KINDS, WAIT_STEPS, WARN_STEPS, Times
 
 
 class Hand:
@@ -106,14 +106,34 @@ def test_a_loop_that_waits_for_its_data_is_told_whose_once():
         WAIT_STEPS + 1: "training waits for its data for 25% of the time; most of the reading is "
         "of source `web`"
     }
-    assert run(times, clock, [0.0] * WAIT_STEPS) == {}
-    assert len(run(times, clock, slow)) == 1  # it had been well in between
+    well = [0.0] * WAIT_STEPS
+    assert run(times, clock, [*well, *slow, *well]) == {}  # so soon it says nothing new
+    assert len(run(times, clock, well * (WARN_STEPS // WAIT_STEPS) + slow)) == 1
+    nearly = [0.15] * WAIT_STEPS  # and in between it had not been well
+    assert run(times, clock, ([*nearly, *slow] * (WARN_STEPS // WAIT_STEPS))) == {}
 
 
 @pytest.mark.parametrize(("wait", "is_ready"), [(0.15, True), (0.9, False)])
 def test_a_loop_that_keeps_its_devices_busy_is_not_told(wait, is_ready):
     clock = Hand()
     assert run(Times(0.0, clock), clock, [wait] * 60, is_ready=is_ready) == {}
+
+
+def test_a_wait_during_which_the_devices_computed_is_none():
+    """Steps of 100 ms: the first batches were read ahead, each later one takes 101 ms or 150."""
+    for wait, expected in ((0.101, 0.001), (0.15, 0.05)):
+        clock = Hand()
+        times = Times(0.0, clock)
+        batches = times.batches(map(clock.pass_, [0.0] * 5 + [wait] * 40), {"web": 1.0})
+        warned = []
+        with times.spent("step"):
+            for number in range(45):
+                next(batches)
+                is_ready = number >= 5
+                warned.append(times.step(Sums(is_ready)))
+                clock.pass_(0.1 if 0 < number < 5 else 0.0)  # for the numbers of the step before
+        assert times.seconds()["data_wait"] == pytest.approx(40 * expected, abs=1e-3)
+        assert any(warned) == (wait == 0.15)
 
 
 def test_numbers_that_are_there_already_are_ready():
