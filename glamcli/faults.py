@@ -27,7 +27,7 @@ FAULT_KINDS = {
     "kill": "SIGKILL at the start of the step",
     "term": "SIGTERM at the start of the step",
     "hup": "SIGHUP at the start of the step",
-    "stop": "SIGSTOP at the start of the step; SIGCONT lets it go on",
+    "stop": "SIGSTOP at the start of the step; SIGCONT resumes it",
     "stall": "the step never starts, and the process lives",
     "nan_grad": "the loss of the step, and so its gradient, is NaN on this process's rows",
     "spike": "the loss of the step is 1,000 times as large on this process's rows",
