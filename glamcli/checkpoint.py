@@ -27,17 +27,19 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from glamcli import faults, step_folders
-from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
+from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
-from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, step_meta
+from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, complete_meta
 from glamcli.stored_arrays import ignore_abandoned_work, one_line, read_arrays, silenced
 
 # What Adafactor kept for attention's weights before format 3.
 FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
 # What the guard remembers, which checkpoints before format 4 do not have.
 SINCE_4 = re.compile(r"window")
+# What orbax raises when it cannot write; ValueError is TensorStore's.
+DISK_ERRORS = (OSError, ValueError)
 TRASH = "trash"
 FEWEST_KEPT = 2
 
@@ -60,7 +62,7 @@ class Checkpoints:
         self._silence = contextlib.ExitStack()
 
     def steps(self) -> list[int]:
-        """The complete steps, newest first, without those whose arrays turned out damaged."""
+        """The complete steps, newest first, without those rejected."""
         steps = step_folders.complete_steps(self.folder)
         return [step for step in steps if str(step) not in self._damaged]
 
@@ -72,34 +74,41 @@ class Checkpoints:
 
         Raises: DamagedCheckpoint when the folder is missing, torn, or of another step.
         """
-        return _described(self.folder / str(step))
+        return complete_meta(self.folder / str(step))
 
-    def restore(self, step: int, target: Any, warn: Callable[[str], object] = warnings.warn) -> Any:
+    def reject(self, name: str) -> None:
+        """Leaves out a step folder that turned out damaged; the next save sets it aside."""
+        self._damaged.add(name)
+
+    def restore(
+        self,
+        step: int,
+        target: Any,
+        warn: Callable[[str], object] = warnings.warn,
+        meta: Meta | None = None,
+    ) -> Any:
         """The state saved at `step`, placed as `target` says, on any number of devices.
 
         `target` is the abstract state: every leaf has shape, dtype and sharding, so nothing
         depends on the devices of the process that saved. Of a checkpoint of format 2 the
-        statistics that have another shape today start at 0, and `warn` is called with that.
+        statistics that have another shape today start at 0, and `warn` is called with that. The
+        description `meta` is read, if None.
 
         Raises:
             DamagedCheckpoint: it cannot be read, or is not as it was saved.
             CheckpointError: names, shapes or dtypes are not those of `target`; the first of them.
         """
         folder = self.folder / str(step)
-        try:
-            meta, wanted = _described(folder), named_leaves(target)
-            saved, described = meta["tree"], described_leaves(wanted)
-            every = {*saved, *described}
-            other = {name for name in every if saved.get(name) != described.get(name)}
-            factors = {name for name in other if FACTORS_BEFORE_3.fullmatch(name)}
-            factors = factors if meta["format"] < 3 else set()
-            anew = factors | {name for name in other if SINCE_4.fullmatch(name)}
-            _refuse_differences(folder, saved, described, anew)
-            kept = {name: leaf for name, leaf in wanted.items() if name not in anew}
-            arrays = read_arrays(folder, kept, meta, self.host)
-        except DamagedCheckpoint:
-            self._damaged.add(folder.name)
-            raise
+        meta, wanted = meta or complete_meta(folder), named_leaves(target)
+        saved, described = meta["tree"], described_leaves(wanted)
+        every = {*saved, *described}
+        other = {name for name in every if saved.get(name) != described.get(name)}
+        factors = {name for name in other if FACTORS_BEFORE_3.fullmatch(name)}
+        factors = factors if meta["format"] < 3 else set()
+        anew = factors | {name for name in other if SINCE_4.fullmatch(name)}
+        _refuse_differences(folder, saved, described, anew)
+        kept = {name: leaf for name, leaf in wanted.items() if name not in anew}
+        arrays = read_arrays(folder, kept, meta, self.host)
         for name in anew & wanted.keys():
             arrays[name] = jnp.zeros_like(wanted[name], device=wanted[name].sharding)
         if factors:
@@ -116,21 +125,22 @@ class Checkpoints:
         the next step. A save still running is finished first. A step whose `meta` says that it is
         not `good` is kept only while it is the newest.
 
-        Raises: CheckpointError when this or the save before it failed.
+        Raises: CheckpointError when this or the save before it failed: SaveFailed for what the disk
+            may be the reason of. Other errors, as for lack of memory, are raised as they are.
         """
         self.wait()
         named = named_leaves(state)
         full = {**meta, "format": CHECKPOINT_FORMAT, "step": step, "tree": described_leaves(named)}
+        full = json.loads(json.dumps({**full, "digests": digests(named)}))
+        full["checksum"] = step_folders.checksum(full)
         try:
-            full = json.loads(json.dumps({**full, "digests": digests(named)}))
-            full["checksum"] = step_folders.checksum(full)
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(nested(named)),
                 meta=ocp.args.JsonSave(faults.in_save(step, full)),
             )
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
-        except Exception as error:
+        except DISK_ERRORS as error:
             raise self._failure(step, error) from error
         if not accepted:
             raise CheckpointError(
@@ -159,7 +169,7 @@ class Checkpoints:
             return None
         try:
             self._open().wait_until_finished()
-        except Exception as error:
+        except DISK_ERRORS as error:
             # What failed after the step was complete was the deletion of an old one.
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
@@ -198,10 +208,10 @@ class Checkpoints:
                     self.folder,
                     options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
                 )
-            except OSError as error:
-                raise SaveFailed(
-                    f"cannot write checkpoints in {self.folder}: {error.strerror or error}"
-                ) from error
+            except (OSError, CheckpointError) as error:
+                reason = getattr(error, "strerror", None) or error
+                what = f"cannot write checkpoints in {self.folder}: {reason}"
+                raise SaveFailed(what) from error
         return self._manager
 
     def _retire(self) -> None:
@@ -220,9 +230,7 @@ class Checkpoints:
         if self.host.is_first:
             shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
-    def _failure(self, step: int, error: Exception) -> CheckpointError:
-        if isinstance(error, CheckpointError):
-            return error
+    def _failure(self, step: int, error: Exception) -> SaveFailed:
         # What was written of it, or waits to be deleted, would keep a full disk full.
         for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -233,18 +241,21 @@ class Checkpoints:
 
 
 def restore_params(
-    folder: Path, target: Callable[[Meta], Any], host: Host = ALONE
+    folder: Path,
+    target: Callable[[Meta], Any],
+    host: Host = ALONE,
+    meta: Meta | None = None,
 ) -> tuple[dict[str, Any], Meta]:
     """The parameters alone and the meta of a step folder, for scoring and generation.
 
     `target` makes abstract parameters (a nested dict with shapes, dtypes and shardings) from the
-    meta, which knows the recipe. All processes of `host` must call this alike.
+    meta, which knows the recipe (read here, if None). All processes of `host` must call this alike.
 
     Raises:
         DamagedCheckpoint: they cannot be read, or are not as they were saved.
         CheckpointError: the names, shapes or dtypes in the checkpoint are others.
     """
-    meta = _described(folder)
+    meta = meta or complete_meta(folder)
     wanted = named_leaves({"params": target(meta)})
     saved = {name: it for name, it in meta["tree"].items() if name.startswith("params/")}
     _refuse_differences(folder, saved, described_leaves(wanted), anew=set())
@@ -257,7 +268,7 @@ def verify(folder: Path) -> None:
     Raises: DamagedCheckpoint naming the file or array that is not as it was saved. (Of formats 2
         and 3, which have no digests, only what cannot be read.)
     """
-    for name in _described(folder)["tree"]:
+    for name in complete_meta(folder)["tree"]:
         read_array(folder, name)
 
 
@@ -266,21 +277,12 @@ def read_array(folder: Path, name: str) -> jax.Array:
 
     Raises: DamagedCheckpoint when it cannot be read, or is not as it was saved.
     """
-    meta = _described(folder)
+    meta = complete_meta(folder)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with step_folders.describing(folder):
         dtype, shape = meta["tree"][name]
         wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
     return read_arrays(folder, {name: wanted}, meta)[name]
-
-
-def _described(folder: Path) -> Meta:
-    if (fault := step_folders.fault(folder)) is not None:
-        raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {fault}")
-    try:
-        return step_meta(folder)
-    except OSError as error:  # it is being deleted
-        raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {one_line(error)}") from error
 
 
 def _refuse_differences(

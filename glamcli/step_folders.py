@@ -19,6 +19,8 @@ without a proof); 3 since Adafactor takes attention's heads and their width as o
 2 is read, but for those statistics); 2 since experts' `w_out` is stored as [E, M, H], like `w_in`.
 """
 OLDEST_FORMAT = 2
+NEWER = f"written by a newer version, of a format after {CHECKPOINT_FORMAT}"
+"""the fault of a step that is not damaged: every format has `step`, `format` and `checksum`."""
 SET_ASIDE = "set-aside"
 """where in a checkpoints folder the step folders go that a run must not continue from."""
 
@@ -83,35 +85,66 @@ def newest_first(folder: Path) -> list[Path]:
 def newest_good(folder: Path) -> Path | None:
     """The newest complete step of a checkpoints folder that was not saved in a bad streak."""
     for path in newest_first(folder):
-        with contextlib.suppress(OSError):  # it may be deleted meanwhile
-            if fault(path) is None and step_meta(path).get("good", True):
-                return path
+        found = examined(path)
+        if not isinstance(found, str) and found.get("good", True):
+            return path
     return None
 
 
 def fault(folder: Path) -> str | None:
     """Why a step folder is not a complete checkpoint of the step in its name; None when it is."""
-    if folder.is_symlink() or not folder.is_dir():
-        return "not a folder"
-    if any((folder / item).is_symlink() for item in ("state", "meta")):
-        return "a part of it is a link to elsewhere"
-    if not (folder / "state" / "_METADATA").is_file():
-        return "the state is missing or half written"
+    found = examined(folder)
+    return found if isinstance(found, str) else None
+
+
+def refusal(folder: Path, fault: str) -> CheckpointError:
+    """What to raise for the `fault` of a step folder: DamagedCheckpoint, for which an older step
+    may be taken, or for a newer version's, which is whole, CheckpointError."""
+    what = f"checkpoint {folder} cannot be used: {fault}"
+    if fault != NEWER:
+        return DamagedCheckpoint(what)
+    older = "go back to a step of this one (`glam checkpoint rewind`)"
+    return CheckpointError(what, hint=f"use the version that wrote it, or {older}")
+
+
+def complete_meta(folder: Path) -> Meta:
+    """The description of a step folder that is complete.
+
+    Raises: DamagedCheckpoint when it is not; CheckpointError when a newer version wrote it.
+    """
+    found = examined(folder)
+    if isinstance(found, str):
+        raise refusal(folder, found)
+    return found
+
+
+def examined(folder: Path) -> Meta | str:
+    """The description of a step folder that is complete, or why it is not; read once, because the
+    step may be deleted meanwhile."""
     try:
+        if folder.is_symlink() or not folder.is_dir():
+            return "not a folder"
+        if any((folder / item).is_symlink() for item in ("state", "meta")):
+            return "a part of it is a link to elsewhere"
+        if not (folder / "state" / "_METADATA").is_file():
+            return "the state is missing or half written"
         meta = step_meta(folder)
-        step, version, tree = meta["step"], meta["format"], meta["tree"]
+        step, version = meta["step"], meta["format"]
+        if not isinstance(version, int):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
-        return "its description (meta/metadata) cannot be read"
-    if not _is_tree(tree) or not isinstance(version, int):
         return "its description (meta/metadata) cannot be read"
     if (version >= 4 or "checksum" in meta) and meta.get("checksum") != checksum(meta):
         return "its description (meta/metadata) is not as saved"
-    if not OLDEST_FORMAT <= version <= CHECKPOINT_FORMAT:
-        age = "a newer" if version > CHECKPOINT_FORMAT else "an older"
-        return f"written by {age} version (format {version}, this one reads {CHECKPOINT_FORMAT})"
+    if version > CHECKPOINT_FORMAT:
+        return NEWER
+    if version < OLDEST_FORMAT:
+        return f"written by an older version (format {version}, this one reads {CHECKPOINT_FORMAT})"
+    if not _is_tree(meta.get("tree")):
+        return "its description (meta/metadata) cannot be read"
     if str(step) != folder.name:
         return f"it holds step {step}"
-    return None
+    return meta
 
 
 def step_meta(folder: Path) -> Meta:
@@ -128,7 +161,7 @@ def describing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"its description (meta/metadata) cannot be used ({type(error).__name__}: {error})"
         raise DamagedCheckpoint(f"checkpoint {folder}: {what}") from error
 
@@ -179,4 +212,8 @@ def move_aside(folder: Path, name: str) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+    """Raises: CheckpointError when they cannot be listed."""
+    try:
+        return [p for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error

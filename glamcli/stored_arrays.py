@@ -78,18 +78,22 @@ def read_arrays(
 
 def newest_usable(
     find: Callable[[], list[Path]],
-    read: Callable[[Path], Made],
+    read: Callable[[Path, Meta], Made],
     host: Host,
     warn: Callable[[str], object],
     strict: bool = False,
+    reject: Callable[[str], object] = lambda name: None,
 ) -> Made:
-    """What `read` makes of the first step folder that `find` lists and that can be used.
+    """What `read` makes of the first step folder that `find` lists and that can be used, given its
+    description, which is the same in all processes.
 
-    The next one is tried, and `warn` called, when `read` raises DamagedCheckpoint; with `strict`
-    that ends it. A folder that is deleted meanwhile (retention of a training run) is left out
-    without a word. All processes of `host` follow the list of the first.
+    The next one is tried, and `warn` and `reject` (with its name) called, when `read` raises
+    DamagedCheckpoint, which it must do in all processes alike; with `strict` that ends it. A folder
+    that is deleted meanwhile (retention of a training run) is left out without a word. All
+    processes of `host` follow the list of the first.
 
-    Raises: CheckpointError when none can be used, and what `find` and `read` raise.
+    Raises: CheckpointError when none can be used, or one is of a newer version; what `find` and
+        `read` raise.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
     gone: set[Path] = set()
@@ -99,10 +103,13 @@ def newest_usable(
         if folder is None:
             raise _none_usable(list(damaged.values()))
         try:
-            for fault in host.gather("description", step_folders.fault(folder)):
-                if fault is not None:
-                    raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {fault}")
-            made = read(folder)
+            mine = step_folders.examined(folder)
+            sent = mine if host.is_first or isinstance(mine, str) else None
+            descriptions = host.gather("description", sent)
+            for fault in descriptions:
+                if isinstance(fault, str):
+                    raise step_folders.refusal(folder, fault)
+            made = read(folder, descriptions[0])
         except DamagedCheckpoint as error:
             if host.any("deleted", not folder.exists()):
                 gone.add(folder)
@@ -110,6 +117,7 @@ def newest_usable(
             if strict:
                 raise
             warn(error.what)
+            reject(folder.name)
             damaged[folder] = error
             continue
         if damaged:
@@ -124,7 +132,7 @@ def _claimed_step(folder: Path) -> int:
     by its name; 0 for one that was never a step."""
     try:
         return int(step_folders.step_meta(folder)["step"])
-    except (OSError, LookupError, TypeError, ValueError):
+    except (OSError, LookupError, TypeError, ValueError, OverflowError):
         return int(folder.name) if (folder / "state").is_dir() else 0
 
 

@@ -109,9 +109,9 @@ def open_trained(
     _refuse_what_is_no_run(path)
     target = _as_trained if host.count > 1 else _by_size
 
-    def read(folder: Path) -> tuple[Path, dict[str, Any], Meta]:
+    def read(folder: Path, meta: Meta) -> tuple[Path, dict[str, Any], Meta]:
         with progress.phase("restoring"):
-            return folder, *restore_params(folder, lambda meta: target(meta, folder), host)
+            return folder, *restore_params(folder, lambda meta: target(meta, folder), host, meta)
 
     # A training run may be saving and deleting steps right now.
     warn = (progress if host.is_first else Silent()).warn

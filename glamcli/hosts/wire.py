@@ -161,7 +161,8 @@ class Wire:
     def gather(self, name: str, value: Any) -> list[Any]:
         """The values (for JSON) of all processes, in their order, once all have called this.
 
-        Raises: DataError when they are too large to be sent.
+        Raises: DataError when they are too large to be sent; HostError, in one of the processes,
+            when others gather something else.
         """
         key = f"{self._num_gathered} {name}"
         self._num_gathered += 1
@@ -210,12 +211,14 @@ class Wire:
                 self._hear(peer, message)
             if self.index == 0 and not self._closing:
                 time.sleep(GONE_SECONDS)
+        except HostError as error:
+            what = error.what
         except ValueError as error:
             what = f"it sent something that no process of a run sends: {error}"
         self._end({"failed": peer, "what": what, "hint": None, "code": HostError.exit_code})
 
     def _hear(self, peer: int, message: Message) -> None:
-        """Raises: ValueError when no process sends this, or not now."""
+        """Raises: ValueError when no process sends this, or not now; HostError from `_add`."""
         match message:
             case {"put": str(key), "value": value} if self.index == 0 and not self._has_put(peer):
                 self._add(key, {peer: value})
@@ -239,7 +242,14 @@ class Wire:
             return any(peer in values for values in self._values.values())
 
     def _add(self, key: str, values: dict[int, Any]) -> None:
+        """Raises: HostError when something else is being gathered: both would wait without end."""
         with self._changed:
+            if len(keys := sorted({*self._values, key})) > 1:
+                at = ", ".join(f"`{each}`" for each in keys)
+                raise HostError(
+                    f"processes wait for each other at different places: {at}",
+                    hint="start them with the same command, and on the same files",
+                )
             self._values.setdefault(key, {}).update(values)
             self._changed.notify_all()
 

@@ -21,10 +21,15 @@ from glamcli.hosts.watchdog import LONG, Watchdog, make_watchdog
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import unstack_blocks
 from glamcli.progress import Progress
-from glamcli.step_folders import describing, newest_first
+from glamcli.step_folders import Meta, describing, newest_first
 from glamcli.stored_arrays import newest_usable
 from glamcli.train import identity
-from glamcli.train.folder import after_rewinds, check_resumption, write_run_files
+from glamcli.train.folder import (
+    after_rewinds,
+    check_resumption,
+    refuse_other_recipe,
+    write_run_files,
+)
 from glamcli.train.heldout import warn_of_unscored
 from glamcli.train.rewind import RECORDS, not_skipped
 from glamcli.train.state import State, abstract_state, init_state
@@ -79,10 +84,11 @@ class Beginning:
     def _continued(self, watchdog: Watchdog, strict: bool) -> First:
         first = newest_usable(
             lambda: newest_first(self.checkpoints.folder),
-            lambda folder: self._restored(folder, watchdog),
+            lambda folder, saved: self._restored(folder, saved, watchdog),
             self.host,
             self.progress.warn,
             strict,
+            self.checkpoints.reject,
         )
         self.progress.say(f"continuing from step {first.saved_step}")
         if first.start > first.saved_step:
@@ -98,11 +104,11 @@ class Beginning:
             )
         return first
 
-    def _restored(self, folder: Path, watchdog: Watchdog) -> First:
-        """The state saved in a step folder, laid out for this mesh. Batches that the records of
-        rewinds leave out count as consumed."""
+    def _restored(self, folder: Path, saved: Meta, watchdog: Watchdog) -> First:
+        """The state in a step folder that is described by `saved`, laid out for this mesh. Batches
+        that the records of rewinds leave out count as consumed."""
         step, last = int(folder.name), self.recipe.train.steps
-        saved = self.checkpoints.meta(step)
+        refuse_other_recipe(self.run_dir, step, saved, self.recipe)
         with describing(folder):
             start, skipped = after_rewinds(self.run_dir, step, saved, last, self.host)
             run_identity = identity.identity(self.recipe, self.dataset, self.mesh) | skipped
@@ -111,7 +117,7 @@ class Beginning:
         with self.progress.phase("restoring"):
             decoder = replace(self.decoder, apart=False)
             target = abstract_state(decoder, self.recipe.optimizer, self.mesh)
-            state = self.checkpoints.restore(step, target, self.progress.warn)
+            state = self.checkpoints.restore(step, target, self.progress.warn, saved)
             if self.decoder.apart:
                 state = jax.jit(unstack_blocks, static_argnums=1)(state, decoder.num_blocks)
         if start > step:

@@ -19,7 +19,14 @@ from glamcli.hosts.join import Host
 from glamcli.hosts.lock import locked
 from glamcli.named_leaves import SHOWN_DIFFERENCES
 from glamcli.progress import Progress
-from glamcli.step_folders import SET_ASIDE, damaged_steps, describing, steps_aside
+from glamcli.step_folders import (
+    NEWER,
+    SET_ASIDE,
+    damaged_steps,
+    describing,
+    refusal,
+    steps_aside,
+)
 from glamcli.train import identity
 from glamcli.train.rewind import skipped_at
 
@@ -53,14 +60,19 @@ def newest(checkpoints: Checkpoints, host: Host) -> tuple[int, dict[str, Any]]:
     """The newest step that is complete by its description, as the first process sees it, and its
     metadata; 0 and nothing for a new run.
 
-    Raises: CheckpointError when there are checkpoints and none can be used, or all are set aside.
+    Raises: CheckpointError when there are checkpoints and none can be used, all are set aside, or a
+        later one is of a newer version.
     """
-    step = host.gather("newest step", checkpoints.latest() if host.is_first else None)[0]
+    folder, step, saved, damaged, aside = checkpoints.folder, None, {}, {}, []
+    if host.is_first:
+        step, damaged, aside = checkpoints.latest(), damaged_steps(folder), steps_aside(folder)
+        saved = {} if step is None else checkpoints.meta(step)
+    step, saved, damaged, aside = host.gather("newest step", [step, saved, damaged, aside])[0]
+    for name, reason in damaged.items():
+        if reason == NEWER and int(name) > (step or 0):
+            raise refusal(folder / name, reason)
     if step is not None:
-        return step, checkpoints.meta(step)
-    folder = checkpoints.folder
-    found = (damaged_steps(folder), steps_aside(folder)) if host.is_first else None
-    damaged, aside = host.gather("unusable steps", found)[0]
+        return step, saved
     if damaged:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
         raise CheckpointError(

@@ -21,7 +21,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config import schema
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
-from glamcli.errors import CheckpointError, DamagedRecord, Preempted
+from glamcli.errors import CheckpointError, DamagedCheckpoint, DamagedRecord, Preempted
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
@@ -114,10 +114,11 @@ def _attempt(
         stack.enter_context(going_back(run_dir, host, progress))
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host)
         saved_step, saved = newest(checkpoints, host)
-        refuse_other_recipe(run_dir, saved_step, saved, recipe)
-        if saved_step >= last:
-            return Outcome(saved_step)
-        after_rewinds(run_dir, saved_step, saved, last, host)
+        with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below
+            refuse_other_recipe(run_dir, saved_step, saved, recipe)
+            if saved_step >= last:
+                return Outcome(saved_step)
+            after_rewinds(run_dir, saved_step, saved, last, host)
         dataset = times.of("data", open_data_together, recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False

@@ -1,6 +1,7 @@
 """A run with damaged checkpoints: it goes on from the newest that is whole, says so, and loses
 nothing else; or stops, if told to."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_an_edited_description_without_a_checksum_is_no_bug(
         (edited, lambda: glamcli.open(edited)),
     ):
         assert str(folder) in refusal(use, str(folder))
+
+
+@pytest.mark.parametrize("key", ["recipe", "data"])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_step_with_a_lacking_description_is_set_aside_and_trained_again(
+    texts, run, whole, key, at_end
+):
+    """Of a version before checksums: it would be in the way of the save at the same step."""
+    step = run / "checkpoints/6"
+    rewrite_meta(step, format=3)
+    meta = json.loads((step / "meta/metadata").read_text())
+    del meta[key]
+    (step / "meta/metadata").write_text(json.dumps(meta))
+    heard = Warned()
+    steps = "train.steps=6" if at_end and key == "recipe" else "train.steps=8"
+    last = train(recipe(texts, *EVERY_2, steps), run, heard).step
+    assert "checkpoints/6: its description (meta/metadata) cannot be used" in heard.warnings[0]
+    assert (run / "checkpoints/set-aside/6").is_dir()
+    assert Checkpoints(run / "checkpoints").latest() == last
 
 
 def refusal(use, otherwise: str) -> str:

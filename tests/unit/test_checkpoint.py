@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.checkpoint import Checkpoints, restore_params
 from glamcli.config.schema import Optimizer
-from glamcli.errors import CheckpointError
+from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, damaged_steps, find_step, find_steps
 from glamcli.train.optimizer import checked_update, init_opt_state
 from unit.full_disk import save_without_room
@@ -175,7 +175,6 @@ def rewrite_meta(folder: Path, **changes) -> None:
         (linked, "not a folder"),
         (linked_inside, "a link to elsewhere"),
         (unreadable_meta, "cannot be read"),
-        (of_format(99), "by a newer version"),
         (of_format(1), "by an older version"),
     ],
 )
@@ -297,6 +296,40 @@ def test_a_failed_save_prints_no_stacks_of_the_libraries(tmp_path):
     )
     assert ended.stdout == "saving step 5 failed: File too large\n"
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    "error", [TypeError("x"), MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x")]
+)
+def test_an_error_that_is_not_the_disks_is_no_failed_save(saved, monkeypatch, error, background):
+    """It would be tried again for half an hour with advice to make room."""
+
+    def fail(*_, **__):
+        raise error
+
+    if background:
+        saved.save(4, state(4), {})
+        monkeypatch.setattr(saved._manager, "wait_until_finished", fail)
+    else:
+        monkeypatch.setattr("glamcli.checkpoint.digests", fail)
+    with pytest.raises(type(error)) as caught:
+        saved.wait() if background else saved.save(4, state(4), {})
+    assert caught.value is error
+    monkeypatch.undo()
+    saved.close()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("x")])
+def test_an_error_of_the_disk_is_a_failed_save(saved, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(saved._open(), "save", fail)
+    with pytest.raises(SaveFailed, match="saving step 4 failed: "):
+        saved.save(4, state(4), {})
+    monkeypatch.undo()
+    saved.close()
 
 
 def test_an_error_after_the_step_was_complete_is_no_failed_save(saved, monkeypatch):

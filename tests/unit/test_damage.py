@@ -18,11 +18,12 @@ from glamcli.errors import CheckpointError, DamagedCheckpoint
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves
-from glamcli.step_folders import newest_first
+from glamcli.step_folders import CHECKPOINT_FORMAT, find_steps, newest_first
 from glamcli.stored_arrays import newest_usable
+from glamcli.train.folder import newest
 from unit.test_checkpoint import abstract, assert_same_bits, put, rewrite_meta
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint_of_format_3"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FLIPS = 200
 SMALL_SHARE = 8  # of the flips, in the default suite
 META = {"recipe": {"model": {"zero_logit": True, "norm_epsilon": 1e-6}, "seed": 17}}
@@ -146,7 +147,7 @@ def test_every_damaged_file_is_harmless_or_named_and_the_older_step_is_taken(
         said: list[str] = []
         tree = newest_usable(
             lambda folder=folder: newest_first(folder),
-            lambda path: restored(path.parent, int(path.name)),
+            lambda path, meta: restored(path.parent, int(path.name)),
             ALONE,
             said.append,
         )
@@ -179,7 +180,7 @@ def edited(key: str, value: object) -> Callable[[str], str]:
         (edited("norm_epsilon", 1e-5), "not as saved"),
         (lambda text: text.replace('"checksum"', '"checksun"'), "not as saved"),
         (lambda text: text.replace('"format": 4', '"format": 5'), "not as saved"),
-        (lambda text: text.replace('"tree"', '"tre"'), "cannot be read"),
+        (lambda text: text.replace('"tree"', '"tre"'), "not as saved"),
         (lambda text: "[" * 100_000, "cannot be read"),
         (lambda text: text[:-5], "cannot be read"),
         (lambda text: "[]", "cannot be read"),
@@ -225,7 +226,7 @@ def test_verify_reads_every_array(folder):
 def test_a_step_that_is_deleted_while_it_is_read_is_left_out_without_a_word(folder):
     said: list[str] = []
 
-    def read(step: Path):
+    def read(step: Path, meta):
         if step.name == "2":
             step.rename(folder / "deleted")  # as retention does
         return restored(step.parent, int(step.name))
@@ -247,7 +248,7 @@ def test_a_failure_in_another_process_is_one_in_this(folder):
     said: list[str] = []
     tree = newest_usable(
         lambda: newest_first(folder),
-        lambda step: Checkpoints(folder, host=Other(count=2)).restore(int(step.name), TARGET),
+        lambda step, meta: Checkpoints(folder, host=Other(count=2)).restore(int(step.name), TARGET),
         Other(count=2),
         said.append,
     )
@@ -301,11 +302,80 @@ def test_an_absurd_shape_in_a_description_is_refused_before_anything_is_allocate
         restore_params(folder / "2", lambda meta: {"w": TARGET["params"]["w"]})
 
 
-def test_a_checkpoint_of_format_3_is_read(tmp_path):
-    """Saved by the version before digests, of `state(7)` in four parts."""
-    folder = shutil.copytree(GOLDEN, tmp_path / "checkpoints")
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path, version):
+    """Of `state(7)` in four parts, saved before digests, and when they were new: whatever changes,
+    the digests of saved checkpoints stay what they are."""
+    folder = shutil.copytree(GOLDEN / f"checkpoint_of_format_{version}", tmp_path / "checkpoints")
+    assert Checkpoints(folder).meta(7)["format"] == version
     assert_same_bits(restored(folder, 7), state(7))
     verify(folder / "7")
+
+
+def test_a_step_of_a_newer_version_is_no_damage(folder):
+    """An older one in its place would be trained again, by a version that has been replaced."""
+    rewrite_meta(folder / "2", format=CHECKPOINT_FORMAT + 1, tree="of another kind")
+    use: list[Callable[[], object]] = [
+        lambda: newest_usable(lambda: newest_first(folder), lambda step, _: step, ALONE, print),
+        lambda: newest(Checkpoints(folder), ALONE),
+        lambda: restored(folder),
+        lambda: verify(folder / "2"),
+    ]
+    for each in use:
+        with pytest.raises(CheckpointError, match="2 cannot be used: written by a newer") as caught:
+            each()
+        assert not isinstance(caught.value, DamagedCheckpoint)
+    (folder / "2").rename(folder / "0")
+    rewrite_meta(folder / "0", step=0)
+    assert newest(Checkpoints(folder), ALONE)[0] == 1  # nothing of it is replaced
+
+
+def test_a_description_that_one_process_cannot_read_is_damage_in_all(folder):
+    class First(Host):
+        def gather(self, name, value):
+            torn = name == "description" and value["step"] == 2
+            return [value, "torn" if torn else value]
+
+    said: list[str] = []
+    read = newest_usable(
+        lambda: newest_first(folder), lambda step, _: step, First(count=2), said.append
+    )
+    assert read == folder / "1"
+    assert said[0] == f"checkpoint {folder}/2 cannot be used: torn"
+
+
+def test_all_processes_go_by_the_description_that_the_first_has_read(folder):
+    class Second(Host):
+        def gather(self, name, value):
+            assert name in ("checkpoints", "description")
+            return [[str(folder / "2")] if name == "checkpoints" else theirs, value]
+
+    theirs = {"step": 2, "of": "the first"}
+    read = newest_usable(list, lambda *found: found, Second(index=1, count=2), print)
+    assert read == (folder / "2", theirs)
+
+
+@pytest.mark.parametrize("name", ["iterdir", "is_symlink"])
+def test_a_folder_without_permission_is_named(folder, monkeypatch, name):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, name, refused)
+    read = (lambda: find_steps(folder), lambda: newest(Checkpoints(folder), ALONE))
+    for each in read:
+        with pytest.raises(CheckpointError, match=f"^{folder}.*cannot be read") as caught:
+            each()
+        assert caught.value.exit_code == 4
+
+
+def test_a_step_number_that_is_none_is_named(folder):
+    rewrite_meta(folder / "2", step=float("inf"))
+    said: list[str] = []
+    newest_usable(lambda: newest_first(folder), lambda step, _: step, ALONE, said.append)
+    assert said == [
+        f"checkpoint {folder}/2 cannot be used: it holds step inf",
+        "going back to step 1: up to 1 steps of training are lost",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +390,6 @@ def test_a_stray_folder_counts_for_the_step_that_it_holds(folder, source, lost):
     else:
         (folder / "999").mkdir()
     said: list[str] = []
-    read = newest_usable(lambda: newest_first(folder), lambda step: step, ALONE, said.append)
+    read = newest_usable(lambda: newest_first(folder), lambda step, _: step, ALONE, said.append)
     assert f"{folder}/999 cannot be used" in said[0]
     assert said[1] == f"going back to step {read.name}: {lost} lost"

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from glamcli.errors import DataError
+from glamcli.errors import DataError, HostError
 from glamcli.hosts import wire
 from glamcli.hosts.wire import Connection, Wire
 
@@ -126,6 +126,34 @@ def test_a_process_that_sends_values_without_waiting_is_stopped(monkeypatch):
     ((what, _, _),), line = heard(0, lines(*({"put": f"{n} x", "value": n} for n in range(100))))
     assert "it sent something that no process of a run sends: `put`, `value`" in what
     assert line._values == {"0 x": {1: 0}}
+
+
+@pytest.mark.parametrize("is_heard_last", [True, False])
+def test_processes_that_wait_at_different_places_end_in_clear_words(monkeypatch, is_heard_last):
+    """Whichever is there first: each would wait for the other without end."""
+    monkeypatch.setattr(wire, "GONE_SECONDS", 0.0)
+    apart = "processes wait for each other at different places: `0 deleted`, `0 first`"
+    mine, other = pair()
+    with mine, other:
+        line, ended, over = Wire(0, NAMES, {1: Connection(mine)}), [], threading.Event()
+
+        def end(*what):
+            ended.append(what)
+            over.set()
+
+        line.start(end)
+        if is_heard_last:
+            line._add("0 first", {0: 1})
+            other.sendall(lines({"put": "0 deleted", "value": False}))
+            assert over.wait(10)
+            assert ended == [(f"{NAMES[1]} failed: {apart}", None, 134)]
+        else:
+            other.sendall(lines({"put": "0 deleted", "value": False}))
+            while not line._values:
+                over.wait(0.01)
+            with pytest.raises(HostError, match=apart):
+                line.gather("first", 1)
+        other.shutdown(socket.SHUT_WR)
 
 
 def test_a_message_without_end_is_not_kept(monkeypatch):
