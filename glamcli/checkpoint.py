@@ -48,8 +48,8 @@ class Checkpoints:
     """The checkpoints of one run: `folder` holds a sub-folder per step. After a save the newest
     step stays, and the newest `keep` (at least two) that are complete and good.
 
-    Every process of a run opens them, which reads and writes nothing; the first `save` cleans up,
-    in the first process, what a killed process left behind.
+    Every process of a run opens them, which reads and writes nothing; the first `save` sets damaged
+    steps aside, in the first process.
     """
 
     def __init__(self, folder: Path, keep: int = 3, host: Host = ALONE):
@@ -181,6 +181,13 @@ class Checkpoints:
             faults.saved(self.folder / str(step), step)
         return step
 
+    def clean(self) -> None:
+        """Deletes, in the first process and while nothing is being saved, what a failed or killed
+        save left behind and what waits to be deleted: both would keep a full disk full."""
+        if self.host.is_first:
+            for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), self.folder / TRASH):
+                shutil.rmtree(left, ignore_errors=True)
+
     def close(self) -> None:
         """Finishes what is being written and ends orbax's threads."""
         try:
@@ -199,7 +206,7 @@ class Checkpoints:
                     for name in {*step_folders.damaged_steps(self.folder), *self._damaged}:
                         # If it stayed, a folder like `999` would make orbax skip every save below.
                         step_folders.move_aside(self.folder, name)
-                    self._empty_trash()
+                self.clean()
                 self.host.wait("checkpoint folder")
                 self._damaged.clear()
                 ignore_abandoned_work()
@@ -224,17 +231,10 @@ class Checkpoints:
             for step in set(steps) - staying:
                 trash.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(trash / str(step))
-        self._empty_trash()
-
-    def _empty_trash(self) -> None:
-        if self.host.is_first:
-            shutil.rmtree(self.folder / TRASH, ignore_errors=True)
+        self.clean()
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:
-        # What was written of it, or waits to be deleted, would keep a full disk full.
-        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
-        self._empty_trash()
+        self.clean()
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
         return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)

@@ -8,7 +8,7 @@ the end of a document ends a text.
 Called by `glam generate`, by the sample at the end of training, and by tasks with free answers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -52,6 +52,8 @@ class Generator:
         self.compile_tokens = CPU_COMPILE_TOKENS if on_cpu else COMPILE_TOKENS
         self.shapes: set[tuple[int, int, int]] = set()
         """rows and `room` of batches so far, of callers that choose it"""
+        self.before_token: Callable[[], object] = lambda: None
+        """is called before every token of a text, or of several that grow side by side"""
 
     def stream(
         self,
@@ -76,6 +78,7 @@ class Generator:
         streams = [TextStream(self.tokenizer, ids) for _ in range(samples)]
         live = [True] * samples
         for step in range(tokens):
+            self.before_token()
             chosen_B = _choose(logits_BV, self._allowed_V, keys_B, step, sampling=sampling)
             if step + 1 < tokens:  # the next step is under way while this one is shown
                 logits_BV, cache = self._next(self._params, cache, chosen_B[:, None])
@@ -132,6 +135,7 @@ class Generator:
             cache, logits_RV = select_rows(cache, jnp.asarray(rows_R)), logits_BV[rows_R]
         count = min(2 * width, int(self._allowed_V.sum()))
         for step in range(tokens):
+            self.before_token()
             nats_RK, ids_RK = _best(logits_RV, self._allowed_V, count=count)
             nats_RK, ids_RK = whole(nats_RK), whole(ids_RK)
             parents, chosen = [], []

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,6 +99,7 @@ def command(
         watchdog.beat("restoring", LONG)
         trained = open_trained(run, progress, host, strict=strict)
         progress = progress if host.is_first else Silent()
+        trained.generator.before_token = partial(watchdog.beat, "generating", LONG)
         watchdog.rest()  # the next line may come any time
         for each in _prompts_of_all(prompt, host):
             watchdog.beat("generating", LONG)

@@ -92,7 +92,7 @@ def run(args: list[str] | None = None) -> None:
     try:
         code = _run(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
-    except (BrokenPipeError, streams.OutputError) as error:
+    except OSError as error:  # of standard output; `_run` takes any other
         code = _end_without_output(error)
     finally:
         sys.stdout = stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glamcli import hugepages
-from glamcli.cli import render
+from glamcli.cli import render, streams
 from glamcli.cli.main import complain
 from glamcli.cli.options import Address
 from glamcli.config.load import load_recipe
@@ -63,7 +63,8 @@ def one_of_several(
         explaining_memory(lambda: "use a larger device, or several processes (docs/hosts.md)"),
     ):
         if host.is_first:
-            yield host, render.make_progress(as_json)
+            with redirect_stdout(streams.Output(sys.stdout)):  # `joined` may have replaced it
+                yield host, render.make_progress(as_json)
             return
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             yield host, Aside(render.Plain(sys.stderr), host.index)

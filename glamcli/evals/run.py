@@ -159,7 +159,7 @@ def resumable(
                 journal = Journal.open(folder, conditions, fresh=fresh, warn=progress.warn)
             except OSError as error:
                 progress.warn(f"an interruption would lose scores: {error.strerror}: {folder}")
-        journal.known = trained.host.gather("journal", journal.known)[0]
+        journal.known = trained.host.of_first("journal", journal.known)
     if journal.known:
         progress.say(
             f"continuing from {len(journal.known)} batches of an unfinished evaluation"

@@ -5,6 +5,7 @@ looks at its devices. Everything else sees a `Host`: which process this is, and 
 all of them agree on something. A run of one process is `ALONE`: it opens no socket.
 """
 
+import json
 import os
 import secrets
 import sys
@@ -31,7 +32,7 @@ from glamcli.errors import (
 )
 from glamcli.hosts.greeting import meet
 from glamcli.hosts.rendezvous import Rendezvous, detected_rendezvous
-from glamcli.hosts.wire import GONE_SECONDS, Wire
+from glamcli.hosts.wire import GONE_SECONDS, MESSAGE_BYTES, Wire
 from glamcli.progress import Progress
 
 LEAVE_SECONDS = 5.0
@@ -67,6 +68,18 @@ class Host:
     def gather(self, name: str, value: Any) -> list[Any]:
         """The values (for JSON) of all processes in their order; all must call this alike."""
         return [value] if self.wire is None else self.wire.gather(name, value)
+
+    def of_first(self, name: str, value: Any) -> Any:
+        """The first process's value (for JSON) in all of them, of any size; that of the others does
+        not matter. All must call this alike."""
+        if self.wire is None:
+            return value
+        # As text inside a message, quotes and backslashes take twice the bytes.
+        text, size = json.dumps(value) if self.is_first else "", MESSAGE_BYTES // 4
+        parts = [text[start : start + size] for start in range(0, len(text), size)]
+        num_parts = self.gather(f"{name}: parts", len(parts))[0]
+        parts += [""] * (num_parts - len(parts))
+        return json.loads("".join(self.gather(name, part)[0] for part in parts))
 
     def wait(self, name: str) -> None:
         """Returns when all processes have called this."""

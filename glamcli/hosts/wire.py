@@ -20,9 +20,8 @@ from glamcli.errors import DataError, HostError
 GONE_SECONDS = 10.0
 # A machine that lost power or network sends nothing, so the kernel probes it.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
-# The largest value is what an interrupted evaluation had scored: some 100 bytes an item, and the
-# paper's 29 tasks have 200,000 items.
 MESSAGE_BYTES = 2**26
+"""of one message at most; what may be larger goes in parts (`Host.of_first`)."""
 SHOWN_BYTES = 40
 """of something else that came instead of a message."""
 ERROR_CHARACTERS = 10_000

@@ -140,7 +140,7 @@ def _attempt(
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        train_step = times.of("compile", _compiled_step, run)
+        train_step = times.of("compile", _compiled_step, run, checkpoints)
         _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)
@@ -208,15 +208,14 @@ def _next(
         return {}, error
 
 
-def _compiled_step(run: Running) -> Checked:
+def _compiled_step(run: Running, checkpoints: Checkpoints) -> Checked:
     """The program that every step runs; compiles the one that prepares a checkpoint as well.
 
     Raises: CheckpointError when the disk has no room for a checkpoint.
     """
     if run.host.is_first:
         state = abstract_state(run.decoder, run.recipe.optimizer, run.mesh)
-        folder, keep = run.run_dir / "checkpoints", run.recipe.checkpoints.keep
-        if (warning := check_room(folder, keep, state)) is not None:
+        if (warning := check_room(checkpoints, state)) is not None:
             run.progress.warn(warning)
     run.watchdog.beat("compiling", LONG)
     with run.progress.phase("compiling"):

@@ -190,6 +190,25 @@ def test_a_full_disk_under_the_output_is_an_error_of_its_own(command):
     assert (run.returncode, run.stderr) == (1, what)
 
 
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_full_disk_is_known_also_when_processes_have_joined(flush):
+    run = python(
+        "import click, contextlib, sys\nfrom pathlib import Path\n"
+        "from glamcli.cli import main, several\nfrom glamcli.hosts import join\n"
+        "@contextlib.contextmanager\ndef joined(*_):\n"
+        " sys.stdout = open('/dev/full', 'w')\n yield join.ALONE\n"
+        "join.joined = joined\n"
+        "def show():\n"
+        " with several.one_of_several((None,) * 3, Path('.'), several.Runtime(), True):\n"
+        f"  print('a result', flush={flush})\n"
+        "command = click.Command('x', callback=show)\n"
+        "main.LazyGroup.get_command = lambda self, ctx, name: command\n"
+        "main.run(['doctor'])"
+    )
+    what = "error: standard output cannot be written: No space left on device\n"
+    assert (run.returncode, run.stderr) == (1, what)
+
+
 def test_a_warning_of_a_library_is_one_line_without_its_code():
     run = python(
         "import warnings, click\nfrom glamcli.cli import main\n"

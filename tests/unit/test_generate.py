@@ -11,6 +11,7 @@ from glamcli import generate
 from glamcli.beam_search import TextStream
 from glamcli.config import schema
 from glamcli.data.tokenizer import Bytes
+from glamcli.decoding import Decoding
 from glamcli.errors import RecipeError
 from glamcli.generate import Generator, Sampling, _choose
 from glamcli.model.decoder import Decoder
@@ -43,6 +44,15 @@ def params(decoder):
 @pytest.fixture(scope="module")
 def generator(decoder, params):
     return Generator(decoder, params, TOKENIZER)
+
+
+@pytest.mark.parametrize("how", ["sampled", "beam"])
+def test_every_token_is_announced(decoder, params, how):
+    generator, seen = Generator(decoder, params, TOKENIZER), []
+    generator.before_token = lambda: seen.append(how)
+    beam = 2 if how == "beam" else None
+    generator.continuations("stone", Decoding(tokens=5, beam=beam, samples=2, temperature=0.0))
+    assert 1 < len(seen) <= 5
 
 
 @pytest.fixture(scope="module")

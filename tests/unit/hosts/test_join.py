@@ -35,6 +35,23 @@ def test_values_come_to_all_in_the_order_of_processes():
         assert values == [[0, 1, 2], [{"of": [0]}, {"of": [1]}, {"of": [2]}]]
 
 
+def test_what_is_larger_than_a_message_comes_to_all_in_parts(monkeypatch):
+    for module in (wire, join):
+        monkeypatch.setattr(module, "MESSAGE_BYTES", 1000)
+    large = {'"\\': ['"' * 300, "\u2603" * 300, 0.1], "": {}}
+
+    def one(index, address):
+        line = meet(address, index, 3)
+        line.start(lambda *what: None)
+        host = Host(index, 3, line)
+        values = [host.of_first("journal", [large, index][index > 0]), host.of_first("none", {})]
+        line.close(lambda: None)
+        return values
+
+    assert together(3, one) == [[large, {}]] * 3
+    assert ALONE.of_first("journal", large) is large
+
+
 def test_an_ipv6_address_stands_in_brackets():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
