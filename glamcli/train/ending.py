@@ -3,13 +3,15 @@ memory is explained, and a run that keeps failing is not started again and again
 
 A launcher that restarts whatever ends would spend days on a run that fails at the same step each
 time. So an error is noted in the run folder, and after three in a row from the same step, by the
-same recipe and code, the next start is refused. Signals, kills, lost machines and the ends of other
-processes are no errors and never count: a run that is preempted before its first checkpoint,
-however often, goes on.
+same recipe and code, the next start is refused, for an hour. Signals, kills, lost machines and the
+ends of other processes are no errors and never count: a run that is preempted before its first
+checkpoint, however often, goes on. Nor do failed saves and other errors of the system, as of a full
+disk: their cause is outside the run and may be gone at the next start.
 """
 
 import json
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +21,7 @@ from glamcli import atomic
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.cache import json_digest
-from glamcli.errors import CrashLoop, DamagedRecord, GlamError, HostError, Preempted
+from glamcli.errors import CrashLoop, DamagedRecord, GlamError, HostError, Preempted, SaveFailed
 from glamcli.hosts.join import Host
 from glamcli.memory import explaining_memory
 from glamcli.train import identity
@@ -27,6 +29,8 @@ from glamcli.untrusted import parse_json, read_file
 
 FAILURES = "failures.json"
 MAX_FAILURES = 3
+LAPSE_SECONDS = 3600.0
+"""A launcher starts a failed run again sooner; who comes later may have mended the cause."""
 _MAX_BYTES = 100_000
 
 
@@ -57,12 +61,13 @@ def ending(
             _refuse_a_fourth(run_dir, start, known)
             with explaining_memory(what_to_change), _leaving_out(run_dir, checkpoints):
                 yield
-    except (Preempted, HostError, OSError, CrashLoop):
+    except (Preempted, HostError, OSError, SaveFailed, CrashLoop):
         raise
     except Exception as error:
         # Only here: while processes fail together, one that failed because another is gone ends.
-        if host.is_first:
-            _note(run_dir / FAILURES, {**asked, "failures": [*known, _described(error)]})
+        if host.is_first and not isinstance(error.__cause__, OSError):
+            failures = {"time": time.time(), "failures": [*known, _described(error)]}
+            _note(run_dir / FAILURES, asked | failures)
         raise
 
 
@@ -87,7 +92,7 @@ def _refuse_a_fourth(run_dir: Path, start: int, known: list[Any]) -> None:
         f"the last {len(known)} starts from step {start} all failed before another checkpoint: "
         f"{what}",
         hint="mend that; a changed recipe is tried again at once, the same one after "
-        f"deleting {run_dir / FAILURES}",
+        f"deleting {run_dir / FAILURES}, or in an hour",
         exit_code=code,
     )
 
@@ -96,9 +101,10 @@ def _failures(path: Path, asked: dict[str, Any]) -> list[Any]:
     """The failures in a row of just this: (text, exit code) of each."""
     try:
         saved = parse_json(read_file(path, _MAX_BYTES))
-        found = saved.pop("failures")
-        return [(str(what), int(code)) for what, code in found] if saved == asked else []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found, age = saved.pop("failures"), time.time() - saved.pop("time")
+        counts = saved == asked and 0 <= age <= LAPSE_SECONDS
+        return [(str(what), int(code)) for what, code in found] if counts else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return []
 
 

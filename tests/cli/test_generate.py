@@ -11,6 +11,7 @@ from cli.run_folder import make_run
 from glamcli.beam_search import Hypothesis
 from glamcli.cli import generate
 from glamcli.generate import Generator
+from glamcli.hosts.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,14 @@ def test_a_model_continues_the_prompt(glam, run):
     assert code == 0
     assert out.startswith("stone ")
     assert len(out.encode()) > len("stone \n")
+
+
+@pytest.mark.parametrize("how", [(), ("--samples", "3"), ("--beam", "2")])
+def test_every_token_is_progress_for_the_watchdog(glam, run, monkeypatch, how):
+    beats = []
+    monkeypatch.setattr(Watchdog, "beat", lambda dog, where, times=1: beats.append(where))
+    assert glam(run, "stone ", "--tokens", "9", *how)[0] == 0
+    assert 5 < beats.count("generating") <= 1 + 9
 
 
 def test_json_has_one_object_per_sample(glam, run, scripted):

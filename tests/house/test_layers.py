@@ -34,6 +34,7 @@ ROWS = (
     ("glamcli.train.folder", 7),
     ("glamcli.train.ending", 7),
     ("glamcli.train.beginning", 7),
+    ("glamcli.train.room", 7),
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 5),
     ("glamcli.stored_arrays", 4),

@@ -2,6 +2,7 @@
 running out of memory is explained."""
 
 import json
+import time
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import (
     CrashLoop,
+    DataError,
     HostError,
     PlanError,
     Preempted,
@@ -44,7 +46,7 @@ def test_the_fourth_start_after_three_failures_from_one_step_is_refused(tmp_path
     assert refused.value.what == (
         "the last 3 starts from step 7 all failed before another checkpoint: not finite"
     )
-    assert str(tmp_path / FAILURES) in refused.value.hint
+    assert refused.value.hint.endswith(f"deleting {tmp_path / FAILURES}, or in an hour")
     (tmp_path / FAILURES).unlink()
     end(tmp_path)
 
@@ -71,6 +73,31 @@ def test_signals_and_lost_machines_never_count(tmp_path, end_of_run):
     assert not (tmp_path / FAILURES).exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [SaveFailed("saving failed"), SaveFailed("no room"), OSError("full"), DataError("unreadable")],
+)
+def test_what_the_system_refuses_never_counts(tmp_path, error):
+    error.__cause__ = OSError("full") if isinstance(error, DataError) else None
+    for _ in range(4):
+        fails(tmp_path, error)
+    assert not (tmp_path / FAILURES).exists()
+
+
+@pytest.mark.parametrize("seconds", [3601, -1])
+def test_an_hour_later_or_by_another_clock_failures_count_anew(tmp_path, monkeypatch, seconds):
+    for _ in range(3):
+        fails(tmp_path, DataError("a damaged record"))
+    with pytest.raises(CrashLoop):
+        end(tmp_path)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + seconds)
+    for _ in range(3):
+        fails(tmp_path, DataError("a damaged record"))
+    with pytest.raises(CrashLoop):
+        end(tmp_path)
+
+
 def test_a_run_that_is_killed_leaves_no_note(tmp_path):
     running = ending(tmp_path, RECIPE, 0, Checkpoints(tmp_path), ALONE)
     running.__enter__()
@@ -79,7 +106,11 @@ def test_a_run_that_is_killed_leaves_no_note(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"5", b"\xff", b"[" * 50_000, b'{"failures": 3}', b'{"failures": [[1]]}']
+    "content",
+    [
+        *(b"", b"5", b"\xff", b"[" * 50_000, b'{"failures": 3}', b'{"failures": [[1]]}'),
+        b'{"failures": [], "time": 1%s}' % (b"0" * 400),
+    ],
 )
 def test_a_damaged_note_is_no_note(tmp_path, content):
     (tmp_path / FAILURES).write_bytes(content)
