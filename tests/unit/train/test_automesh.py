@@ -77,14 +77,14 @@ def test_stages_ask_for_copies_of_their_weights_too():
     assert choice.num_bytes > 10 * of_a_stage
 
 
-def test_weights_are_opened_on_one_device_unless_they_are_too_large_for_it(monkeypatch):
+def test_weights_are_opened_on_one_device_unless_they_are_too_large_for_it(monkeypatch, tmp_path):
     recipe = load_recipe("test-tiny", ["mesh.stage=2", "model.num_layers=4"], check=False).recipe
     meta = {"recipe": recipe.model_dump(mode="json")}
     for room, num_devices in ((BIG, 1), (200_000, 8)):
         monkeypatch.setattr(automesh, "device_bytes", lambda room=room: room)
-        places = trained._by_size(meta)
-        assert {len(place.device_set) for place in automesh.jax.tree.leaves(places)} == {
-            num_devices
-        }
-    where = places["blocks"]["expert_layer"]["ffn"]["w_in"]
-    assert where.shard_shape((2, 4, 32, 64)) == (2, 1, 32, 32)
+        params = trained._by_size(meta, tmp_path)
+        leaves = automesh.jax.tree.leaves(params)
+        assert {len(leaf.sharding.device_set) for leaf in leaves} == {num_devices}
+    w_in = params["blocks"]["expert_layer"]["ffn"]["w_in"]
+    assert w_in.shape == (2, 4, 32, 64)
+    assert w_in.sharding.shard_shape(w_in.shape) == (2, 1, 32, 32)
