@@ -22,13 +22,15 @@ GLAM = [sys.executable, "-c", "from glamcli.cli.main import run; run()"]
 @pytest.mark.slow
 def test_a_closed_terminal_saves_and_ends_with_75(recipe, train, uninterrupted, tmp_path):
     ours, theirs = pty.openpty()
+    # The leader of a session that opens a terminal owns it, and hears when it is closed.
+    own = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); "
+    in_terminal = [*GLAM[:-1], own + GLAM[-1]]
     process = subprocess.Popen(
-        [*GLAM, "train", str(recipe), "--run", str(tmp_path / "run"), "--allow-faults"],
+        [*in_terminal, "train", str(recipe), "--run", str(tmp_path / "run"), "--allow-faults"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        # The terminal is that of the process, which then hears when it is closed.
-        preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),
+        start_new_session=True,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
