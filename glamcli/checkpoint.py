@@ -63,8 +63,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The complete steps, newest first, without those rejected."""
-        steps = step_folders.complete_steps(self.folder)
-        return [step for step in steps if str(step) not in self._damaged]
+        return step_folders.complete_steps(self.folder, self._damaged)
+
+    def good_steps(self) -> list[int]:
+        """Those of them that were not saved in a bad streak."""
+        return step_folders.good_steps(self.folder, self._damaged)
 
     def latest(self) -> int | None:
         return next(iter(self.steps()), None)
@@ -174,8 +177,7 @@ class Checkpoints:
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
         if self.host.is_first:
-            fault = step_folders.fault(self.folder / str(step))
-            if fault is not None:
+            if (fault := step_folders.fault(self.folder / str(step))) is not None:
                 raise SaveFailed(f"saving step {step} failed: {fault}")
             self._retire()
             faults.saved(self.folder / str(step), step)
@@ -225,8 +227,7 @@ class Checkpoints:
         """Deletes the complete steps that need not stay."""
         trash = self.folder / TRASH
         with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
-            steps = self.steps()
-            good = [step for step in steps if self.meta(step).get("good", True)]
+            steps, good = self.steps(), self.good_steps()
             staying = {steps[0], *good[: max(self.keep, FEWEST_KEPT)]}
             for step in set(steps) - staying:
                 trash.mkdir(exist_ok=True)

@@ -66,18 +66,17 @@ def saved_steps(run_dir: Path) -> list[SavedStep]:
 
 
 def _described(folder: Path, step: int) -> SavedStep:
+    is_aside = folder.parent.name == SET_ASIDE
+    found = "" if is_aside else step_folders.examined(folder)
     meta, seconds = {}, None
     # The step may be deleted, and its description damaged, while this looks at them.
-    with contextlib.suppress(OSError, ValueError, RecursionError, CheckpointError):
-        meta = dict(step_folders.step_meta(folder))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        meta = dict(step_folders.step_meta(folder)) if isinstance(found, str) else found
         seconds = (folder / "meta" / "metadata").stat().st_mtime
-    reason = None
-    if folder.parent.name == SET_ASIDE:
-        status = "set aside"
-    elif reason := step_folders.fault(folder):
-        status = "damaged"
+    if isinstance(found, str):
+        status, reason = ("set aside", None) if is_aside else ("damaged", found)
     else:
-        status = "good" if meta.get("good", True) else "bad streak"
+        status, reason = "good" if meta.get("good", True) else "bad streak", None
     version = meta.get("format")
     return SavedStep(
         step=step,

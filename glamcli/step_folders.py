@@ -6,7 +6,7 @@ Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,14 @@ SET_ASIDE = "set-aside"
 Meta = dict[str, Any]
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """The complete steps of a checkpoints folder, newest first."""
-    return sorted((int(p.name) for p in _folders(folder) if fault(p) is None), reverse=True)
+def complete_steps(folder: Path, but: Container[str] = ()) -> list[int]:
+    """The complete steps of a checkpoints folder, newest first, but for those with these names."""
+    return [*_complete(folder, but)]
+
+
+def good_steps(folder: Path, but: Container[str] = ()) -> list[int]:
+    """Those of them that were not saved in a bad streak."""
+    return [step for step, meta in _complete(folder, but).items() if meta.get("good", True)]
 
 
 def damaged_steps(folder: Path) -> dict[str, str]:
@@ -80,15 +85,6 @@ def find_steps(path: Path, step: int | None = None) -> list[Path]:
 def newest_first(folder: Path) -> list[Path]:
     """All step folders of a checkpoints folder, complete or not."""
     return [folder / name for _, name in sorted(step_names(folder), reverse=True)]
-
-
-def newest_good(folder: Path) -> Path | None:
-    """The newest complete step of a checkpoints folder that was not saved in a bad streak."""
-    for path in newest_first(folder):
-        found = examined(path)
-        if not isinstance(found, str) and found.get("good", True):
-            return path
-    return None
 
 
 def fault(folder: Path) -> str | None:
@@ -209,6 +205,12 @@ def move_aside(folder: Path, name: str) -> None:
     place = place_aside(folder, name)
     place.parent.mkdir(exist_ok=True)
     (folder / name).rename(place)
+
+
+def _complete(folder: Path, but: Container[str]) -> dict[int, Meta]:
+    found = {int(path.name): examined(path) for path in _folders(folder) if path.name not in but}
+    complete = {step: meta for step, meta in found.items() if not isinstance(meta, str)}
+    return dict(sorted(complete.items(), reverse=True))
 
 
 def _folders(folder: Path) -> list[Path]:

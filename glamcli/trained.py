@@ -36,7 +36,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import make_mesh
 from glamcli.progress import Progress, Silent
-from glamcli.step_folders import Meta, find_steps, newest_good
+from glamcli.step_folders import Meta, find_steps, good_steps
 from glamcli.stored_arrays import newest_usable
 from glamcli.train import automesh
 
@@ -186,8 +186,9 @@ def _model(meta: Mapping[str, Any], folder: Path) -> tuple[Recipe, Decoder]:
 
 def _warn_of_bad_streak(folder: Path, meta: Meta, warn: Callable[[str], object]) -> None:
     if not meta.get("good", True):
-        good = newest_good(folder.parent)
-        instead = "no good step is left" if good is None else f"the newest good step is {good}"
+        good = good_steps(folder.parent)
+        newest = f"the newest good step is {folder.parent / str(good[0])}" if good else None
+        instead = newest or "no good step is left"
         warn(
             f"step {meta['step']} was saved in a bad streak, while updates were refused; {instead}"
         )

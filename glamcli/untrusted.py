@@ -1,7 +1,8 @@
 """Files that may hold anything, or be no files: read whole, within bounds, parsed as plain data.
 
-The one place where JSON files are read. What is wrong is raised as OSError (the file) or ValueError
-(its content), with a text for the user; callers add what the file should have been.
+The one place where the JSON of files and of other processes is parsed. What is wrong is raised as
+OSError (the file) or ValueError (its content), with a text for the user; callers add what it should
+have been.
 """
 
 from __future__ import annotations

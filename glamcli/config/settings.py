@@ -20,6 +20,11 @@ MAX_TEXTS = 256
 """Samples that grow side by side, and width of a beam, at most: rows of that cache."""
 
 
+def is_due(step: int, period: int | None) -> bool:
+    """Whether what happens every `period` steps does so at this one; None means never."""
+    return period is not None and step % period == 0
+
+
 class Settings(BaseModel):
     """Frozen settings; unknown keys are refused, and attribute docstrings describe the keys."""
 

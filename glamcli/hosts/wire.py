@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from glamcli.errors import DataError, HostError
+from glamcli.untrusted import parse_json
 
 # When a run hangs, all processes should end by their own watchdogs, which show their stacks; one
 # that ends first must not take the others along before that.
@@ -105,8 +106,8 @@ class Connection:
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
+            message = parse_json(line)
+        except ValueError:
             raise ValueError(f"no JSON: {line[:SHOWN_BYTES]!r}") from None
         if not isinstance(message, dict):
             raise ValueError(f"no JSON object: {line[:SHOWN_BYTES]!r}")

@@ -59,7 +59,7 @@ def _is_small(x: Array) -> bool:
 @partial(jax.jit, static_argnums=2)
 def _sums(x: Array, keys: list[Any], sharding: Sharding) -> list[Array]:
     """The sums on the devices. Each of a mesh adds up its own part, with the keys of that part."""
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    bits = _bits(x)
     if not isinstance(sharding, NamedSharding):
         return _sums_of_part(bits, keys)
     split = (*sharding.spec, *[None] * (x.ndim - len(sharding.spec)))
@@ -71,6 +71,15 @@ def _sums(x: Array, keys: list[Any], sharding: Sharding) -> list[Array]:
         out_specs=PartitionSpec(),
         check_vma=False,
     )(bits, keys)
+
+
+def content_sums(part: Array) -> Array:
+    """The two sums of what one device holds of an array, uint32 [2], inside a program."""
+    return jnp.stack(_sums_of_part(_bits(part), _keys(part.shape)))
+
+
+def _bits(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
 
 
 def _sums_of_part(bits: Any, keys: list[Any]) -> list[Any]:

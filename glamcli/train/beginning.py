@@ -4,7 +4,6 @@ Which step that is, is known when its arrays are read and verified; so what depe
 (batches, metrics) is opened after this.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from glamcli.train.folder import (
     write_run_files,
 )
 from glamcli.train.heldout import warn_of_unscored
-from glamcli.train.rewind import RECORDS, not_skipped
+from glamcli.train.rewind import RECORDS, not_skipped, rewind_command
 from glamcli.train.state import State, abstract_state, init_state
 
 
@@ -96,11 +95,10 @@ class Beginning:
             self.progress.say(f"skipping batches {batches}, as recorded in {RECORDS}")
         if self.host.is_first and (rewound := not_skipped(self.run_dir, first.saved_step)):
             to, end = rewound.to_step, rewound.to_step + rewound.skip_batches
-            run, skip = shlex.quote(str(self.run_dir)), end - first.saved_step
+            back = rewind_command(self.run_dir, first.saved_step, end - first.saved_step)
             self.progress.warn(
                 f"step {to} cannot be used, so batches {to + 1} to {end} are not left out; to leave"
-                f" them out, stop the run and use `glam checkpoint rewind {run}"
-                f" --to {first.saved_step} --skip-batches {skip}`"
+                f" them out, stop the run and use {back}"
             )
         return first
 

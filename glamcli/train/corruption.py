@@ -20,7 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.config.guard import Guard
+from glamcli.config.settings import is_due
 from glamcli.errors import TrainError, first_of
+from glamcli.model.digest import content_sums
 from glamcli.named_leaves import named_leaves
 from glamcli.train.state import State
 
@@ -43,13 +45,13 @@ class Checked:
 
         Raises: TrainError naming the devices that computed or hold other bits than they should.
         """
-        if not _is_due(number, self._guard.replay_steps):
+        if not is_due(number, self._guard.replay_steps):
             after, sums = self._step(state, batch)
         else:
             kept = self._copy(state)
             after, sums = self._step(state, batch)
             self._compare_replay(number, after, kept, batch)
-        if _is_due(number, self._guard.replica_steps):
+        if is_due(number, self._guard.replica_steps):
             self._compare_replicas(number, after)
         return after, sums
 
@@ -103,7 +105,9 @@ class PartSums:
         if self._compiled is None:
             specs = jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
             split = jax.shard_map(
-                lambda parts: jnp.stack([_sums(part) for part in jax.tree.leaves(parts)])[None],
+                lambda parts: jnp.stack([content_sums(part) for part in jax.tree.leaves(parts)])[
+                    None
+                ],
                 mesh=self._mesh,
                 in_specs=(specs,),
                 out_specs=PartitionSpec(self._mesh.axis_names),
@@ -112,19 +116,6 @@ class PartSums:
             everywhere = NamedSharding(self._mesh, PartitionSpec())
             self._compiled = jax.jit(split, out_shardings=everywhere)
         return np.asarray(jax.device_get(self._compiled(tree)))
-
-
-def _sums(part: jax.Array) -> jax.Array:
-    """Two sums modulo 2^32, of the bits and of the bits times an odd number for each position: one
-    changed bit changes both."""
-    bits = jax.lax.bitcast_convert_type(part, f"uint{8 * part.dtype.itemsize}")
-    bits = bits.astype(jnp.uint32).reshape(-1)
-    position = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(0x9E3779B2) + jnp.uint32(1)
-    return jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(bits * position, dtype=jnp.uint32)])
-
-
-def _is_due(step: int, period: int | None) -> bool:
-    return period is not None and step % period == 0
 
 
 def _not_of_majority(copies: list[tuple[int, ...]]) -> list[int]:

@@ -10,7 +10,6 @@ disk: their cause is outside the run and may be gone at the next start.
 """
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from glamcli.errors import CrashLoop, DamagedRecord, GlamError, HostError, Preem
 from glamcli.hosts.join import Host
 from glamcli.memory import explaining_memory
 from glamcli.train import identity
+from glamcli.train.rewind import rewind_command
 from glamcli.untrusted import parse_json, read_file
 
 FAILURES = "failures.json"
@@ -78,8 +78,7 @@ def _leaving_out(run_dir: Path, checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except DamagedRecord as error:
         if (saved := checkpoints.latest()) is not None:
-            run, skip = shlex.quote(str(run_dir)), error.step - saved
-            back = f"`glam checkpoint rewind {run} --to {saved} --skip-batches {skip}`"
+            back = rewind_command(run_dir, saved, error.step - saved)
             error.hint = f"{error.hint}, or go on without it: {back}"
         raise
 

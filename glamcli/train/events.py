@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
+from glamcli.config.settings import is_due
 from glamcli.data.open import Dataset
 from glamcli.errors import CheckpointError, GlamError, SaveFailed
 from glamcli.hosts.join import Host
@@ -99,7 +100,7 @@ class HeldoutLoss:
         recipe = self._running.recipe
         return self.rows.num_batches > 0 and (
             step == recipe.train.steps
-            or (_is_due(step, recipe.every.heldout_steps) and not stopping)
+            or (is_due(step, recipe.every.heldout_steps) and not stopping)
         )
 
     def run(self, step: int, state: State) -> bool:
@@ -142,7 +143,7 @@ class TaskScores:
         """evaluations that failed, wholly or for some tasks."""
 
     def is_due(self, step: int, stopping: bool = False) -> bool:
-        due = _is_due(step, self._running.recipe.every.eval_steps)
+        due = is_due(step, self._running.recipe.every.eval_steps)
         return self._evaluate is not None and due and not stopping
 
     def run(self, step: int, state: State) -> bool:
@@ -209,7 +210,7 @@ class Save:
     def is_due(self, step: int, stopping: bool = False) -> bool:
         recipe = self._running.recipe
         self._is_last = stopping or step == recipe.train.steps
-        due = self._is_last or _is_due(step, recipe.every.checkpoint_steps)
+        due = self._is_last or is_due(step, recipe.every.checkpoint_steps)
         return due or self._awaits_good_weights or (self.is_owed and self._retry.is_due)
 
     def poll(self) -> None:
@@ -287,7 +288,3 @@ def _is_gone(folder: Path) -> bool:
         return not stat.S_ISDIR(folder.stat().st_mode)
     except OSError as error:
         return error.errno in (errno.ENOENT, errno.ENOTDIR)
-
-
-def _is_due(step: int, period: int | None) -> bool:
-    return period is not None and step % period == 0

@@ -18,7 +18,7 @@ from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, Preempted, TrainError
 from glamcli.hosts.join import Host
 from glamcli.progress import Progress
-from glamcli.step_folders import complete_steps, step_meta
+from glamcli.step_folders import good_steps
 from glamcli.train.rewind import rewind, rewinds
 
 
@@ -82,11 +82,12 @@ def _newest_usable(run_dir: Path, newest: int, progress: Progress) -> int | None
     """The newest good step up to this one whose arrays are as they were saved. Later steps are set
     aside for it, so it had better be."""
     folder = run_dir / "checkpoints"
-    for step in complete_steps(folder):
+    for step in good_steps(folder):
+        if step > newest:
+            continue
         try:
-            if step <= newest and step_meta(folder / str(step)).get("good", True):
-                verify(folder / str(step))
-                return step
+            verify(folder / str(step))
+            return step
         except CheckpointError as error:
             progress.warn(error.what)
         except (jax.errors.JaxRuntimeError, MemoryError):  # too large for one device: unknown

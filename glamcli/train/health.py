@@ -5,7 +5,6 @@ numbers are the same in every process, so all of them come to the same conclusio
 """
 
 import math
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -17,6 +16,7 @@ from glamcli.progress import Progress
 from glamcli.train.go_back import GoBack, plan
 from glamcli.train.guard import explosion
 from glamcli.train.metrics import LossSums
+from glamcli.train.rewind import rewind_command
 
 _QUANTITIES = ("loss", "gradient norm", "update norm")
 
@@ -62,12 +62,13 @@ class Health:
             GoBack: `guard.on_spike` is `rewind`, and there is a good step to go back to.
         """
         bad_steps = int(sums["bad_steps"])
-        why = _why(self._recipe, sums)
         if bad_steps >= self._recipe.train.max_bad_steps:
+            why = _why(self._recipe, sums)
             steps = f"{bad_steps} steps in a row were" if bad_steps > 1 else "a step was"
             what = f"{steps} skipped, up to step {step}: {why}"
             raise self._end(what, step, step - bad_steps)
         if sums["spike"] and self._recipe.guard.on_spike == "stop":
+            why = _why(self._recipe, sums)
             raise self._end(f"step {step}: {why}", step, step - bad_steps)
 
     def check_progress(self, step: int, losses: Mapping[str, LossSums]) -> None:
@@ -109,9 +110,8 @@ class Health:
             if isinstance(skip, int):
                 return GoBack(what, good, skip)
             what = f"{what}; {skip}"
-        run_dir = shlex.quote(str(self._checkpoints.folder.parent))
         skip = step - good + self._recipe.guard.rewind_skip_batches
-        back = f"`glam checkpoint rewind {run_dir} --to {good} --skip-batches {skip}`"
+        back = rewind_command(self._checkpoints.folder.parent, good, skip)
         return TrainError(what, hint=f"last good checkpoint: step {good}; {back}, or {lower}")
 
     def _last_good(self, last_applied: int) -> int | None:
@@ -120,11 +120,9 @@ class Health:
         with suppress(CheckpointError):  # a save in progress may be the newest
             self._checkpoints.wait()
         good, host = None, self._checkpoints.host
-        for step in self._checkpoints.steps() if host.is_first else []:
-            with suppress(CheckpointError):
-                if step < last_applied and self._checkpoints.meta(step).get("good", True):
-                    good = step
-                    break
+        if host.is_first:
+            steps = self._checkpoints.good_steps()
+            good = next((step for step in steps if step < last_applied), None)
         return host.gather("good step", good)[0]  # others may see a folder later or no longer
 
 

@@ -14,6 +14,7 @@ import filecmp
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -71,13 +72,21 @@ def rewind(
     later = [name for step, name in sorted(steps, reverse=True) if step > to]
     places = {name: step_folders.place_aside(folder, name) for name in later}
     aside = {name: str(place.relative_to(run_dir)) for name, place in places.items()}
-    newest, now, metrics = max(step for step, _ in steps), round(time.time(), 3), "metrics.jsonl"
+    metrics = run_dir / "metrics.jsonl"
     try:
-        seconds = _seconds(run_dir / metrics)
-        about = (reason, aside, checksum, seconds, automatic)
-        record = Rewind(now, newest, to, skip_batches, *about)
+        record = Rewind(
+            unix_seconds=round(time.time(), 3),
+            from_step=max(step for step, _ in steps),
+            to_step=to,
+            skip_batches=skip_batches,
+            reason=reason,
+            set_aside=aside,
+            checksum=checksum,
+            seconds=_seconds(metrics),
+            automatic=automatic,
+        )
         _append(run_dir / RECORDS, record)
-        _move_metrics(run_dir / metrics, to)
+        _move_metrics(metrics, to)
         for name in later:
             step_folders.move_aside(folder, name)
     except OSError as error:
@@ -86,6 +95,12 @@ def rewind(
             hint="run the same command again once that is mended",
         ) from error
     return record
+
+
+def rewind_command(run_dir: Path, to: int, skip_batches: int) -> str:
+    """The command that does the same, for hints."""
+    run = shlex.quote(str(run_dir))
+    return f"`glam checkpoint rewind {run} --to {to} --skip-batches {skip_batches}`"
 
 
 def skipped_at(run_dir: Path, step: int, checksum: str | None) -> int:

@@ -67,7 +67,7 @@ def test_list_imports_neither_jax_nor_orbax(folder):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(step_folders, "fault"), (checkpoint, "complete_meta"), (checkpoint, "read_arrays")],
+    [(step_folders, "examined"), (checkpoint, "complete_meta"), (checkpoint, "read_arrays")],
 )
 def test_a_step_that_training_deletes_meanwhile_is_left_out(
     glam, folder, monkeypatch, module, name

@@ -59,8 +59,7 @@ def sums(step: int, bad_steps: int = 0):
 def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE, writes=True):
     names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.steps = lambda: sorted(saved_steps, reverse=True)
-    checkpoints.meta = lambda step: {"good": step != 3}
+    checkpoints.good_steps = lambda: sorted({*saved_steps} - {3}, reverse=True)
     folder = tmp_path if writes else None
     return Meter(recipe, names, folder, start, progress, pace, checkpoints, saved or {})
 
