@@ -145,6 +145,11 @@ def kill_at_a_random_moment(run: Run, rng: random.Random, num_lines: int = 12) -
     run.finish()
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP holds a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 @pytest.fixture
 def train(recipe):
     """Starts runs, and ends those that a failed test left behind."""
@@ -220,6 +225,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+
+
+def assert_continues(run: Run, step: int, uninterrupted: Path) -> None:
+    """The run, just started, continues from a saved step and ends as if nothing had happened."""
+    run.until("say", text=f"continuing from step {step}")
+    code, err = run.finish()
+    assert code == 0, err
+    assert_same_run(uninterrupted, run.folder)
 
 
 def assert_same_run(left: Path, right: Path, step: int = STEPS) -> None:

@@ -16,7 +16,14 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.errors import RecipeError
 from glamcli.hosts.join import ALONE
 from glamcli.train.folder import take_folder
-from runs import STEPS, assert_same_run, kill_at_a_random_moment, metrics, weights
+from runs import (
+    STEPS,
+    assert_continues,
+    assert_same_run,
+    kill_at_a_random_moment,
+    metrics,
+    weights,
+)
 
 
 @pytest.mark.slow
@@ -35,11 +42,7 @@ def test_killed_then_stopped_then_continued_equals_uninterrupted(train, uninterr
     assert f"saved at step {saved}, asked to stop" in err
     assert "hint: rerun the same command" in err
 
-    run = train(tmp_path / "run")
-    run.until("say", text=f"continuing from step {saved}")
-    code, err = run.finish()
-    assert code == 0, err
-    assert_same_run(uninterrupted, tmp_path / "run")
+    assert_continues(train(tmp_path / "run"), saved, uninterrupted)
 
 
 @pytest.mark.slow

@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import STEPS, assert_same_run, weights
+from runs import STEPS, assert_continues, assert_same_run, is_stopped, weights
 
 GLAM = [sys.executable, "-c", "from glamcli.cli.main import run; run()"]
 
@@ -40,8 +39,7 @@ def test_a_closed_terminal_saves_and_ends_with_75(recipe, train, uninterrupted, 
     )
     os.close(theirs)
     shown = b""
-    status = Path(f"/proc/{process.pid}/stat")
-    while status.read_text().rpartition(")")[2].split()[0] != "T":
+    while not is_stopped(process.pid):
         assert process.poll() is None, shown
         if select.select([ours], [], [], 0.05)[0]:
             shown += os.read(ours, 10_000)
@@ -49,11 +47,7 @@ def test_a_closed_terminal_saves_and_ends_with_75(recipe, train, uninterrupted, 
     assert process.wait(120) == 75, shown
     (saved, *_) = Checkpoints(tmp_path / "run" / "checkpoints").steps()
     assert 0 < saved < 40
-    run = train(tmp_path / "run")
-    run.until("say", text=f"continuing from step {saved}")
-    code, err = run.finish()
-    assert code == 0, err
-    assert_same_run(uninterrupted, tmp_path / "run")
+    assert_continues(train(tmp_path / "run"), saved, uninterrupted)
 
 
 @pytest.mark.slow
@@ -147,7 +141,6 @@ def test_any_name_of_a_run_works(train, tmp_path, name):
 # A save that takes half a minute longer, so that there is time to be killed in it.
 SLOW_SAVES = """
 import time
-from pathlib import Path
 from glamcli.checkpoint import Checkpoints
 wait = Checkpoints.wait
 def slow(checkpoints):
@@ -170,8 +163,4 @@ def test_a_run_killed_shortly_after_it_was_asked_to_stop_goes_on_from_a_whole_st
     run.finish()
     steps = Checkpoints(tmp_path / "run" / "checkpoints").steps()
     assert 7 in steps
-    run = train(tmp_path / "run")
-    run.until("say", text=f"continuing from step {steps[0]}")
-    code, err = run.finish()
-    assert code == 0, err
-    assert_same_run(uninterrupted, tmp_path / "run")
+    assert_continues(train(tmp_path / "run"), steps[0], uninterrupted)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glamcli.checkpoint import Checkpoints
-from runs import STEPS, assert_same_run, metrics
+from runs import STEPS, assert_same_run, is_stopped, metrics
 
 
 @pytest.fixture
@@ -111,8 +111,7 @@ def test_flipped_bits_cost_the_steps_since_the_step_before_and_are_told(
 def test_a_stopped_process_goes_on_when_it_is_let(train, uninterrupted, tmp_path):
     run = train(tmp_path / "run", "--allow-faults", GLAM_FAULT="stop@10")
     run.until_step(6)
-    status = Path(f"/proc/{run.process.pid}/stat")
-    while status.read_text().rpartition(")")[2].split()[0] != "T":
+    while not is_stopped(run.process.pid):
         time.sleep(0.05)
     run.process.send_signal(signal.SIGCONT)
     code, err = run.finish()
