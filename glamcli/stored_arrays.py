@@ -230,6 +230,6 @@ def one_line(error: BaseException) -> str:
     """What went wrong; from the libraries' long lines, which name a file thrice, the reason alone
     if the operating system gave one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if reason := re.search(r"\[os_error_code='(\d+)'\]", lines[0]):
+    if reason := re.search(r"\[(?:os_error_code='|Errno )(\d+)'?\]", lines[0]):
         return os.strerror(int(reason[1]))
     return lines[0][:240]

@@ -37,6 +37,8 @@ from glamcli.progress import Progress
 
 LEAVE_SECONDS = 5.0
 """what a failing process has for tidying up; its files are whole at any moment."""
+OTHERS_SECONDS = 1 + LEAVE_SECONDS
+"""by then the others have left too."""
 NEWS_SECONDS = 3 + GONE_SECONDS
 """by then it is known which process is gone, and `end` ends this one."""
 SEEN_SECONDS = 5.0
@@ -168,6 +170,7 @@ class Host:
             first = next(iter(str(error).splitlines()), "")
             what, hint, code = f"{type(error).__name__}: {first}", None, 1
         self.wire.fail(what, hint, code)
+        self._let_others_leave()
         timer = threading.Timer(LEAVE_SECONDS, _leave, [code])
         timer.daemon = True
         timer.start()
@@ -177,7 +180,14 @@ class Host:
         self.tell(what, hint)
         with suppress(Exception):
             sys.stdout.flush()
+        self._let_others_leave()
         _leave(code)
+
+    def _let_others_leave(self) -> None:
+        """Process 0 leaves last: jax aborts a process that misses the coordinator, and its exit
+        code is lost."""
+        if self.is_first and self.wire is not None:
+            self.wire.wait_for_others(OTHERS_SECONDS)
 
 
 def _leave(code: int) -> None:

@@ -185,6 +185,12 @@ class Wire:
             self._closing = True  # the others leave because of this
         self._send_all({"failed": self.index, "what": what, "hint": hint, "code": code})
 
+    def wait_for_others(self, seconds: float) -> None:
+        """Returns when all others have closed their connections, at the latest after `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not all(x.is_gone() for x in self.connections.values()):
+            time.sleep(0.02)
+
     def close(self, first: Callable[[], object]) -> None:
         """Closes the connections once every process has called this, after calling `first`."""
         self.gather("close", None)

@@ -75,6 +75,7 @@ def _sums(x: Array, keys: list[Any], sharding: Sharding) -> list[Array]:
 
 def content_sums(part: Array) -> Array:
     """The two sums of what one device holds of an array, uint32 [2], inside a program."""
+    part = jnp.atleast_1d(part)
     return jnp.stack(_sums_of_part(_bits(part), _keys(part.shape)))
 
 

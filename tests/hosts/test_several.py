@@ -334,8 +334,14 @@ def test_process_zero_missing_is_said(several, tmp_path):
 def test_another_recipe_is_refused_by_all_naming_the_odd_one(train, tmp_path):
     address = f"127.0.0.1:{free_port()}"
     place = ("--coordinator", address, "--num-processes", "3", "--process-id")
+    # Process 2 takes its time; jax would abort it if 0, which holds the coordinator, left before.
+    slow = "tell = join.Host._fail; join.Host._fail = lambda *its: (tell(*its), time.sleep(2))"
+    first = f"import time; from glamcli.hosts import join; {slow}"
     runs = [
-        train(tmp_path / "run", *place, str(k), "--set", f"seed={int(k == 1)}", num_devices=1)
+        train(
+            *(tmp_path / "run", *place, str(k), "--set", f"seed={int(k == 1)}"),
+            first=first if k == 2 else "",
+        )
         for k in range(3)
     ]
     for code, err in [run.finish() for run in runs]:

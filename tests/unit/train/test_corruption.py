@@ -23,7 +23,8 @@ SPECS = {
 
 
 def state():
-    return {
+    count = jax.device_put(jnp.int32(3), NamedSharding(MESH, PartitionSpec()))
+    return {"count": count} | {
         name: jax.device_put(jnp.arange(16.0).reshape(8, 2), NamedSharding(MESH, spec))
         for name, spec in SPECS.items()
     }
