@@ -89,6 +89,7 @@ def sample(prompt: str, text: str) -> None:
 _STEP = {
     "loss": "loss {:.4f}",
     "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
     "seconds_left": "{} left",
     "dropped_frac": "dropped {:.1%}",
     "balance": "balance {:.2f}x",

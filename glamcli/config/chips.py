@@ -1,6 +1,7 @@
 """The table of accelerators, `chips.toml`: memory, speeds and prices of every kind of chip.
 
-Read by `glam plan`. `--chips` reads a table of the user's own instead.
+Read by `glam plan`, whose `--chips` reads a table of the user's own instead, and by runs, which
+find their chip by the name that JAX gives to its devices.
 """
 
 import json
@@ -8,6 +9,7 @@ import math
 import re
 import tomllib
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class Chip:
     topology: str = ""
     config: str | None = None
     also: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     name_counts: str = "chips"
     cores: int = 1
     torus: int = 0
@@ -71,7 +74,8 @@ class Chip:
 def _chip(name: str, facts: Any) -> Chip:
     if not isinstance(facts, dict):
         raise ValueError(f"`{name}` is not a section")
-    values: dict[str, Any] = {**facts, "also": tuple(facts.get("also", ()))}
+    names = {field: tuple(facts.get(field, ())) for field in ("also", "kinds")}
+    values: dict[str, Any] = {**facts, **names}
     chip = Chip(name=name, **values)
     for field in ("devices", "hbm_gib", "peak", "hbm", "link", "dcn", "cores"):
         if not 0 < getattr(chip, field) < math.inf:
@@ -94,3 +98,9 @@ def load_chips(path: Path = CHIPS_FILE) -> dict[str, Chip]:
         what = re.sub(r"^.*__init__\(\) ", "", str(error))
         hint = f"{CHIPS_FILE} is an example"
         raise PlanError(f"{path} is not a table of chips: {what}", hint) from error
+
+
+@cache
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip whose devices JAX calls so; None for a CPU and for chips that the table lacks."""
+    return next((chip for chip in load_chips().values() if device_kind in chip.kinds), None)

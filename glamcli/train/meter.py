@@ -6,7 +6,7 @@ training. docs/metrics.md explains every key.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from glamcli.train.health import Health
 from glamcli.train.metric_files import MetricsFile, TensorBoard
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
 from glamcli.train.rewind import seconds_before
+from glamcli.train.speed import model_speed
 from glamcli.train.times import Times
 
 
@@ -46,9 +47,11 @@ class Meter(AbstractContextManager["Meter"]):
         checkpoints: Checkpoints,
         saved: Mapping[str, Any],
         times: Times | None = None,
+        devices: Sequence[Any] = (),
     ):
         """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
-        one that it continues, empty for a new run."""
+        one that it continues, empty for a new run. `devices` are all that it trains on."""
+        self._devices = devices
         self._pace = pace
         self.times = times or Times()
         self.health = Health(recipe, progress, checkpoints, saved, start)
@@ -160,10 +163,12 @@ class Meter(AbstractContextManager["Meter"]):
         """Mean speed since the last line."""
         seconds = (time.monotonic() - self._clock) / self._steps_timed
         self._restart()
+        rate = self._latest["num_targets"] / max(seconds, 1e-9)
         return {
             **self._pace.summary(),
             "seconds_per_step": round(seconds, 6),
-            "tokens_per_second": round(self._latest["num_targets"] / max(seconds, 1e-9), 1),
+            "tokens_per_second": round(rate, 1),
+            **model_speed(self.recipe, self._devices, rate),
             "seconds_left": round((self.recipe.train.steps - step) * seconds, 1),
             **self.times.summary(),
         }

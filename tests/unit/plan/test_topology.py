@@ -108,7 +108,9 @@ def test_the_table_knows_what_the_compiler_lets_a_program_have(name):
     libtpu.quiet()
     target = parse_target(name, CHIPS)
     assert target.chip is not None
-    place = SingleDeviceSharding(topology.devices(target)[0])
+    device = topology.devices(target)[0]
+    assert device.device_kind in target.chip.kinds
+    place = SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct((60, 2**30), jnp.float32, sharding=place)
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         jax.jit(lambda x: (x @ x.T) @ x).lower(x).compile()

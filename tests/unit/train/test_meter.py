@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from glamcli.hosts.join import ALONE
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Silent
 from glamcli.train.meter import Meter
+from glamcli.train.speed import SPEED_KEYS
 from runs import WALL_CLOCK
 
 RECIPE = load_recipe("test-tiny", ["moe=null", "every.log_steps=3", "train.steps=8"]).recipe
@@ -56,12 +58,14 @@ def sums(step: int, bad_steps: int = 0):
     }
 
 
-def meter(tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE, writes=True):
+def meter(
+    tmp_path, start=0, progress=None, saved_steps=(), saved=None, recipe=RECIPE, writes=True, **more
+):
     names, progress, pace = ("web", "books"), progress or Silent(), Pace(ALONE.name)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.good_steps = lambda: sorted({*saved_steps} - {3}, reverse=True)
     folder = tmp_path if writes else None
-    return Meter(recipe, names, folder, start, progress, pace, checkpoints, saved or {})
+    return Meter(recipe, names, folder, start, progress, pace, checkpoints, saved or {}, **more)
 
 
 def lines(tmp_path):
@@ -105,6 +109,14 @@ def test_a_logged_loss_is_the_mean_since_the_line_before(tmp_path):
     assert [line["loss"] for line in lines(tmp_path)] == [2.0, 5.0, 10.0, 15.0]
 
 
+@pytest.mark.parametrize(("kind", "keys"), [("TPU v4", {*SPEED_KEYS}), ("cpu", set())])
+def test_mfu_is_written_where_the_peak_is_known(tmp_path, kind, keys):
+    with meter(tmp_path, devices=[SimpleNamespace(device_kind=kind)]) as read:
+        read.add(1, sums(1))
+        read.flush()
+    assert {*lines(tmp_path)[0]} & {*SPEED_KEYS} == keys
+
+
 def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
     def run(folder, *stops):
         start, saved = 0, {}
@@ -123,7 +135,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
         return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines(folder)]
 
     assert run(tmp_path / "a") == run(tmp_path / "b", 5)
-    assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS)
+    assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS) - set(SPEED_KEYS)
 
 
 FRESH = "start anew (`--fresh`) with a lower `optimizer.learning_rate`"
