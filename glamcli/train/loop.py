@@ -131,7 +131,7 @@ def _attempt(
         stack.enter_context(_closing(checkpoints))
         folder, pace, pulse = run_dir if host.is_first else None, Pace(host.name), Pulse()
         about = (recipe, dataset.source_names, folder, start, progress, pace)
-        meter = stack.enter_context(Meter(*about, checkpoints, saved, times, mesh.devices.ravel()))
+        meter = stack.enter_context(Meter(*about, checkpoints, saved, times, [*mesh.devices.flat]))
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
         watchdog = stack.enter_context(make_watchdog(recipe.runtime, host))
         run = Running(
