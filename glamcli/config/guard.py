@@ -5,6 +5,26 @@ from typing import Literal
 from glamcli.config.settings import Count, CountOrZero, Positive, Settings
 
 
+class RouterLimits(Settings):
+    """When a router is in trouble and a warning says so (docs/metrics.md); null never looks."""
+
+    mean_steps: Count = 50
+    """how many steps the compared means go over: each step moves them by 1/mean_steps of the way
+    from where they are, at first the ideal, to its own numbers."""
+    first_frac: Positive | None = 0.5
+    """above: tokens that choose the most popular expert first; with 3 experts or more."""
+    starving_frac: Positive | None = 0.1
+    """below: choices of the least popular expert, of an even share (1/E)."""
+    dropped_first_frac: Positive | None = 0.3
+    """above: first choices that are dropped."""
+    dropped_second_frac: Positive | None = 0.7
+    """above: second choices that are dropped."""
+    entropy_frac: Positive | None = 0.02
+    """below: entropy of a token's probabilities, of that of a router without preference (ln E)."""
+    balance: Positive | None = 2.0
+    """above: balance loss, without coefficient; 1 when ideal, E at most."""
+
+
 class Guard(Settings):
     """What is done when a run's numbers look wrong (docs/decisions/0014)."""
 
@@ -29,3 +49,4 @@ class Guard(Settings):
     wrongly; needs room for a second state. null never does."""
     replica_steps: Count | None = None
     """how often the copies that devices hold of the same array are compared. null never does."""
+    routers: RouterLimits = RouterLimits()

@@ -240,6 +240,7 @@ class Save:
         self.is_owed = False
         meta = identity.at_step(run.run_identity, run.dataset, step)
         meta |= {"loss_sums": run.meter.loss_sums, **run.meter.health.saved(step)}
+        meta["routers"] = run.meter.routers.saved()
         meta["seconds"] = run.meter.times.seconds()
         self._retry.start()
         self._is_saving = True

@@ -23,6 +23,7 @@ from glamcli.train.health import Health
 from glamcli.train.metric_files import MetricsFile, TensorBoard
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
 from glamcli.train.rewind import seconds_before
+from glamcli.train.router_alarms import RouterAlarms
 from glamcli.train.speed import model_speed
 from glamcli.train.times import Times
 
@@ -55,6 +56,7 @@ class Meter(AbstractContextManager["Meter"]):
         self._pace = pace
         self.times = times or Times()
         self.health = Health(recipe, progress, checkpoints, saved, start)
+        self.routers = RouterAlarms(recipe, saved.get("routers", {}))
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
@@ -108,7 +110,7 @@ class Meter(AbstractContextManager["Meter"]):
     def heldout(
         self, step: int, nats: Mapping[str, float], unigram_nats: Mapping[str, float]
     ) -> None:
-        """Records held-out losses, nats per token, and what the routers look like by now."""
+        """Records held-out losses, nats per token."""
         values = {f"heldout/{name}": finite(value) for name, value in nats.items()}
         values |= {f"unigram/{name}": finite(unigram_nats[name]) for name in nats}
         self._write({"step": step, **values})
@@ -116,9 +118,6 @@ class Meter(AbstractContextManager["Meter"]):
             f"{name} {value:.3f} ({unigram_nats[name]:.3f})" for name, value in nats.items()
         )
         self.progress.say(f"step {step}: held-out loss (unigram entropy) {losses}")
-        if self.recipe.moe is not None and "max_first_frac_by_layer" in self._latest:
-            for alarm in metrics.alarms(self._latest, self.recipe.moe):
-                self.progress.warn(f"step {step}: {alarm}")
         self.restart_clock()
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
@@ -146,6 +145,7 @@ class Meter(AbstractContextManager["Meter"]):
             values = jax.device_get(sums)
         self.loss_sums = metrics.add_losses(self.loss_sums, values, self.source_names)
         self._latest = metrics.summarise(values, self.loss_sums, self.recipe)
+        alarms = self.routers.notice(self._latest)
         self._steps_timed += 1
         self.health.notice(step, values)
         every, last = self.recipe.every.log_steps, self.recipe.train.steps
@@ -157,6 +157,10 @@ class Meter(AbstractContextManager["Meter"]):
             # Shown at once, for those who wait; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
+        if alarms:
+            self._write({"step": step, "alarms": alarms})
+            for alarm in alarms:
+                self.progress.warn(f"step {step}: {alarm}")
         self.health.check(step, values)
 
     def _timing(self, step: int) -> dict[str, Any]:

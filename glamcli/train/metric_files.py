@@ -22,8 +22,8 @@ from glamcli.untrusted import open_regular, parse_json
 
 LINE_BYTES = 1 << 24
 """a longer line was not written by a run."""
-RECENT_LINES = 3
-"""lines of one step: its own, of the held-out loss, of the tasks."""
+RECENT_LINES = 4
+"""lines of one step: its own, of alarms, of the held-out loss, of the tasks."""
 
 
 class _Output:

@@ -1,7 +1,7 @@
 """From the sums of a step to the numbers that are shown and written.
 
-`summarise` takes the means, once, last. `alarms` reads a summary and names expert layers in
-trouble. The files are in `metric_files.py`.
+`summarise` takes the means, once, last. What routers in trouble look like is in
+`router_alarms.py`, the files are in `metric_files.py`.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glamcli.config.schema import Moe, Recipe
+from glamcli.config.schema import Recipe
 
 LossSums = tuple[float, int]
 """Summed loss in nats, and the number of targets it is summed over."""
@@ -19,11 +19,6 @@ FAILED_TASKS = "eval/failed_tasks"
 """The key of the number of tasks that could not be scored, beside the scores of the others."""
 
 DEVIATIONS = ("loss_deviations", "grad_norm_deviations", "update_norm_deviations")
-
-COLLAPSE_FRAC = 0.5
-"""First choices of one expert that mean its router has collapsed."""
-DROPPED_FRAC = 0.3
-DEAD_FRAC = 0.5
 
 # Router statistics in the summary, without `_loss`; those of the layers are `<name>_by_layer`.
 ROUTING = (
@@ -97,31 +92,6 @@ def _routing(stats: Mapping[str, Any]) -> dict[str, Any]:
         "dead_experts_by_layer": [int(count) for count in dead],
         "load_by_layer": [[finite(share) for share in layer] for layer in load],
     }
-
-
-def alarms(summary: Mapping[str, Any], moe: Moe) -> list[str]:
-    """What is wrong with the routers at this step: a line per expert layer and problem, naming
-    the layer and the setting to change. Empty when all is well."""
-    balance = f"`moe.balance_coef` (now {moe.balance_coef:g})"
-    capacity = f"`moe.capacity_factor` (now {moe.capacity_factor:g})"
-    E = moe.num_experts
-    found = []
-    for index, first in enumerate(summary["max_first_frac_by_layer"]):
-        layer = f"expert layer {index + 1}"
-        dropped = summary["dropped_frac_by_layer"][index]
-        dead = summary["dead_experts_by_layer"][index]
-        if E > 2 and first is not None and first > COLLAPSE_FRAC:
-            found.append(
-                f"{layer}: {first:.0%} of tokens choose the same expert of {E} first; "
-                f"raise {balance}"
-            )
-        if dropped is not None and dropped > DROPPED_FRAC:
-            found.append(
-                f"{layer}: {dropped:.0%} of choices are dropped; raise {capacity} or {balance}"
-            )
-        if dead > DEAD_FRAC * E:
-            found.append(f"{layer}: {dead} of {E} experts get no token; raise {balance}")
-    return found
 
 
 def _mean(total: Any, count: Any) -> float | None:

@@ -46,7 +46,7 @@ def run(tmp_path):
     """The event that saves, its checkpoints, what was heard of both, and its clock."""
     heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
-    aside.times = Times()
+    aside.times, aside.routers = Times(), SimpleNamespace(saved=dict)
     aside.health = SimpleNamespace(is_good=True)
     aside.health.saved = lambda step: {"good": aside.health.is_good}
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)

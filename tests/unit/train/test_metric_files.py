@@ -125,7 +125,10 @@ def test_the_newest_lines_are_known_also_those_of_before(tmp_path):
     file = MetricsFile(path, 5, Silent())
     file.write({"step": 6, "heldout/web": float("nan")})
     file.close()
-    assert list(file.recent) == [{"step": 4}, {"step": 5}, {"step": 6, "heldout/web": None}]
+    assert list(file.recent) == [
+        *({"step": step} for step in (3, 4, 5)),
+        {"step": 6, "heldout/web": None},
+    ]
 
 
 @contextmanager

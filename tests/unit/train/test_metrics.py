@@ -1,19 +1,21 @@
-"""Means of a step's sums, and router alarms."""
+"""Means of a step's sums."""
 
 import math
 
 import pytest
 
+from glamcli.config.guard import Guard, RouterLimits
 from glamcli.config.schema import Batch, Data, Model, Moe, Recipe, Train
-from glamcli.train.metrics import add_losses, alarms, summarise
+from glamcli.train.metrics import add_losses, summarise
+from glamcli.train.router_alarms import RouterAlarms
 
-MOE = Moe(num_experts=4)
 RECIPE = Recipe(
     model=Model(num_layers=4, model_dim=8, ffn_dim=8, num_heads=1, head_dim=8, vocab_size=64),
-    moe=MOE,
+    moe=Moe(num_experts=4),
     batch=Batch(rows=4, row_tokens=10),
     train=Train(steps=5),
     data=Data(mixture="quickstart"),
+    guard=Guard(routers=RouterLimits(mean_steps=1)),
 )
 SUMS = {
     "step": 7,
@@ -49,10 +51,6 @@ SUMS = {
 
 def summary(sums, names="abc", before=None):
     return summarise(sums, add_losses(before or {}, sums, names), RECIPE)
-
-
-def routing(**changes):
-    return summary({**SUMS, "routing": {**SUMS["routing"], **changes}})
 
 
 def test_means_are_over_real_targets_of_all_and_of_each_source():
@@ -97,23 +95,13 @@ def test_a_dense_model_has_no_router_numbers():
 
 
 def test_alarms_name_the_layer_and_the_knob():
-    collapse, dropped = alarms(summary(SUMS), MOE)
-    assert collapse == (
+    collapse, starving, dropped = RouterAlarms(RECIPE, {}).notice(summary(SUMS))
+    assert collapse.startswith(
         "expert layer 2: 90% of tokens choose the same expert of 4 first; "
         "raise `moe.balance_coef` (now 0.01)"
     )
-    assert dropped == (
-        "expert layer 2: 40% of choices are dropped; raise `moe.capacity_factor` (now 2) "
+    assert starving.startswith("expert layer 2: 2 of 4 experts get hardly a token (3, 4); raise")
+    assert dropped.startswith(
+        "expert layer 2: 50% of first choices are dropped; raise `moe.capacity_factor` (now 2) "
         "or `moe.balance_coef` (now 0.01)"
     )
-    dead = routing(
-        wanted_E=[[0.25] * 4, [1.0, 0.0, 0.0, 0.0]], first_E=[[0.25] * 4] * 2, dropped_frac=[0, 0]
-    )
-    assert alarms(dead, MOE) == [
-        "expert layer 2: 3 of 4 experts get no token; raise `moe.balance_coef` (now 0.01)"
-    ]
-
-
-def test_a_balanced_router_raises_no_alarm():
-    calm = routing(wanted_E=[[0.25] * 4] * 2, first_E=[[0.25] * 4] * 2, dropped_frac=[0.1, 0.1])
-    assert alarms(calm, MOE) == []
