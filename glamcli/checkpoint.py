@@ -14,9 +14,9 @@ because deleting file by file leaves torn steps behind when the process is kille
 """
 
 import contextlib
+import errno
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,8 +31,14 @@ from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
-from glamcli.step_folders import CHECKPOINT_FORMAT, Meta, complete_meta
-from glamcli.stored_arrays import ignore_abandoned_work, one_line, read_arrays, silenced
+from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_meta
+from glamcli.stored_arrays import (
+    ignore_abandoned_work,
+    one_line,
+    os_error,
+    read_arrays,
+    silenced,
+)
 
 # What Adafactor kept for attention's weights before format 3.
 FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
@@ -40,8 +46,7 @@ FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|o
 SINCE_4 = re.compile(r"window")
 # What orbax raises when it cannot write; ValueError is TensorStore's.
 DISK_ERRORS = (OSError, ValueError)
-TRASH = "trash"
-FEWEST_KEPT = 2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
@@ -179,16 +184,14 @@ class Checkpoints:
         if self.host.is_first:
             if (fault := step_folders.fault(self.folder / str(step))) is not None:
                 raise SaveFailed(f"saving step {step} failed: {fault}")
-            self._retire()
+            self._retire(self.keep)
             faults.saved(self.folder / str(step), step)
         return step
 
     def clean(self) -> None:
-        """Deletes, in the first process and while nothing is being saved, what a failed or killed
-        save left behind and what waits to be deleted: both would keep a full disk full."""
+        """Empties the trash (`step_folders.py`), in the first process."""
         if self.host.is_first:
-            for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), self.folder / TRASH):
-                shutil.rmtree(left, ignore_errors=True)
+            step_folders.empty_trash(self.folder)
 
     def close(self) -> None:
         """Finishes what is being written and ends orbax's threads."""
@@ -223,21 +226,23 @@ class Checkpoints:
                 raise SaveFailed(what) from error
         return self._manager
 
-    def _retire(self) -> None:
-        """Deletes the complete steps that need not stay."""
-        trash = self.folder / TRASH
+    def _retire(self, keep: int, most: int | None = None) -> list[int]:
+        """Deletes, oldest first, the complete steps that need not stay, at most so many; which."""
+        gone = []
         with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
-            steps, good = self.steps(), self.good_steps()
-            staying = {steps[0], *good[: max(self.keep, FEWEST_KEPT)]}
-            for step in set(steps) - staying:
-                trash.mkdir(exist_ok=True)
-                (self.folder / str(step)).rename(trash / str(step))
+            for step in step_folders.surplus_steps(self.folder, keep, self._damaged)[:most]:
+                step_folders.delete_step(self.folder, step)
+                gone.append(step)
         self.clean()
+        return gone
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:
-        self.clean()
+        # One step makes room for one; the next failure gives up the next.
+        is_full = self.host.is_first and os_error(error) in NO_ROOM
+        gone = self._retire(FEWEST_KEPT, most=1 if is_full else 0)
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
+        last += "".join(f", step {old} was deleted to make room" for old in gone)
         return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)
 
 
@@ -261,29 +266,6 @@ def restore_params(
     saved = {name: it for name, it in meta["tree"].items() if name.startswith("params/")}
     _refuse_differences(folder, saved, described_leaves(wanted), anew=set())
     return nested(read_arrays(folder, wanted, meta, host))["params"], meta
-
-
-def verify(folder: Path) -> None:
-    """Reads every array of a step folder, one at a time, and compares it with its digest.
-
-    Raises: DamagedCheckpoint naming the file or array that is not as it was saved. (Of formats 2
-        and 3, which have no digests, only what cannot be read.)
-    """
-    for name in complete_meta(folder)["tree"]:
-        read_array(folder, name)
-
-
-def read_array(folder: Path, name: str) -> jax.Array:
-    """One array of a step folder, verified, on the first device.
-
-    Raises: DamagedCheckpoint when it cannot be read, or is not as it was saved.
-    """
-    meta = complete_meta(folder)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with step_folders.describing(folder):
-        dtype, shape = meta["tree"][name]
-        wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
-    return read_arrays(folder, {name: wanted}, meta)[name]
 
 
 def _refuse_differences(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glamcli.checkpoint import read_array
 from glamcli.progress import Progress
 from glamcli.step_folders import describing, step_meta
+from glamcli.stored_arrays import read_array
 from glamcli.train import identity
 
 # Of the description itself, besides the identity of the run.

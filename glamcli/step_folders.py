@@ -6,6 +6,7 @@ Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ NEWER = f"written by a newer version, of a format after {CHECKPOINT_FORMAT}"
 """the fault of a step that is not damaged: every format has `step`, `format` and `checksum`."""
 SET_ASIDE = "set-aside"
 """where in a checkpoints folder the step folders go that a run must not continue from."""
+TRASH = "trash"
+"""where they go that are being deleted: a folder half deleted must not look like a step."""
+FEWEST_KEPT = 2
+"""good steps that stay whatever happens."""
 
 Meta = dict[str, Any]
 
@@ -35,6 +40,13 @@ def complete_steps(folder: Path, but: Container[str] = ()) -> list[int]:
 def good_steps(folder: Path, but: Container[str] = ()) -> list[int]:
     """Those of them that were not saved in a bad streak."""
     return [step for step, meta in _complete(folder, but).items() if meta.get("good", True)]
+
+
+def surplus_steps(folder: Path, keep: int, but: Container[str] = ()) -> list[int]:
+    """The complete steps that need not stay, oldest first: not the newest, nor the newest `keep`
+    good ones, at least two."""
+    steps, good = complete_steps(folder, but), good_steps(folder, but)
+    return sorted({*steps} - {*steps[:1], *good[: max(keep, FEWEST_KEPT)]})
 
 
 def damaged_steps(folder: Path) -> dict[str, str]:
@@ -205,6 +217,22 @@ def move_aside(folder: Path, name: str) -> None:
     place = place_aside(folder, name)
     place.parent.mkdir(exist_ok=True)
     (folder / name).rename(place)
+
+
+def delete_step(folder: Path, step: int) -> None:
+    """Moves a step folder to the trash, which `empty_trash` empties.
+
+    Raises: OSError.
+    """
+    (folder / TRASH).mkdir(exist_ok=True)
+    (folder / str(step)).rename(folder / TRASH / str(step))
+
+
+def empty_trash(folder: Path) -> None:
+    """Deletes, while nothing is being saved, what a failed or killed save left behind and what
+    waits to be deleted: both would keep a full disk full."""
+    for left in (*folder.glob("*.orbax-checkpoint-tmp*"), folder / TRASH):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _complete(folder: Path, but: Container[str]) -> dict[int, Meta]:

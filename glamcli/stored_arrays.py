@@ -26,7 +26,7 @@ from glamcli.errors import CheckpointError, DamagedCheckpoint, first_of
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves, nested
-from glamcli.step_folders import Meta
+from glamcli.step_folders import Meta, complete_meta
 from glamcli.untrusted import parse_json, read_file
 
 SHOWN_ARRAYS = 3
@@ -58,7 +58,7 @@ def read_arrays(
     except (jax.errors.JaxRuntimeError, MemoryError):  # no fault of the files
         raise
     except Exception as error:
-        if _os_error(error) in _NOT_DAMAGE:
+        if os_error(error) in _NOT_DAMAGE:
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {one_line(error)}"
             ) from None
@@ -74,6 +74,29 @@ def read_arrays(
         wrong = [name for name in arrays if meta["digests"].get(name) != found[name]]
         _fail_together(folder, f"not as saved: {_names(wrong)}" if wrong else None, host)
     return arrays
+
+
+def verify(folder: Path) -> None:
+    """Reads every array of a step folder, one at a time, and compares it with its digest.
+
+    Raises: DamagedCheckpoint naming the file or array that is not as it was saved. (Of formats 2
+        and 3, which have no digests, only what cannot be read.)
+    """
+    for name in complete_meta(folder)["tree"]:
+        read_array(folder, name)
+
+
+def read_array(folder: Path, name: str) -> jax.Array:
+    """One array of a step folder, verified, on the first device.
+
+    Raises: DamagedCheckpoint when it cannot be read, or is not as it was saved.
+    """
+    meta = complete_meta(folder)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with step_folders.describing(folder):
+        dtype, shape = meta["tree"][name]
+        wanted = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=here)
+    return read_arrays(folder, {name: wanted}, meta)[name]
 
 
 def newest_usable(
@@ -172,7 +195,7 @@ def _reason(folder: Path, wanted: Mapping[str, Any], error: Exception) -> str:
     stored = re.findall(r'"(\S+)/[^"/]+" in OCDBT', text)
     names = [name for name in wanted if name.replace("/", ".") in stored]
     paths = [Path(path) for path in re.findall(r'local file "([^"]+[^/])"', text)]
-    code = _os_error(error)
+    code = os_error(error)
     what = "is damaged" if code is None else f"cannot be read: {os.strerror(code)}"
     manifest = folder / "state/manifest.ocdbt"
     if paths or not manifest.exists():
@@ -188,7 +211,8 @@ def _names(names: list[str]) -> str:
     return ", ".join(first_of([f"`{name}`" for name in names], SHOWN_ARRAYS))
 
 
-def _os_error(error: Exception) -> int | None:
+def os_error(error: Exception) -> int | None:
+    """The operating system's number for what went wrong, if it did, in Python or in TensorStore."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\[os_error_code='(\d+)'\]", f"{error} {error.__cause__}")

@@ -148,7 +148,7 @@ def _verify(run: Path, step: int | None, as_json: bool) -> int:
 
 def _damage(each: SavedStep, progress: Progress) -> str | None:
     with _on_cpu():
-        from glamcli.checkpoint import verify
+        from glamcli.stored_arrays import verify
 
         try:
             with progress.phase(f"verifying step {each.step}"):
@@ -185,7 +185,7 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
 
     folder = find_step(run / "checkpoints", to)
     with locked(run, hint="stop it first: on SIGTERM it saves and ends"), _on_cpu():
-        from glamcli.checkpoint import verify
+        from glamcli.stored_arrays import verify
 
         progress = render.make_progress(as_json)
         try:

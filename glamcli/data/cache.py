@@ -23,6 +23,10 @@ from typing import Any, Literal
 from glamcli.config.schema import Recipe
 from glamcli.errors import DataError
 
+ANOTHER_CACHE = (
+    "name another cache folder with `data.cache_dir` or the environment variable XDG_CACHE_HOME"
+)
+"""hint where the cache folder cannot be written."""
 _SUFFIXES = {"rows": "", "tokenizers": ".model", "plans": ".json.gz"}
 # A full disk; these errors come without the name of a file.
 _DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -79,5 +83,5 @@ def writing_cache(cache: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"the cache folder {cache} cannot be written: {error.strerror or error}",
-            hint="name another with `data.cache_dir` or the environment variable XDG_CACHE_HOME",
+            ANOTHER_CACHE,
         ) from error

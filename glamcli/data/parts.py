@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from glamcli.data.cache import ANOTHER_CACHE
 from glamcli.data.pack import pack
 from glamcli.data.rows import Counts, Shard, write_rows_meta, write_shard
 from glamcli.data.tokenizer import Tokenizer
@@ -58,7 +59,8 @@ def make_part(
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     except (OSError, RuntimeError) as error:  # the latter from array_record
-        raise DataError(f"{folder}: cannot be written: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+        raise DataError(f"{folder}: cannot be written: {reason}", ANOTHER_CACHE) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import jax
 
-from glamcli.checkpoint import Checkpoints, verify
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.errors import CheckpointError, Preempted, TrainError
 from glamcli.hosts.join import Host
 from glamcli.progress import Progress
 from glamcli.step_folders import good_steps
+from glamcli.stored_arrays import verify
 from glamcli.train.rewind import rewind, rewinds
 
 

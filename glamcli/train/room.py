@@ -4,9 +4,10 @@ import os
 
 import jax
 
-from glamcli.checkpoint import FEWEST_KEPT, Checkpoints
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.sizes import bytes_text
 from glamcli.errors import SaveFailed
+from glamcli.step_folders import FEWEST_KEPT
 
 COMPRESSED = 0.8
 """share of a state's bytes that its checkpoint takes at least: weights hardly compress."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -101,6 +102,28 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(train, uninterrupted, tmp
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert not [name for name in before if before[name].tobytes() != after[name].tobytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("16k", "No space left on device"), ("1m,ro", "Read-only file system")],
+)
+def test_a_cache_without_room_or_that_is_read_only_is_refused_before_anything_is_compiled(
+    train, tmp_path, options, reason
+):
+    disk = tmp_path / "disk"
+    mount(disk, options)
+    try:
+        run = train(tmp_path / "run", "--set", f"data.cache_dir={disk}/cache")
+        code, err = run.finish()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert code == 3
+    error, hint = err.splitlines()
+    assert re.match(f"error: .*{disk}/cache.* cannot be written: .*{reason}$", error)
+    assert "`data.cache_dir`" in hint
+    assert "compiling" not in run.rest
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Damaged checkpoints: whatever happened to a file, its step is restored as it was saved, or not at
 all, and then the error names the file or the array."""
 
+import errno
 import json
 import random
 import re
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli.checkpoint import Checkpoints, restore_params, verify
-from glamcli.errors import CheckpointError, DamagedCheckpoint
+from glamcli.checkpoint import Checkpoints, restore_params
+from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves
 from glamcli.step_folders import CHECKPOINT_FORMAT, find_steps, newest_first
-from glamcli.stored_arrays import newest_usable
+from glamcli.stored_arrays import newest_usable, verify
 from glamcli.train.folder import newest
 from unit.test_checkpoint import abstract, assert_same_bits, put, rewrite_meta
 
@@ -270,6 +271,42 @@ def test_two_good_steps_stay_and_the_newest(tmp_path):
     assert save_all(tmp_path / "b", 2, {1: good, 2: good, 3: bad, 4: bad}) == [4, 2, 1]
     assert save_all(tmp_path / "c", 2, {1: good, 2: bad, 3: good, 4: good}) == [4, 3]
     assert not (tmp_path / "c" / "trash").exists()
+
+
+DISK_FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("Error writing [os_error_code='28'] [source locations='file_io.cc:9']"),
+)
+
+
+@pytest.mark.parametrize("error", DISK_FULL)
+def test_a_full_disk_costs_a_step_per_attempt_and_never_the_two_last_good_ones(
+    tmp_path, monkeypatch, error
+):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step, good in {1: True, 2: True, 3: True, 4: False}.items():
+        checkpoints.save(step, state(step), {"good": good})
+    checkpoints.wait()
+
+    def hint_of(error: Exception) -> str | None:
+        def fail(*_, **__):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints._open(), "save", fail)
+            with pytest.raises(SaveFailed) as caught:
+                checkpoints.save(5, state(5), {})
+        return caught.value.hint
+
+    assert hint_of(OSError(errno.EIO, "Input/output error")) == "step 4 is complete"
+    assert checkpoints.steps() == [4, 3, 2, 1]
+    assert hint_of(error) == "step 4 is complete, step 1 was deleted to make room"
+    assert checkpoints.steps() == [4, 3, 2]
+    assert hint_of(error) == "step 4 is complete"
+    assert checkpoints.steps() == [4, 3, 2]
+    checkpoints.save(5, state(5), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 3, 2]
 
 
 def test_a_damaged_step_does_not_count_as_kept(tmp_path):

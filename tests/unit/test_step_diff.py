@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from glamcli import step_diff
-from glamcli.checkpoint import Checkpoints, read_array
+from glamcli.checkpoint import Checkpoints
 from glamcli.errors import DamagedCheckpoint
 from glamcli.progress import Silent
 from glamcli.step_diff import ArrayDifference, diff_steps
+from glamcli.stored_arrays import read_array
 
 IDENTITY = {
     "recipe": {"seed": 0, "train": {"steps": 4}},
