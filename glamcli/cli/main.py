@@ -33,6 +33,7 @@ STARTED = time.monotonic()
 
 COMMANDS = {
     "train": "Train a recipe, or resume it; the same command does both.",
+    "watch": "Show how a run is doing, until Ctrl-C.",
     "plan": "Say what a recipe needs and costs on devices you do not have.",
     "eval": "Score a trained run on a suite of tasks.",
     "generate": "Continue a text with a trained run.",

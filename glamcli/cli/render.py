@@ -1,9 +1,9 @@
 """How progress and results look: a live terminal, plain lines, or one JSON object per line.
 
-The only user of rich. Commands choose an implementation of `glamcli.progress.Progress` with
-`make_progress`, hand it to a program, and print the program's results with `print_table`. Progress
-and warnings go to stderr; results, and with `--json` everything, to stdout. A closed output pipe
-(`glam train ... --json | head -1`) never ends the run.
+Nothing else but `screen.py` uses rich. Commands choose an implementation of
+`glamcli.progress.Progress` with `make_progress`, hand it to a program, and print the program's
+results with `print_table`. Progress and warnings go to stderr; results, and with `--json`
+everything, to stdout. A closed output pipe (`glam train ... --json | head -1`) never ends the run.
 """
 
 import json
@@ -40,6 +40,11 @@ def make_progress(as_json: bool = False) -> Progress:
     return Plain(sys.stderr)
 
 
+def width() -> int:
+    """Columns that a result may have: those of the terminal, or many for a log or a program."""
+    return Console().width if sys.stdout.isatty() else PLAIN_WIDTH
+
+
 def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -51,19 +56,19 @@ def print_table(
     Control characters are escaped: names and values may come from files of others.
     """
     # Away from a terminal nothing may wrap: the reader is another program, or a log.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(highlight=False, width=width())
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
         right = name.startswith(">")
         # Where a terminal is too narrow, names continue on the next line; numbers stay whole.
         grid.add_column(
-            Text(_one_line(name[right:])),
+            Text(in_one_line(name[right:])),
             justify="right" if right else "left",
             no_wrap=right,
             overflow="fold",
         )
     for row in rows:
-        grid.add_row(*(Text(_one_line(cell)) for cell in row))
+        grid.add_row(*(Text(in_one_line(cell)) for cell in row))
     if title:
         console.print(Text(printable(title), style="bold"))
     console.print(grid)
@@ -71,7 +76,8 @@ def print_table(
         console.print(Text(printable(note), style="dim"))
 
 
-def _one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
+    """The text in one line, control characters escaped."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -82,7 +88,7 @@ def emit(event: str, **values: Any) -> None:
 
 def sample(prompt: str, text: str) -> None:
     """Prints a prompt and its continuation on stdout, the prompt in bold on a terminal."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(highlight=False, width=width())
     console.print(Text(printable(prompt), style="bold") + Text(printable(text)), soft_wrap=True)
 
 

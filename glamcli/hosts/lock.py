@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from glamcli.errors import CheckpointError
+from glamcli.untrusted import open_regular
 
 NAME = ".lock"
-_HOLDER = re.compile(r"process \d+ on [\w.-]+")
+_HOLDER = re.compile(r"process (?P<process>\d+) on (?P<host>[\w.-]+)")
 
 
 def hold(path: Path, occupied: Callable[[str], object]) -> IO[str]:
@@ -42,6 +43,33 @@ def hold(path: Path, occupied: Callable[[str], object]) -> IO[str]:
         file.close()
         raise
     return file
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds a run folder, such as `process 12 on its-machine`; None where none
+    does that this machine can see."""
+    try:
+        with open_regular(folder / NAME) as file:
+            text = file.read(300).decode(errors="replace")
+            named = _HOLDER.fullmatch(text)
+            # Where its process is gone, nothing holds it: a run that starts just then must not find
+            # it held by this look.
+            if named is None or not _is_gone(named["host"], int(named["process"])):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return text if named else "another process"
+    except OSError:
+        pass
+    return None
+
+
+def _is_gone(host: str, process: int) -> bool:
+    try:
+        return host == socket.gethostname() and os.kill(process, 0) is not None
+    except PermissionError:
+        return False
+    except (OSError, OverflowError):
+        return True
 
 
 @contextmanager

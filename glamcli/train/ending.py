@@ -25,9 +25,9 @@ from glamcli.hosts.join import Host
 from glamcli.memory import explaining_memory
 from glamcli.train import identity
 from glamcli.train.rewind import rewind_command
+from glamcli.train.watching import FAILURES
 from glamcli.untrusted import parse_json, read_file
 
-FAILURES = "failures.json"
 MAX_FAILURES = 3
 LAPSE_SECONDS = 3600.0
 """A launcher starts a failed run again sooner; who comes later may have mended the cause."""

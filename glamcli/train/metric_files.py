@@ -22,6 +22,8 @@ from glamcli.untrusted import open_regular, parse_json
 
 LINE_BYTES = 1 << 24
 """a longer line was not written by a run."""
+TAIL_BYTES = 1 << 22
+"""of a long file that are read to know its newest lines."""
 RECENT_LINES = 4
 """lines of one step: its own, of alarms, of the held-out loss, of the tasks."""
 
@@ -152,6 +154,37 @@ def metric_lines(
             line = file.readline(LINE_BYTES) or b"\n"
         if having in line:
             yield line, None if too_long else _values(line)
+
+
+class MetricsTail:
+    """The newest lines of a `metrics.jsonl` that a run may be writing: of a long file the end, and
+    later what is new."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: int | None = None
+        """the inode."""
+        self._read_to = 0
+
+    def new_lines(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether this is another file than before, or one that was cut; and its lines that are
+        whole and not damaged, or else those that came since. None of a file that cannot be read."""
+        lines = []
+        try:
+            with open_regular(self._path) as file:
+                status = os.fstat(file.fileno())
+                is_other = status.st_ino != self._file or status.st_size < self._read_to
+                known = 0 if is_other else self._read_to
+                self._file = status.st_ino
+                self._read_to = file.seek(max(known, status.st_size - TAIL_BYTES))
+                for line, values in metric_lines(file):
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read_to = file.tell()
+                    lines += [values] if values is not None else []
+        except OSError:
+            is_other, self._file = self._file is not None, None
+        return is_other, lines
 
 
 def run_seconds(values: Mapping[str, Any] | None) -> float:

@@ -64,7 +64,7 @@ DOORS = {
     "fsspec": ("glamcli.data",),
     "tensorboardX": ("glamcli.train.metric_files",),
     "click": ("glamcli.cli",),
-    "rich": ("glamcli.cli.render",),
+    "rich": ("glamcli.cli.render", "glamcli.cli.screen"),
     "pydantic": ("glamcli.config", "glamcli.evals.tasks.schema", "glamcli.untrusted"),
     "ruamel": ("glamcli.config",),
     "lm_eval": ("glamcli.evals.harness",),

@@ -1,0 +1,148 @@
+"""A run as it looks from outside, while it trains and afterwards.
+
+Read again and again, at a cost that depends neither on how long the run is nor on how large its
+model is; needs neither jax nor orbax. What is missing or damaged is unknown, and no error.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glamcli.config.load import load_recipe
+from glamcli.config.schema import Recipe
+from glamcli.errors import GlamError
+from glamcli.hosts.lock import NAME, holder
+from glamcli.step_folders import examined, step_names
+from glamcli.train.metric_files import MetricsTail
+from glamcli.untrusted import parse_json, read_file
+
+FAILURES = "failures.json"
+"""the file of the failures in a row that a run ended with."""
+_KEPT_POINTS, _KEPT_EVENTS = 2000, 20
+_MAX_BYTES, _MAX_CHARS = 1 << 20, 500
+
+
+class Numbers:
+    """The newest numbers of a run, of the lines that were taken so far."""
+
+    def __init__(self) -> None:
+        self.step, self.unix_seconds = 0, 0.0
+        """of the newest line."""
+        self.latest: dict[str, tuple[int, float]] = {}
+        """every number's newest value, with its step."""
+        self.losses: deque[tuple[int, float]] = deque(maxlen=_KEPT_POINTS)
+        self.events: deque[tuple[int, str]] = deque(maxlen=_KEPT_EVENTS)
+        """skipped updates and alarms."""
+
+    def value(self, name: str) -> float | None:
+        """The newest value of a number."""
+        return self.latest[name][1] if name in self.latest else None
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Adds a line of the metrics."""
+        step = line["step"]
+        if step < self.step:  # the run went back
+            for kept in (self.losses, self.events):
+                while kept and kept[-1][0] >= step:
+                    kept.pop()
+        self.step = step
+        found = {
+            name: number for name, each in line.items() if (number := _number(each)) is not None
+        }
+        self.latest |= {name: (step, number) for name, number in found.items()}
+        self.unix_seconds = found.get("unix_seconds", self.unix_seconds)
+        if "loss" in found:
+            self.losses.append((step, found["loss"]))
+        if found.get("bad_steps"):
+            why = "a spike" if found.get("spike") else "not finite"
+            self.events.append((step, f"update skipped: {why}"))
+        alarms = line.get("alarms")
+        texts = alarms if isinstance(alarms, list) else []
+        self.events += [(step, str(text)[:_MAX_CHARS]) for text in texts]
+
+
+class WatchedRun:
+    """What is known of the run in a folder since the newest `refresh`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.numbers = Numbers()
+        self.holder: str | None = None
+        """the process that trains it."""
+        self.recipe: Recipe | None = None
+        self.saved: tuple[int, float] | None = None
+        """the newest complete step, and when it was saved, in seconds since 1970."""
+        self.failure: tuple[float, str] | None = None
+        """the newest, and when it was."""
+        self.state = "absent"
+        """`starting`, `training`, `finished`, `failed` or `stopped`; `absent` where nothing is, and
+        `empty` where no sign of a run is."""
+        self._tail = MetricsTail(folder / "metrics.jsonl")
+        self._recipe_at = 0.0
+
+    def refresh(self) -> None:
+        """Looks again."""
+        self.holder = holder(self.folder)
+        is_other, lines = self._tail.new_lines()
+        if is_other:
+            self.numbers = Numbers()
+        for line in lines:
+            self.numbers.take(line)
+        self._read_recipe()
+        self.saved = _newest_save(self.folder / "checkpoints")
+        self.failure = _newest_failure(self.folder / FAILURES)
+        self.state = self._state()
+
+    def _state(self) -> str:
+        heard = self.numbers.unix_seconds
+        if self.holder is not None:
+            return "training" if heard >= _changed(self.folder / NAME) else "starting"
+        if not self.folder.is_dir():
+            return "absent"
+        if self.recipe is not None and self.numbers.step >= self.recipe.train.steps:
+            return "finished"
+        if self.failure is not None and self.failure[0] >= heard:
+            return "failed"
+        return "stopped" if self.numbers.step else "empty"
+
+    def _read_recipe(self) -> None:
+        """The recipe that the run keeps, again only where it was written again."""
+        path = self.folder / "recipe.yaml"
+        at, self._recipe_at = self._recipe_at, _changed(path)
+        if at == self._recipe_at:
+            return
+        try:
+            self.recipe = load_recipe(path.absolute(), check=False).recipe
+        except (GlamError, OSError):
+            self.recipe = None
+
+
+def _newest_save(folder: Path) -> tuple[int, float] | None:
+    for step, name in sorted(step_names(folder), reverse=True):
+        if not isinstance(examined(folder / name), str):
+            return step, _changed(folder / name / "meta" / "metadata")
+    return None
+
+
+def _newest_failure(path: Path) -> tuple[float, str] | None:
+    try:
+        noted = parse_json(read_file(path, _MAX_BYTES))
+        what, code = noted["failures"][-1]
+        return float(noted["time"]), f"{str(what)[:_MAX_CHARS]} (exit {int(code)})"
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+        return None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+        return None
+    return float(value) if math.isfinite(value) else None
