@@ -7,6 +7,7 @@ user is a bug. Nothing here imports anything else of the project.
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 EXIT_PREEMPTED = 75
 EXIT_WATCHDOG = 86
@@ -40,6 +41,16 @@ def printable(text: str) -> str:
 
 def _is_shown(char: str) -> bool:
     return char.isprintable() or char in "\n\u200c\u200d" or unicodedata.category(char) == "Zs"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ if cause.__suppress_context__ else cause.__context__
 
 
 def first_of(items: list[str], limit: int) -> list[str]:

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from glamcli import step_folders
-from glamcli.errors import CheckpointError, DamagedCheckpoint, first_of
+from glamcli.errors import CheckpointError, DamagedCheckpoint, causes, first_of
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves, nested
@@ -32,6 +32,7 @@ from glamcli.untrusted import parse_json, read_file
 SHOWN_ARRAYS = 3
 # Reasons of this machine and not of the files: an older step would not be read either.
 _NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NO_THREAD = "can't start new thread"
 _ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
 
 Made = TypeVar("Made")
@@ -47,7 +48,7 @@ def read_arrays(
 
     Raises:
         DamagedCheckpoint: an array cannot be read, or is not the one that was saved.
-        CheckpointError: this machine cannot open enough files to read it.
+        CheckpointError: this machine cannot open enough files, or start a thread, to read it.
         MemoryError, jax.errors.JaxRuntimeError: memory is short.
     """
     arrays, reason = {}, None
@@ -55,10 +56,11 @@ def read_arrays(
     try:
         with silenced("absl", "asyncio"), warnings.catch_warnings(action="ignore"):
             arrays = _read(folder / "state", wanted)
-    except (jax.errors.JaxRuntimeError, MemoryError):  # no fault of the files
-        raise
     except Exception as error:
-        if os_error(error) in _NOT_DAMAGE:
+        for cause in causes(error):  # orbax wraps what it meets
+            if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
+                raise cause from None
+        if os_error(error) in _NOT_DAMAGE or _NO_THREAD in str(error):
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {one_line(error)}"
             ) from None

@@ -29,6 +29,7 @@ from glamcli.errors import (
     GlamError,
     Preempted,
     RecipeError,
+    causes,
 )
 from glamcli.hosts.greeting import meet
 from glamcli.hosts.rendezvous import Rendezvous, detected_rendezvous
@@ -201,13 +202,7 @@ def _may_follow_another(error: BaseException) -> bool:
     a save, is the first sign that another process is gone. Which one is known a little later."""
     if not isinstance(error, GlamError):
         return not isinstance(error, KeyboardInterrupt | BrokenPipeError)
-    cause, seen = error.__cause__, set()
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, jax.errors.JaxRuntimeError):
-            return True
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return False
+    return any(isinstance(cause, jax.errors.JaxRuntimeError) for cause in causes(error))
 
 
 ALONE = Host()

@@ -17,6 +17,7 @@ from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset
 from glamcli.hosts.join import Host
 from glamcli.hosts.watchdog import LONG, Watchdog, make_watchdog
+from glamcli.memory import explaining_memory
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import unstack_blocks
 from glamcli.progress import Progress
@@ -32,6 +33,12 @@ from glamcli.train.folder import (
 from glamcli.train.heldout import warn_of_unscored
 from glamcli.train.rewind import RECORDS, not_skipped, rewind_command
 from glamcli.train.state import State, abstract_state, init_state
+
+STATE_HINT = (
+    "only weights and optimizer state are in memory by now, so the batch and `train.remat` change "
+    "nothing: free memory that other programs hold, or spread them over more devices (`mesh: auto`,"
+    " or a larger `mesh.data`, `mesh.expert` or `mesh.model`)"
+)
 
 
 class First(NamedTuple):
@@ -63,10 +70,11 @@ class Beginning:
         be used. The files beside the checkpoints are written.
 
         Raises: CheckpointError when that is another run's, or there is none; with `strict` when the
-            newest is damaged; when the folder cannot be written.
+            newest is damaged; when the folder cannot be written. PlanError: out of memory.
         """
         warn_of_unscored(self.dataset, self.recipe.train.steps, self.progress)
-        with make_watchdog(self.recipe.runtime, self.host) as watchdog:
+        watching = make_watchdog(self.recipe.runtime, self.host)
+        with explaining_memory(lambda: STATE_HINT), watching as watchdog:
             first = self._anew(watchdog) if is_new else self._continued(watchdog, strict)
         if self.host.is_first:
             write_run_files(self.run_dir, self.recipe, first.run_identity, self.dataset.tokenizer)

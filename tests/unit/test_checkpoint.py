@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glamcli.checkpoint import Checkpoints, restore_params
 from glamcli.config.schema import Optimizer
-from glamcli.errors import CheckpointError, SaveFailed
+from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, damaged_steps, find_step, find_steps
 from glamcli.train.optimizer import checked_update, init_opt_state
 from unit.full_disk import save_without_room
@@ -296,6 +296,28 @@ def test_a_failed_save_prints_no_stacks_of_the_libraries(tmp_path):
     )
     assert ended.stdout == "saving step 5 failed: File too large\n"
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (MemoryError(), MemoryError),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"), jax.errors.JaxRuntimeError),
+        (RuntimeError("can't start new thread"), CheckpointError),
+    ],
+)
+def test_a_machine_that_cannot_read_a_checkpoint_does_not_call_it_damaged(
+    saved, monkeypatch, error, raised
+):
+    """It would be set aside for an older one, which needs as much."""
+
+    def fail(*_):
+        raise Exception(f"Encountered error while reading: {error}") from error  # as orbax does
+
+    monkeypatch.setattr("glamcli.stored_arrays._read", fail)
+    with pytest.raises(raised) as caught:
+        saved.restore(saved.latest(), state(0))
+    assert not isinstance(caught.value, DamagedCheckpoint)
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -263,6 +263,9 @@ class Wire:
     def fail(self, what, hint, code):
         self.done.append(code)
 
+    def wait_for_others(self, seconds):
+        self.done.append("stays")
+
 
 def caused(error, *causes):
     """The error, raised from the first cause, that from the second, and so on."""
@@ -299,7 +302,7 @@ def test_what_a_lost_process_may_be_behind_is_told_only_after_the_news(
     line = Wire(monkeypatch)
     with pytest.raises(type(error)), Host(0, 2, line).failing_together():  # pyright: ignore
         raise error
-    assert line.done == ["waits"] * waits + [code]
+    assert line.done == ["waits"] * waits + [code, "stays"]
 
 
 class Spread:
