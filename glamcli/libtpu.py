@@ -5,6 +5,8 @@ TPU is, and it prints four lines of its own about a pod, and stacks on SIGTERM.
 """
 
 import os
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 PCI_DEVICES = "/sys/bus/pci/devices"
@@ -36,6 +38,19 @@ def quiet() -> None:
 def has_tpu(devices: str = PCI_DEVICES) -> bool:
     """Whether a device of Google's is on the PCI bus, which is what jax itself looks for."""
     return any(_read(vendor) == GOOGLE for vendor in Path(devices).glob("*/vendor"))
+
+
+def unfit() -> str | None:
+    """Why the libtpu here is not the one that jax was built with; None where it is, or there is
+    none. Its profiler then ends the process: jax 0.10.2 and libtpu 0.0.52 do not have one form."""
+    try:
+        installed, wanted = version("libtpu"), " ".join(requires("jax") or ())
+    except PackageNotFoundError:
+        return None
+    pinned = re.search(r"libtpu==([\d.]+?)(\.\*)?;", wanted)
+    if pinned is None or f"{installed}.".startswith(f"{pinned[1]}."):
+        return None
+    return f"libtpu {installed} is installed, jax {version('jax')} was built with {pinned[1]}"
 
 
 def _read(path: Path) -> str:

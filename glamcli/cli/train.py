@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Start over; an earlier run in the folder is renamed.")
 @strict_option
 @click.option(
+    "--profile",
+    metavar="FIRST:LAST",
+    help="Trace these steps for xprof and TensorBoard, into RUN/profile (every.profile_steps).",
+)
+@click.option(
     "--allow-faults",
     is_flag=True,
     help=f"Rehearsal: let {faults.VARIABLE}=kind@step break the run (docs/reliability.md).",
@@ -56,6 +61,7 @@ def command(
     run_dir: Path | None,
     fresh: bool,
     strict: bool,
+    profile: str | None,
     allow_faults: bool,
     address: Address,
     as_json: bool,
@@ -67,7 +73,8 @@ def command(
     at once. At the end the model is scored on held-out text and, when the recipe has a `finish`
     section, on a suite of tasks. On several hosts, start the same command on each of them.
     """
-    loaded = load_recipe(recipe, sets)
+    traced = () if profile is None else (f"every.profile_steps={profile}",)
+    loaded = load_recipe(recipe, (*sets, *traced))
     breaking = os.environ.get(faults.VARIABLE, "")
     requested = faults.requested(breaking, allow_faults)
     # XLA's own warnings are for those who work on it; set to 0 from outside, they are shown.
@@ -93,10 +100,7 @@ def command(
             outcome = train(loaded.recipe, folder, progress, host, score_during, strict, STARTED)
         progress = progress if host.is_first else Silent()
         finish = loaded.recipe.finish
-        again = ["glam", "train", recipe]
-        kept = [each for each in sets if not each.startswith("train.steps=")]
-        for each in (*kept, f"train.steps={2 * outcome.step}"):
-            again += ["--set", each]
+        again = _longer(recipe, sets, 2 * outcome.step)
         again += ["--run", str(folder)] if run_dir else []
         saved = f"the model is trained and saved: `{shlex.join(_eval_words(folder, finish.suite))}`"
         try:
@@ -195,6 +199,12 @@ def _suggest(
     click.echo("\nnext:")
     for words in commands:
         click.echo(printable(f"  {shlex.join(words)}"))
+
+
+def _longer(recipe: str, sets: tuple[str, ...], steps: int) -> list[str]:
+    kept = [each for each in sets if not each.startswith("train.steps=")]
+    words = [word for each in (*kept, f"train.steps={steps}") for word in ("--set", each)]
+    return ["glam", "train", recipe, *words]
 
 
 def _eval_words(folder: Path, suite: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from glamcli.config.settings import (
     Positive,
     Prose,
     Settings,
+    StepSpan,
 )
 
 
@@ -164,13 +165,15 @@ class Train(Settings):
 
 
 class Every(Settings):
-    """How often things happen, in steps; None means never."""
+    """How often things happen, in steps, or at which; None means never."""
 
     log_steps: Count = 10
     heldout_steps: Count | None = 1000
     eval_steps: Count | None = None
     """how often the tasks of `eval` are scored; a failure is reported and training goes on."""
     checkpoint_steps: Count | None = 1000
+    profile_steps: StepSpan | None = None
+    """`FIRST:LAST`: trace these steps into `RUN/profile`, once (`glam train --profile`)."""
 
 
 class HeldoutSettings(Settings):

@@ -37,6 +37,7 @@ from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScore
 from glamcli.train.folder import after_rewinds, newest, refuse_other_recipe, take_folder
 from glamcli.train.go_back import GoBack, going_back
 from glamcli.train.meter import Meter
+from glamcli.train.profile import Profiled
 from glamcli.train.room import check_room
 from glamcli.train.state import State, abstract_state
 from glamcli.train.times import Times
@@ -140,7 +141,8 @@ def _attempt(
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        train_step = times.of("compile", _compiled_step, run, checkpoints)
+        step_program = times.of("compile", _compiled_step, run, checkpoints)
+        train_step = stack.enter_context(Profiled(step_program, run, start))
         _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)
@@ -158,7 +160,7 @@ def _attempt(
                 bar.advance()
                 stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
                 stopping |= damaged is not None
-                if _run_due((heldout, tasks, save), times, step, state, stopping):
+                if _run_due((train_step, heldout, tasks, save), times, step, state, stopping):
                     break
         times.of("save", save.finish, step, state)
         if damaged is not None:
@@ -260,7 +262,7 @@ def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) 
 
 
 def _run_due(
-    events: tuple[HeldoutLoss, TaskScores, Save],
+    events: tuple[Profiled, HeldoutLoss, TaskScores, Save],
     times: Times,
     step: int,
     state: State,

@@ -46,6 +46,23 @@ def test_killed_then_stopped_then_continued_equals_uninterrupted(train, uninterr
 
 
 @pytest.mark.slow
+def test_a_run_that_is_traced_and_stopped_meanwhile_equals_uninterrupted(
+    train, uninterrupted, tmp_path
+):
+    traced = (tmp_path / "run", "--profile", f"5:{STEPS}")
+    first = train(*traced)
+    first.until_step(9)
+    first.process.send_signal(signal.SIGINT)
+    code, err = first.finish()
+    assert code == 75, err
+    saved = Checkpoints(tmp_path / "run/checkpoints").latest()
+    assert_continues(train(*traced), saved, uninterrupted)
+    traces = sorted((tmp_path / "run/profile/plugins/profile").rglob("*.xplane.pb"))
+    assert {path.parent.name for path in traces} == {f"5-{saved}", f"{saved + 1}-{STEPS}"}
+    assert all(b"/router/" in path.read_bytes() for path in traces)
+
+
+@pytest.mark.slow
 def test_a_run_leaves_nothing_outside_its_folder_and_the_cache(recipe, tmp_path):
     """Also not in the home folder, the folder for temporary files, and where it was started."""
     places = {name: tmp_path / name for name in ("home", "temporary", "here", "data")}

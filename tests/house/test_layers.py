@@ -29,6 +29,7 @@ ROWS = (
     ("glamcli.train.loop", 7),
     ("glamcli.train.events", 7),
     ("glamcli.train.meter", 7),
+    ("glamcli.train.profile", 7),
     ("glamcli.train.health", 7),
     ("glamcli.train.go_back", 7),
     ("glamcli.train.folder", 7),

@@ -392,6 +392,7 @@ def test_null_is_accepted_exactly_where_absence_has_a_meaning():
         "every.eval_steps",
         "every.heldout_steps",
         "every.checkpoint_steps",
+        "every.profile_steps",
         "data.tokenizer.path",
         "data.tokenizer.train_vocab_size",
         "data.cache_dir",
