@@ -40,6 +40,7 @@ from glamcli.model.decoder import Decoder
 from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import with_mesh_of
 from glamcli.progress import Progress, Silent
+from glamcli.storage import place
 from glamcli.train import loop
 from glamcli.train.metric_files import read_metrics
 from glamcli.trained import Trained, keep_compiled_programs, open_trained
@@ -172,7 +173,7 @@ class Run:
             "shots": None if shots is None else tuple(shots),
             "limit": limit,
             "seed": seed,
-            "data_dir": None if data_dir is None else Path(data_dir),
+            "data_dir": None if data_dir is None else place(str(data_dir)),
         }
         known = {"suite": (chosen.name, chosen.sha256, preset), **options}
         with resumable(trained, known, self._progress) as journal:

@@ -8,6 +8,8 @@ import os
 import uuid
 from pathlib import Path
 
+from glamcli.storage import Remote
+
 
 def write(path: Path, content: str | bytes) -> None:
     """Replaces the file by `content` (text as UTF-8), making its folder if need be.
@@ -18,6 +20,9 @@ def write(path: Path, content: str | bytes) -> None:
     Raises: OSError; what was there before is then still there, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
+    if isinstance(path, Remote):
+        path.write(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:

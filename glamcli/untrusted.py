@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from glamcli.storage import Remote
+
 _Kind = TypeVar("_Kind")
 
 MAX_FILE_BYTES = 1 << 31
@@ -30,6 +32,10 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
     Raises: OSError when it cannot be read, or is a device or a pipe, which may never end, or never
         begin.
     """
+    if isinstance(path, Remote):
+        with path.reading() as file:
+            yield file
+        return
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -41,6 +47,8 @@ def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
     Raises: OSError as `open_regular` does, or when it is larger than `max_bytes`.
     """
+    if isinstance(path, Remote):
+        return path.read(max_bytes)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         data = b""

@@ -19,7 +19,14 @@ from glamcli.cli.eval_data import data
 from glamcli.cli.eval_overlap import overlap
 from glamcli.cli.eval_report import report_items, report_results
 from glamcli.cli.eval_show import show
-from glamcli.cli.options import Address, hosts_options, json_option, run_argument, strict_option
+from glamcli.cli.options import (
+    Address,
+    FileOrUrl,
+    hosts_options,
+    json_option,
+    run_argument,
+    strict_option,
+)
 from glamcli.cli.several import one_of_several, prepare_process
 from glamcli.config.nearest import nearest
 from glamcli.errors import RecipeError
@@ -79,9 +86,7 @@ for subcommand in (show, data, overlap, toxicity, cooccurrence):
 @click.option("--preset", default="glam", help="Conventions of prompts and scores: glam, gpt3, ...")
 @click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the demonstrations.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
-)
+@click.option("--data-dir", type=FileOrUrl(), help="Folder of the files that tasks name.")
 @click.option(
     "--explain",
     metavar="[TASK:]N",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glamcli.cli import render
-from glamcli.cli.options import RunFolder, json_option
+from glamcli.cli.options import FileOrUrl, RunFolder, json_option
 from glamcli.cli.several import prepare_process
 from glamcli.errors import printable
 
@@ -55,8 +55,8 @@ def _opened(run: Path, progress: Progress) -> Iterator[Trained]:
 
 @click.command()
 @_shared_options(samples=800, tokens=50)
-@click.option("--terms", type=click.Path(path_type=Path), help="Groups of terms and their prompts.")
-@click.option("--words", type=click.Path(path_type=Path), help="Adjectives and adverbs.")
+@click.option("--terms", type=FileOrUrl(), help="Groups of terms and their prompts.")
+@click.option("--words", type=FileOrUrl(), help="Adjectives and adverbs.")
 def cooccurrence(
     run: Path, terms: Path | None, words: Path | None, as_json: bool, **draws: int
 ) -> None:
@@ -101,7 +101,7 @@ def cooccurrence(
     "--prompts",
     "prompts_file",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FileOrUrl(),
     help="JSONL with `prompt.text` and `prompt.toxicity`, as RealToxicityPrompts has them.",
 )
 @click.option(
@@ -111,7 +111,7 @@ def cooccurrence(
 )
 @click.option(
     "--classifier",
-    type=click.Path(path_type=Path),
+    type=FileOrUrl(),
     help='A JSON file instead: {"bias": b, "weights": {"word": w}}, logistic over words.',
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first prompts.")

@@ -12,7 +12,7 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.eval_show import score_text
-from glamcli.cli.options import json_option
+from glamcli.cli.options import FileOrUrl, json_option
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import CheckpointError, DataError
@@ -32,9 +32,7 @@ _FOLDER = "overlap"
 @click.option("--suite", required=True, help="A suite or task: name or file.")
 @click.option("--preset", default="glam", help="Conventions: glam, gpt3, ...")
 @click.option("--limit", type=click.IntRange(1), help="Only the first items of each task.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of the files that tasks name."
-)
+@click.option("--data-dir", type=FileOrUrl(), help="Folder of the files that tasks name.")
 @click.option(
     "--processes", type=click.IntRange(0), default=0, help="Search processes, 0 for one per core."
 )

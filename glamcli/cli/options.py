@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from glamcli.config.files import run_folder
+from glamcli.storage import is_url, place
 
 set_option = click.option(
     "--set",
@@ -26,6 +27,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 Address = tuple[str | None, int | None, int | None]
 """`--coordinator`, `--num-processes` and `--process-id`, as given."""
+
+
+class FileOrUrl(click.Path):
+    """A file or folder, local or behind a URL."""
+
+    def __init__(self, **options: Any):
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return place(str(value)) if is_url(value) else super().convert(value, param, ctx)
 
 
 class RunFolder(click.Path):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from glamcli import libtpu
+from glamcli import atomic, libtpu
 from glamcli.cli import render
-from glamcli.cli.options import json_option, set_option
+from glamcli.cli.options import FileOrUrl, json_option, set_option
 from glamcli.config.chips import CHIPS_FILE, PUE, WATTS_PER_CHIP, Chip, load_chips
 from glamcli.config.load import Loaded, load_recipe
 from glamcli.config.sizes import bytes_text
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glamcli.plan.topology import Target
 
 _T = TypeVar("_T")
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = FileOrUrl(dir_okay=False)
 
 
 @click.command()
@@ -168,7 +168,7 @@ def _write_page(loaded: Loaded, plan: Plan, path: Path) -> None:
     from glamcli.plan.page import page
 
     try:
-        path.write_text(page(loaded.name, plan), encoding="utf-8")
+        atomic.write(path, page(loaded.name, plan))
     except OSError as error:
         raise PlanError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from glamcli.cli import render
-from glamcli.cli.options import json_option, set_option
+from glamcli.cli.options import FileOrUrl, json_option, set_option
 from glamcli.config import yaml
 from glamcli.config.files import display, find, shipped
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import RecipeError, printable
+from glamcli.storage import is_url, place
 
 if TYPE_CHECKING:
     from glamcli.data.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def command() -> None:
 @command.command("train")
 @click.argument("recipe_or_mixture")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces.  [default: the recipe's]")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Model file to write.")
+@click.option("--out", type=FileOrUrl(dir_okay=False), help="Model file to write.")
 @set_option
 @json_option
 def train_tokenizer(
@@ -91,8 +92,8 @@ def show_tokenizer(
     from glamcli.data.tokenizer import load_sentencepiece
     from glamcli.data.vocabulary import open_tokenizer
 
-    path = Path(file_or_recipe)
-    if os.path.isfile(path) and path.suffix not in (".yaml", ".yml", ".json"):
+    path = place(file_or_recipe)
+    if (is_url(path) or os.path.isfile(path)) and path.suffix not in (".yaml", ".yml", ".json"):
         if sets:
             raise RecipeError("`--set` changes a recipe, but this is a tokenizer file")
         tokenizer = load_sentencepiece(path)

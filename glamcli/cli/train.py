@@ -21,6 +21,7 @@ from glamcli.cli.options import (
     strict_option,
 )
 from glamcli.cli.several import one_of_several
+from glamcli.config.files import run_folder
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Finish
 from glamcli.errors import DataError, GlamError, printable
@@ -80,7 +81,7 @@ def command(
     # XLA's own warnings are for those who work on it; set to 0 from outside, they are shown.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     hugepages.apply(loaded.recipe.runtime.huge_pages == "auto")
-    folder = run_dir or loaded.run_dir
+    folder = run_dir or run_folder(loaded.run_dir)
     check_suites(loaded.recipe)
     with one_of_several(address, folder, loaded.recipe.runtime, as_json) as (host, progress):
         from glamcli.evals.scheduled import score_during

@@ -15,6 +15,7 @@ from glamcli.config.mixtures import Mixture
 from glamcli.config.nearest import Found, divisors, multiples, use
 from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
 from glamcli.config.yaml import shown
+from glamcli.storage import is_url
 
 # SentencePiece with byte fallback: 4 special pieces, 256 bytes, and some characters.
 MIN_PIECES = 300
@@ -213,7 +214,7 @@ def _finish(recipe: Recipe) -> Found:
         yield "finish.shots", "`finish.suite` is set, but there are no `finish.shots`", "use [0]"
     # Checked now rather than after the last step.
     if is_path(finish.suite):
-        if not os.path.isfile(finish.suite):
+        if not is_url(finish.suite) and not os.path.isfile(finish.suite):
             yield "finish.suite", f"no such suite file: `{shown(finish.suite)}`", None
         return
     suites = {**shipped("evals/suites"), **shipped("evals/suites/tasks")}

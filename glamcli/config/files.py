@@ -12,8 +12,10 @@ from pathlib import Path
 import glamcli
 from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
+from glamcli.storage import Remote, place
 
 _NOUN = {"recipes": "recipe", "data_mixtures": "mixture"}
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def shipped(kind: str) -> dict[str, Path]:
@@ -42,7 +44,10 @@ def find(kind: str, name_or_path: str, beside: Path | None = None) -> Path:
         else:
             hint = _near(name_or_path, names)
         raise RecipeError(f"no shipped {_NOUN[kind]} is called `{shown(name_or_path)}`", hint)
-    path = Path(absolute(name_or_path, beside or Path.cwd()))
+    path = place(absolute(name_or_path, beside or Path.cwd()))
+    if isinstance(path, Remote):  # without asking whether it is there; reading it will tell
+        is_run = kind == "recipes" and path.suffix not in _SUFFIXES
+        return path / "recipe.yaml" if is_run else path
     if kind == "recipes" and os.path.isfile(path / "recipe.yaml"):
         return path / "recipe.yaml"  # a run folder
     if not os.path.exists(path):
@@ -60,23 +65,26 @@ def _near(name: str, names: dict[str, Path]) -> str:
 
 def is_path(text: str) -> bool:
     """Whether a text means a path; else it is a shipped name."""
-    return "/" in text or "\\" in text or text.endswith((".yaml", ".yml", ".json")) or text == "~"
+    return "/" in text or "\\" in text or text.endswith(_SUFFIXES) or text == "~"
 
 
 def absolute(text: str, folder: Path) -> str:
-    """A local path made absolute against a folder; a URL as it is."""
+    """A path made absolute against a folder, local or remote; a URL as it is."""
     if "://" in text:
         return text
     path = Path(text)
     if path.parts[:1] == ("~",):
         path = Path.home().joinpath(*path.parts[1:])
+    if isinstance(folder, Remote):
+        return str((folder / path).resolve())
     return str(Path(folder.absolute(), path))
 
 
 def run_folder(text: str | Path) -> Path:
     """The path of a run folder.
 
-    Raises: RecipeError for a URL (runs are on a file system), and for what no file can be called.
+    Raises: RecipeError for a URL (runs are on a file system, docs/storage.md), and for what no file
+        can be called.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
         raise RecipeError(

@@ -23,6 +23,7 @@ from glamcli.config.mixtures import Mixture, load_mixture
 from glamcli.config.schema import Recipe
 from glamcli.config.yaml import shown
 from glamcli.errors import GlamError, RecipeError
+from glamcli.storage import place
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
@@ -56,7 +57,7 @@ class Loaded:
         """The run folder that keeps this recipe as `recipe.yaml`; None for other recipes."""
         folder = self.path.parent
         is_kept = self.path.name == "recipe.yaml" and (folder / "run.json").is_file()
-        return Path(display(folder)) if is_kept else None
+        return place(display(folder)) if is_kept else None
 
     @property
     def name(self) -> str:

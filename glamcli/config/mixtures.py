@@ -12,6 +12,7 @@ from glamcli.config.explain import Problem, place_of, refuse, validate
 from glamcli.config.files import absolute, display, find
 from glamcli.config.settings import Count, CountOrZero, Fraction, NotNegative, Prose, Settings
 from glamcli.config.yaml import shown
+from glamcli.storage import place
 
 
 class Source(Settings):
@@ -74,7 +75,7 @@ def load_mixture(name_or_path: str | Path) -> Mixture:
             folder = path.parent.absolute()
             # Only what is written in the file is a pattern, not its folder.
             if any(mark in source.path for mark in "*?["):
-                folder = Path(glob.escape(str(folder)))
+                folder = place(glob.escape(str(folder)))
             source = source.model_copy(update={"path": absolute(source.path, folder)})
         sources[name] = source
     return mixture.model_copy(update={"sources": sources})

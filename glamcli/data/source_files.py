@@ -13,9 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from glamcli.errors import DataError
+from glamcli.storage import EXTRA, file_system, local_copy
 
 # What a folder is searched for, in any case; other kinds read every file that is not hidden.
 SUFFIXES = {
@@ -61,7 +60,7 @@ def find_files(pattern: str, kind: str, name: str) -> list[File]:
     Raises: DataError when there is none, one file in two ways, or a pipe or device among them.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(pattern)
+        fs, root = file_system(pattern)
         is_folder = fs.isdir(root)
         if is_folder:
             paths = fs.find(root)
@@ -74,7 +73,7 @@ def find_files(pattern: str, kind: str, name: str) -> list[File]:
         found = [describe(fs, path, _base(path)) for path in wanted]
     except (OSError, ImportError, ValueError) as error:
         # fsspec names the package that it misses; the extra has those of all promised addresses.
-        hint = "pip install 'glamcli[remote]'" if isinstance(error, ImportError) else None
+        hint = EXTRA if isinstance(error, ImportError) else None
         raise DataError(f"source `{name}`: cannot read `{pattern}`: {error}", hint) from error
     if not found:
         raise _no_files(pattern, kind, name, shown, num_hidden=len(paths) - len(shown))
@@ -198,4 +197,4 @@ def local_path(file: File) -> str:
     """The path for a reader that needs a real file; a remote file is fetched for this process."""
     if file.is_local:
         return file.url
-    return str(fsspec.open_local(f"simplecache::{file.fs.unstrip_protocol(file.url)}"))
+    return local_copy(file.fs.unstrip_protocol(file.url))

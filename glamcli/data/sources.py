@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
-
 from glamcli.config.mixtures import Source
 from glamcli.config.nearest import did_you_mean
 from glamcli.data.embedded import embedded_documents, embedded_files
@@ -28,6 +26,7 @@ from glamcli.data.examples import stored_example, stored_examples
 from glamcli.data.source_files import SUFFIXES, File, contents, describe, find_files, local_path
 from glamcli.data.unpack import CUT_HINT, MAX_DOCUMENT_BYTES, lines, packing, too_long
 from glamcli.errors import DataError
+from glamcli.storage import file_system
 from glamcli.untrusted import parse_json
 
 # Settings of a source that change which documents it has.
@@ -88,7 +87,7 @@ def files(source: Source, name: str) -> list[File]:
         raise DataError(f"source `{name}`: needs a `path`")
     if source.kind != "embedded":
         return find_files(source.path, source.kind, name)
-    disk = fsspec.filesystem("file")
+    disk, _ = file_system("/")
     with _naming(name):
         return [describe(disk, str(path), as_) for as_, path in embedded_files(source.path)]
 

@@ -28,6 +28,7 @@ from glamcli.data.tokenizer import (
 )
 from glamcli.errors import DataError
 from glamcli.progress import Progress
+from glamcli.storage import place
 from glamcli.untrusted import parse_json, read_file
 
 # Part of every key: raise it when the same inputs would give another tokenizer.
@@ -51,7 +52,7 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
     if spec.kind == "bytes":
         return Bytes()
     if spec.path is not None:
-        return load_sentencepiece(Path(spec.path))
+        return load_sentencepiece(place(spec.path))
     vocab_size = spec.train_vocab_size or recipe.model.vocab_size
     with writing_cache(cache):
         sides = divide_mixture(mixture, cache, progress)

@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from lower rows and from its own package. The first matching prefix counts.
 ROWS = (
+    ("glamcli.storage", -1),
     ("glamcli.atomic", 0),
     ("glamcli.errors", 0),
     ("glamcli.progress", 0),
@@ -62,7 +63,7 @@ DOORS = {
     "tensorflow_datasets": ("glamcli.data",),
     "array_record": ("glamcli.data",),
     "sentencepiece": ("glamcli.data.tokenizer",),
-    "fsspec": ("glamcli.data",),
+    "fsspec": ("glamcli.storage",),
     "tensorboardX": ("glamcli.train.metric_files",),
     "click": ("glamcli.cli",),
     "rich": ("glamcli.cli.render", "glamcli.cli.screen"),

@@ -23,6 +23,7 @@ from glamcli.evals.tasks import template
 from glamcli.evals.tasks.quick import questions
 from glamcli.evals.tasks.schema import ItemSource, Records, Task
 from glamcli.evals.tasks.suites import TASKS
+from glamcli.storage import is_url
 from glamcli.untrusted import parse_json, read_file
 
 
@@ -134,7 +135,7 @@ def _there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     """
     missing = []
     for form in source.forms:
-        lacking = [path for path in form.paths(folder) if not os.path.exists(path)]
+        lacking = [path for path in form.paths(folder) if not _is_there(path)]
         if not lacking:
             return form
         missing.append(" and ".join(str(path) for path in lacking))
@@ -143,6 +144,14 @@ def _there(source: ItemSource, folder: Path, task_path: Path) -> Records:
     else:
         hint = "`--data-dir` names the folder the data is in"
     raise MissingData(f"no file {', nor '.join(missing)}", hint=hint)
+
+
+def _is_there(path: Path) -> bool:
+    """Raises: DataError when the server of a URL does not say."""
+    try:
+        return path.exists() if is_url(path) else os.path.exists(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _read(records: Records, path: Path) -> Iterator[Item]:

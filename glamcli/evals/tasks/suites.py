@@ -20,6 +20,7 @@ from glamcli.config.nearest import did_you_mean
 from glamcli.config.schema import Recipe
 from glamcli.errors import GlamError, RecipeError
 from glamcli.evals.tasks.schema import Suite, Task
+from glamcli.storage import is_url, place
 
 SUITES = Path(__file__).parents[1] / "suites"
 TASKS = SUITES / "tasks"
@@ -104,8 +105,8 @@ def _find(name_or_path: str) -> Path:
     known = _shipped_tasks() | shipped_suites()
     if name_or_path in known:
         return known[name_or_path]
-    path = Path(os.path.expanduser(name_or_path))
-    if os.path.exists(path):
+    path = place(os.path.expanduser(name_or_path))
+    if is_url(path) or os.path.exists(path):
         return path
     raise RecipeError(
         f"no suite `{name_or_path}`: neither shipped nor a file",
@@ -122,7 +123,7 @@ def _find_task(name: str, suite: Path) -> Path:
 
 def _task_file(path: Path, preset: str) -> TaskFile:
     file = TaskFile(path.stem, path, None, "")
-    if not os.path.exists(path):
+    if not is_url(path) and not os.path.exists(path):
         what = f"no task `{path.stem}`: neither shipped nor the file {path}"
         return replace(file, error=RecipeError(what))
     try:

@@ -1,0 +1,129 @@
+"""A path is on a local disk or behind a URL; the one door to the second kind, which is fsspec.
+
+`place` gives a `Path` for a local path, and for a URL a `Remote`: an object in a bucket or on a web
+server, by any scheme that fsspec knows. `untrusted.read_file` and `atomic.write` take both, and so
+does everything that reads and writes through them. An object appears whole or not at all.
+
+Local paths never come near this module's libraries, which are imported at the first use of a URL.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+EXTRA = "pip install 'glamcli[remote]'"
+_ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+_REFUSED = (401, 403)
+
+
+def is_url(text: object) -> bool:
+    """Whether a text or path is a URL."""
+    return _ROOT.match(str(text)) is not None and "://" in str(text)
+
+
+def place(text: str) -> Path:
+    """What a text means: a local path, or the `Remote` of a URL. That is no `Path`, and has those
+    methods of one that are asked of files which may be behind a URL."""
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return cast(Path, Remote(text)) if is_url(text) else Path(text)
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The file system of fsspec for a URL or local path, and the path there.
+
+    Raises: ImportError when a package is missing that the scheme needs; ValueError for an unknown
+        scheme.
+    """
+    import fsspec
+
+    # Else gcsfs asks, with other credentials and a library of its own, what kind of bucket it is,
+    # for renames of folders, which are not used here.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are raised as well
+    return fsspec.core.url_to_fs(url, **options)
+
+
+def local_copy(url: str) -> str:
+    """The path of a copy of a remote file, which lasts as long as this process."""
+    import fsspec
+
+    return str(fsspec.open_local(f"simplecache::{url}"))
+
+
+class Remote(PurePosixPath):
+    """A file or folder behind a URL. Methods that ask the server raise OSError with the reason in
+    words, FileNotFoundError and PermissionError where it is that."""
+
+    def __str__(self) -> str:
+        return _ROOT.sub(r"\1://", super().__str__(), count=1)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def absolute(self) -> Remote:
+        return self
+
+    def resolve(self) -> Remote:
+        """Without `..`, which servers do not know."""
+        return Remote(posixpath.normpath(super().__str__()))
+
+    def exists(self) -> bool:
+        with self._asking() as (fs, path):
+            return bool(fs.exists(path))
+
+    def is_file(self) -> bool:
+        """False also where the server does not say, as of a local path that cannot be looked at."""
+        with suppress(OSError), self._asking() as (fs, path):
+            return bool(fs.isfile(path))
+        return False
+
+    def read(self, max_bytes: int) -> bytes:
+        """Raises: OSError, also when it is larger than `max_bytes`."""
+        with self._asking() as (fs, path):
+            if (fs.info(path)["size"] or 0) > max_bytes:
+                raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(self))
+            return fs.cat_file(path)
+
+    def reading(self) -> IO[bytes]:
+        """For reading from the start, a block at a time."""
+        with self._asking() as (fs, path):
+            return fs.open(path, "rb")
+
+    def write(self, data: bytes) -> None:
+        """Replaces the object as a whole, or leaves the one that is there."""
+        with self._asking() as (fs, path):
+            fs.pipe_file(path, data)
+
+    @contextmanager
+    def _asking(self) -> Iterator[tuple[Any, str]]:
+        try:
+            # Others write to the same bucket: what it held a minute ago is no answer.
+            yield file_system(str(self), use_listings_cache=False)
+        except Exception as error:
+            raise _in_words(error, str(self)) from error
+
+
+def _in_words(error: Exception, url: str) -> OSError:
+    """The OSError for what a library of fsspec raised; each has exceptions of its own."""
+    if isinstance(error.__cause__, OSError):  # of a web server, all errors become one
+        error = error.__cause__
+    code = getattr(error, "status", None) or getattr(error, "code", None)
+    reason = str(error).strip().split("\n")[0][:240] or type(error).__name__
+    if isinstance(error, FileNotFoundError) or code == 404:
+        return FileNotFoundError(errno.ENOENT, "there is no such object or bucket", url)
+    if isinstance(error, ImportError):
+        return OSError(errno.ENOPKG, f"a package is missing: {EXTRA}", url)
+    if isinstance(error, PermissionError) or code in _REFUSED:
+        return PermissionError(errno.EACCES, f"no permission: {reason}", url)
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return error
+    return OSError(errno.EIO, f"no answer, or none that helps: {reason}", url)

@@ -1,0 +1,112 @@
+"""Files behind URLs are read and written as local ones are; a real server of objects answers."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from glamcli import atomic
+from glamcli.cli.main import run
+from glamcli.config.load import load_recipe
+from glamcli.data.open import open_data
+from glamcli.data.tokenizer import load_sentencepiece, train_sentencepiece
+from glamcli.evals.tasks.items import read_jsonl
+from glamcli.evals.tasks.suites import load_suite
+from glamcli.progress import Silent
+from glamcli.storage import place
+from glamcli.untrusted import open_regular, read_file
+from runs import free_port, write_recipe
+
+TASK = "kind: choice\nitems: {kind: jsonl, path: items.jsonl}\nprompt: '{q}'\noptions: choices\n"
+
+
+def upload(folder: Path, url: str) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            atomic.write(place(url) / path.name, path.read_bytes())
+
+
+def test_a_url_stays_one_whatever_is_done_with_its_path():
+    path = place("gs://bucket/runs/a.yaml")
+    assert str(path) == os.fspath(path) == "gs://bucket/runs/a.yaml"
+    assert str(path.parent / "b" / "c.txt") == "gs://bucket/runs/b/c.txt"
+    assert str(path.with_name("x")) == "gs://bucket/runs/x"
+    assert str((path.parent / "../d").resolve()) == "gs://bucket/d"
+    assert (path.stem, path.suffix, path.absolute()) == ("a", ".yaml", path)
+    assert path.parent == place("gs://bucket/runs/")
+    assert str(path.relative_to(path.parent)) == "a.yaml"
+
+
+@pytest.mark.parametrize("text", ["a/b.yaml", "/a/gs:/b", "c:/x", "gs:/b", "~", "./a://b"])
+def test_a_path_that_is_no_url_is_local(text):
+    assert place(text) == Path(text)
+
+
+def test_a_recipe_in_a_bucket_is_the_recipe_and_has_the_same_rows(bucket, tmp_path):
+    (tmp_path / "child.yaml").write_text("extends: ./tiny.yaml\ntrain: {steps: 3}\n")
+    write_recipe(tmp_path)
+    upload(tmp_path, f"{bucket}/recipes")
+    local = load_recipe(tmp_path / "child.yaml")
+    remote = load_recipe(f"{bucket}/recipes/child.yaml", [f"data.cache_dir={tmp_path / 'other'}"])
+    assert remote.recipe.data.mixture == f"{bucket}/recipes/mixture.yaml"
+    assert remote.place("train.steps") == f"{bucket}/recipes/child.yaml:2"
+    apart = {"data": {"mixture", "cache_dir"}}
+    assert remote.recipe.model_dump(exclude=apart) == local.recipe.model_dump(exclude=apart)
+    here, there = (open_data(each.recipe, Silent()).fingerprint for each in (local, remote))
+    assert here == there
+
+
+def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(bucket):
+    path = place(f"{bucket}/tokenizer.model")
+    trained = train_sentencepiece(["the cat sat on the mat"] * 20, 280, path)
+    assert load_sentencepiece(path).fingerprint == trained.fingerprint
+
+
+def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(bucket, tmp_path):
+    (tmp_path / "suite.yaml").write_text("tasks: [mine]\n")
+    (tmp_path / "mine.yaml").write_text(TASK)
+    (tmp_path / "items.jsonl").write_text('{"q": "1", "choices": ["a", "b"]}\n')
+    upload(tmp_path, f"{bucket}/suites")
+    suite = load_suite(f"{bucket}/suites/suite.yaml")
+    local = load_suite(str(tmp_path / "suite.yaml"))
+    assert [task.sha256 for task in suite.tasks] == [task.sha256 for task in local.tasks]
+    items = read_jsonl(suite.path.parent / "items.jsonl")
+    assert items[0].fields == read_jsonl(tmp_path / "items.jsonl")[0].fields
+
+
+def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(bucket):
+    path = place(f"{bucket}/a/b.txt")
+    atomic.write(path, "first")
+    atomic.write(path, "second\nline\n")
+    assert read_file(path) == b"second\nline\n"
+    assert read_file(path, 12) == b"second\nline\n"
+    with pytest.raises(OSError) as raised:
+        read_file(path, 11)
+    assert raised.value.errno == errno.EFBIG
+    with open_regular(path) as file:
+        assert (file.readline(), file.tell()) == (b"second\n", 7)
+    atomic.write(path, b"")
+    assert read_file(path) == b""
+
+
+def test_what_is_wrong_with_a_url_is_said_in_words(bucket, capsys):
+    closed = f"http://127.0.0.1:{free_port()}/tiny.yaml"
+    for url, words in (
+        (f"{bucket}/none.yaml", "none.yaml: no such file"),
+        ("gs://no-such-bucket-here/a.yaml", "a.yaml: no such file"),
+        ("nonsense://x/a.yaml", "cannot be read: no answer, or none that helps: protocol not"),
+        (closed, "cannot be read: no answer, or none that helps: cannot connect"),
+        (f"{bucket}/no/run", "no/run/recipe.yaml: no such file"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(["recipe", "check", url])
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err, url
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(OSError, match=r"pip install 'glamcli\[remote\]'"):
+        read_file(place("s3://bucket/a.yaml"))
