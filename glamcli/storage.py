@@ -114,15 +114,15 @@ class Remote(PurePosixPath):
 
 def _in_words(error: Exception, url: str) -> OSError:
     """The OSError for what a library of fsspec raised; each has exceptions of its own."""
-    if isinstance(error.__cause__, OSError):  # of a web server, all errors become one
-        error = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what any error of a web server is made of
     code = getattr(error, "status", None) or getattr(error, "code", None)
     reason = str(error).strip().split("\n")[0][:240] or type(error).__name__
     if isinstance(error, FileNotFoundError) or code == 404:
         return FileNotFoundError(errno.ENOENT, "there is no such object or bucket", url)
     if isinstance(error, ImportError):
         return OSError(errno.ENOPKG, f"a package is missing: {EXTRA}", url)
-    if isinstance(error, PermissionError) or code in _REFUSED:
+    if isinstance(error, PermissionError) or code in _REFUSED or reason.startswith("Forbidden"):
         return PermissionError(errno.EACCES, f"no permission: {reason}", url)
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return error

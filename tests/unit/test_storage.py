@@ -3,7 +3,9 @@
 import errno
 import os
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -110,3 +112,23 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(OSError, match=r"pip install 'glamcli\[remote\]'"):
         read_file(place("s3://bucket/a.yaml"))
+
+
+def test_a_refusal_of_the_server_is_told_as_no_permission(monkeypatch):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(403)
+
+        def log_message(self, format, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        try:
+            for path in (place("gs://mine/a.yaml"), place(f"{url}/a.yaml")):
+                with pytest.raises(PermissionError, match="no permission: "):
+                    read_file(path)
+        finally:
+            server.shutdown()
