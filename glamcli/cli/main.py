@@ -37,6 +37,7 @@ COMMANDS = {
     "plan": "Say what a recipe needs and costs on devices you do not have.",
     "eval": "Score a trained run on a suite of tasks.",
     "generate": "Continue a text with a trained run.",
+    "report": "Show runs on one HTML page: losses, routers, scores, speed.",
     "checkpoint": "List, verify, rewind and compare saved steps.",
     "recipe": "List, show, check, compare and start recipes.",
     "data": "Prepare the sources of a mixture and look into them.",

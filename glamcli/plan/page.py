@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import chain, cycle, repeat
 from pathlib import Path
@@ -11,13 +10,14 @@ from glamcli.config.sizes import bytes_text, short
 from glamcli.plan import words
 from glamcli.plan.memory import ArrayLayout
 from glamcli.plan.planner import Plan
+from glamcli.webpage import cards, colour_key, document, escaped_rows, html_table, share_bar
 
 MAX_CELLS = 1024
 """Devices that the picture of the mesh shows at most."""
 FEW_CELLS, LARGE, SMALL = 128, 28, 14
 """Pixels of a device's square: `LARGE` up to `FEW_CELLS` devices, else `SMALL`."""
 
-STYLE = Path(__file__).with_suffix(".css")
+PLAN_STYLE = Path(__file__).with_suffix(".css")
 # fmt: off
 COLOURS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e",
@@ -29,7 +29,6 @@ WAITING = ("#d1495b", "#e07a5f", "#b5838d", "#e5989b")
 
 def page(name: str, plan: Plan) -> str:
     """The whole page as text."""
-    title = f"{escape(name)} on {escape(plan.target.words)}"
     parts = [
         f"<h1>{escape(name)} <b>fits</b> {escape(plan.target.words)}</h1>",
         f"<p class=soft>{escape(words.method_words(plan))}</p>",
@@ -44,12 +43,8 @@ def page(name: str, plan: Plan) -> str:
     if plan.time is not None:
         parts += ["<h2>Time of a step (estimate)</h2>", _time(plan)]
     for (name, *columns), rows in words.tables(plan):
-        parts += [f"<h2>{name.capitalize()}</h2>", _table(("", *columns), _escaped(rows))]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+        parts += [f"<h2>{name.capitalize()}</h2>", html_table(("", *columns), escaped_rows(rows))]
+    return document(f"{name} on {plan.target.words}", "".join(parts), PLAN_STYLE.read_text("utf-8"))
 
 
 def _cards(plan: Plan) -> str:
@@ -71,18 +66,17 @@ def _cards(plan: Plan) -> str:
         else:
             small = words.dollars(cost.dollars)
             found.append((f"${short(cost.dollars)}" if cost.dollars >= 1000 else small, energy))
-    cards = (f"<div><b>{escape(large)}</b>{escape(small)}</div>" for large, small in found)
-    return f"<div class=cards>{''.join(cards)}</div>"
+    return cards(found)
 
 
 def _memory(plan: Plan) -> str:
     """A bar of a device's memory, a piece per group, and its key with sizes."""
     parts = list(zip(COLOURS, plan.bytes.values(), strict=False))
-    rows = _escaped(words.memory_rows(plan))
-    keys = map(_key, chain((colour for colour, _ in parts), repeat("none")))
+    rows = escaped_rows(words.memory_rows(plan))
+    keys = map(colour_key, chain((colour for colour, _ in parts), repeat("none")))
     keyed = [(key + name, held) for key, (name, held) in zip(keys, rows, strict=False)]
     sums = len(rows) - len(plan.bytes)
-    return _bar(parts, plan.whole_bytes) + _table(("", ">size"), keyed, sums)
+    return share_bar(parts, plan.whole_bytes) + html_table(("", ">size"), keyed, sums)
 
 
 def _time(plan: Plan) -> str:
@@ -93,19 +87,9 @@ def _time(plan: Plan) -> str:
     for name, seconds in words.time_parts(plan):
         colour = next(waiting if name.startswith("waiting") else colours)
         parts.append((colour, seconds))
-        rows.append((_key(colour) + escape(name), words.seconds_words(seconds)))
+        rows.append((colour_key(colour) + escape(name), words.seconds_words(seconds)))
     rows.append(("total", words.seconds_words(plan.time.total)))
-    return _bar(parts, plan.time.total) + _table(("", ">time"), rows, sums=1)
-
-
-def _bar(parts: Iterable[tuple[str, float]], whole: float) -> str:
-    widths = ((colour, f"{100 * size / whole:.2f}%") for colour, size in parts)
-    pieces = (f'<div style="width:{width};background:{colour}"></div>' for colour, width in widths)
-    return f"<div class=bar>{''.join(pieces)}</div>"
-
-
-def _key(colour: str) -> str:
-    return f'<span class=key style="background:{colour}"></span>'
+    return share_bar(parts, plan.time.total) + html_table(("", ">time"), rows, sums=1)
 
 
 def _mesh(plan: Plan) -> str:
@@ -132,7 +116,7 @@ def _arrays(plan: Plan) -> str:
     ]
     columns = ("array", "dimensions / mesh axes", "share", f">each on a {words.device(plan)}")
     note = f"filled: the part that one {words.device(plan)} holds, not to scale below 3 pixels"
-    return f"{_table(columns, rows)}<p class=soft>{note}</p>"
+    return f"{html_table(columns, rows)}<p class=soft>{note}</p>"
 
 
 def _tile(array: ArrayLayout, plan: Plan) -> str:
@@ -146,28 +130,3 @@ def _tile(array: ArrayLayout, plan: Plan) -> str:
         '<div class=tile><svg viewBox="0 0 72 22" aria-hidden="true">'
         f'<rect width="{wide:.1f}" height="{high:.1f}"/></svg>{share}</div>'
     )
-
-
-def _escaped(rows: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    return [tuple(map(escape, row)) for row in rows]
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], sums: int = 0) -> str:
-    """Cells are HTML; the last `sums` rows stand out."""
-    right = [name.startswith(">") for name in columns]
-
-    def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        marked = (
-            f"<{tag}{' class=n' if number else ''}>{cell}</{tag}>"
-            for cell, number in zip(cells, right, strict=True)
-        )
-        return f"<tr{kind}>{''.join(marked)}</tr>"
-
-    rows = list(rows)
-    names = [name.removeprefix(">") for name in columns]
-    head = line(names, "th") if any(names) else ""
-    body = (
-        line(row, "td", " class=sum" if number >= len(rows) - sums else "")
-        for number, row in enumerate(rows)
-    )
-    return f"<div class=wide><table>{head}{''.join(body)}</table></div>"

@@ -132,3 +132,22 @@ def test_spaces_and_joiners_of_names_are_shown_and_what_turns_text_around_is_esc
     assert printable("\u202e\u2066\u200e\u200f\u2028\u061c\x7f\x85\x1b\t\ud800") == (
         r"\u202e\u2066\u200e\u200f\u2028\u061c\x7f\x85\x1b\t\ud800"
     )
+
+
+def test_the_page_of_a_run_has_no_markup_of_others(glam, place):
+    run = place / f"{HOSTILE}run"
+    run.mkdir()
+    line = {"step": 1, "loss": 1.0, f"loss/{HOSTILE}": 2.0, f"heldout/{HOSTILE}": 2.0, HOSTILE: 3.0}
+    line |= {f"eval/{HOSTILE}/</script>/0_shots": 0.5, "alarms": [HOSTILE], 'memory_"onload=x': 1.0}
+    (run / "metrics.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 2}) + "\n"
+    )
+    (run / "run.json").write_text(json.dumps({"recipe": {HOSTILE: HOSTILE}, "topology": HOSTILE}))
+    code, out, err = glam("report", run, run, "-o", "page.html")
+    assert code == 0, err
+    assert not [sign for sign in SIGNS if sign in out + err]
+    page = (place / "page.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert page.count("<script") == page.count("</script") == 2  # the data, and what draws it
+    assert '"onload' not in page.partition("<script")[0]
+    assert not [sign for sign in SIGNS if sign in page]

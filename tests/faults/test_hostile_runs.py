@@ -57,10 +57,11 @@ COMMANDS = {
     "list": ["checkpoint", "list", "run"],
     "verify": ["checkpoint", "verify", "run"],
     "diff": ["checkpoint", "diff", "run/checkpoints/2", "run"],
+    "report": ["report", "run", "run", "-o", "page.html"],
     "rewind": ["checkpoint", "rewind", "run", "--to", "2"],
     "overlap": ["eval", "overlap", "run", "--suite", "task.yaml"],
 }
-LIGHT = ("show", "overlap", "list", "verify", "rewind")
+LIGHT = ("show", "overlap", "report", "list", "verify", "rewind")
 
 
 @pytest.mark.slow

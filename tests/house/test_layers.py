@@ -49,8 +49,10 @@ ROWS = (
     ("glamcli.evals", 7),
     ("glamcli.plan", 7),
     ("glamcli.doctor", 7),
-    ("glamcli.cli", 8),
-    ("glamcli.api", 9),
+    ("glamcli.webpage", 1),
+    ("glamcli.report", 8),
+    ("glamcli.cli", 9),
+    ("glamcli.api", 10),
     ("glamcli", 0),
 )
 

@@ -1,0 +1,183 @@
+"""A run folder as one value for the page. What is missing or damaged is said, and never an error,
+but a folder without any number of a run."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from glamcli.config.load import DEFAULT, leaves, load_recipe
+from glamcli.config.schema import Recipe
+from glamcli.errors import CheckpointError, GlamError
+from glamcli.report import events, mixture, scores
+from glamcli.report.curves import LOAD, MAX_STEP, Curves, Loads, as_number
+from glamcli.report.events import Event, Noticed
+from glamcli.report.mixture import ReadRows
+from glamcli.report.scores import ScoreCurve
+from glamcli.train.metric_files import metric_lines
+from glamcli.train.times import TIME_KINDS
+from glamcli.untrusted import open_regular, parse_json, read_file
+
+METRICS = "metrics.jsonl"
+BY_LAYER = "_by_layer"
+
+_Read = TypeVar("_Read")
+
+
+@dataclass
+class ReportRun:
+    """What is known of a run."""
+
+    name: str
+    folder: Path
+    curves: Curves = field(default_factory=Curves)
+    loads: Loads = field(default_factory=Loads)
+    step: int = 0
+    """the newest in its metrics."""
+    tokens_per_step: float | None = None
+    by_layer: dict[str, list[float | None]] = field(default_factory=dict)
+    """the newest numbers of the routers by expert layer."""
+    recipe: Recipe | None = None
+    origins: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """the recipe's values by dotted key."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """`run.json`: versions and devices."""
+    events: list[Event] = field(default_factory=list)
+    planned: dict[str, float] = field(default_factory=dict)
+    """share of every source over the whole run."""
+    rows: ReadRows | None = None
+    scores: list[ScoreCurve] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """what is missing, damaged or left out."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The run's time so far by kind; empty where its metrics do not say."""
+        found = {kind: self.curves.latest.get(f"seconds/{kind}") for kind in TIME_KINDS}
+        return {kind: each for kind, each in found.items() if each is not None}
+
+    def try_to(self, what: str, read: Callable[[], _Read]) -> _Read | None:
+        """What `read` returns; None, with a note, where that is not possible."""
+        try:
+            return read()
+        except (GlamError, OSError) as error:
+            self.notes.append(f"{what}: {error}")
+            return None
+
+
+@contextmanager
+def run_file(run_dir: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file of a run, opened for reading. Raises: OSError when it cannot be read."""
+    with open_regular(run_dir / name) as file:
+        yield file
+
+
+def read_run(run_dir: Path, name: str) -> ReportRun:
+    """Everything that the page shows of a run, also of one that is training.
+
+    Raises: CheckpointError when the folder has no number of a run.
+    """
+    run = ReportRun(name, run_dir)
+    try:
+        noticed = _read_metrics(run)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_dir} is no run folder: {METRICS}: {(error.strerror or str(error)).lower()}",
+            hint="give the folder of a run, such as runs/quickstart",
+        ) from error
+    if not run.step:
+        raise CheckpointError(
+            f"{run_dir / METRICS} has no numbers yet",
+            hint="a run writes them from its first step on",
+        )
+    run.about = run.try_to("versions and devices are left out", lambda: _about(run_dir)) or {}
+    _read_recipe(run)
+    found = noticed.events
+    for what, read in (
+        ("saved steps are left out", events.saves),
+        ("rewinds are left out", events.went_back),
+        ("failures are left out", events.failed),
+    ):
+        found += run.try_to(what, lambda read=read: read(run_dir)) or []
+    if (recipe := run.recipe) is not None:
+        planned = run.try_to("planned shares are left out", lambda: mixture.planned_shares(recipe))
+        run.planned = planned or {}
+        rows = recipe.batch.rows
+        run.rows = run.try_to(
+            "realised shares are left out", lambda: mixture.rows_read(run_dir, rows)
+        )
+        found += events.stages(run.rows.stages if run.rows else [])
+    run.events, left_out = events.newest_events(found)
+    if left_out:
+        run.notes.append(f"{left_out:,} older events are left out")
+    run.scores, wrong = scores.score_curves(run_dir, run.curves)
+    run.notes += [f"scores are left out: {each}" for each in wrong]
+    return run
+
+
+def _read_metrics(run: ReportRun) -> Noticed:
+    """Fills curves and loads; raises OSError when there is no such file."""
+    noticed, num_damaged = Noticed(), 0
+    routers: Mapping[str, Any] = {}
+    with run_file(run.folder, METRICS) as file:
+        for line, values in metric_lines(file):
+            if values is None or not 0 < values["step"] < MAX_STEP:
+                num_damaged += line.endswith(b"\n")  # the last may be half written
+                continue
+            step = values["step"]
+            run.step = max(run.step, step)
+            tokens = as_number(values.get("tokens_seen"))
+            run.tokens_per_step = tokens / step if tokens else run.tokens_per_step
+            run.curves.add(step, values)
+            noticed.line(step, values)
+            if LOAD in values:
+                run.loads.add(step, values[LOAD])
+                routers = values
+    run.by_layer = {
+        name.removesuffix(BY_LAYER): [as_number(each) for each in value]
+        for name, value in routers.items()
+        if name.endswith(BY_LAYER) and name != LOAD and isinstance(value, list)
+    }
+    if num_damaged:
+        lines = "line is" if num_damaged == 1 else "lines are"
+        run.notes.append(f"{num_damaged:,} {lines} damaged and left out")
+    if run.curves.num_left_out:
+        run.notes.append(f"{run.curves.num_left_out:,} numbers have too many names: left out")
+    if run.loads.num_left_out:
+        run.notes.append(
+            f"{run.loads.num_left_out:,} loads of experts are of another shape: left out"
+        )
+    return noticed
+
+
+def _about(run_dir: Path) -> Mapping[str, Any]:
+    try:
+        found = parse_json(read_file(run_dir / "run.json"))
+    except ValueError as error:
+        raise GlamError(f"run.json: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _read_recipe(run: ReportRun) -> None:
+    """The recipe that the run keeps, or as much of it as `run.json` has."""
+    loaded = run.try_to(
+        "the recipe is left out", lambda: load_recipe(run.folder / "recipe.yaml", check=False)
+    )
+    if loaded is None:
+        kept = run.about.get("recipe")
+        run.settings = dict(_flat(kept)) if isinstance(kept, dict) else {}
+        return
+    run.recipe, run.settings = loaded.recipe, dict(leaves(loaded.recipe))
+    run.origins = {
+        key: "default" if origin == DEFAULT else origin for key, origin in loaded.origins.items()
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,96 @@
+"""What a run took: its time by kind, memory, money and energy."""
+
+import math
+from itertools import cycle
+
+from glamcli.config.chips import PUE, WATTS_PER_CHIP, Chip, chip_of
+from glamcli.progress import duration
+from glamcli.report.charts import curve_charts
+from glamcli.report.curves import as_number
+from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
+from glamcli.report.run import ReportRun
+from glamcli.train.times import TIME_KINDS
+from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
+
+NUM_COLOURS = 8
+
+
+def speed_section(runs: Runs) -> Section:
+    """Speed, utilization and goodput, and where a run's time went."""
+    rate = {"tokens per second": "tokens_per_second"}
+    utilization = {"utilization": "mfu"}
+    parts: list[Part] = [
+        *curve_charts(runs, "Speed", "tokens per second", rate, from_zero=True),
+        *curve_charts(runs, "Model FLOPs utilization", "%", utilization, scale=100, from_zero=True),
+        *curve_charts(
+            runs, "Time of a step", "seconds", {"seconds": "seconds_per_step"}, from_zero=True
+        ),
+        *curve_charts(
+            runs, "Goodput", "% of the run's time so far", {"goodput": "goodput"}, scale=100
+        ),
+    ]
+    for run in runs:
+        if (total := sum(run.seconds.values())) > 0:
+            parts += [_time_bar(run, total, len(runs) > 1)]
+    return Section("Speed and time", parts, "The metrics have no times.")
+
+
+def _time_bar(run: ReportRun, total: float, is_named: bool) -> str:
+    """Where the time of a run went."""
+    colours = cycle(f"var(--c{n})" for n in range(NUM_COLOURS))
+    keyed = [(next(colours), kind, spent) for kind, spent in run.seconds.items()]
+    rows = [
+        (colour_key(colour) + TIME_KINDS[kind], duration(spent), f"{100 * spent / total:.1f} %")
+        for colour, kind, spent in keyed
+    ]
+    rows.append(("all of the run's time", duration(total), "100 %"))
+    title = f"<h3>Where the time of {text(run.name)} went</h3>" if is_named else ""
+    bar = share_bar(((colour, spent) for colour, _, spent in keyed), total)
+    return title + bar + html_table(("", ">time", ">share"), rows, sums=1)
+
+
+def memory_section(runs: Runs) -> Section:
+    """What the metrics say of memory."""
+    names = dict.fromkeys(n for run in runs for n in run.curves.names("") if "memory" in n)
+    parts: list[Part] = [
+        chart
+        for name in names
+        for chart in curve_charts(runs, name, "", {name: name}, from_zero=True)
+    ]
+    hint = "<code>glam plan RUN --target local</code> says what a step takes."
+    return Section("Memory", parts, f"No memory in the metrics; {hint}")
+
+
+def cost_section(runs: Runs) -> Section:
+    """Chip-hours, money and energy so far and to the end, where the chip has a price."""
+    rows = []
+    for run in runs:
+        chip, num_chips = _chips(run)
+        if chip is None or chip.price is None or not run.seconds:
+            continue
+        so_far = num_chips * sum(run.seconds.values()) / 3600
+        to_end = so_far + num_chips * run.curves.latest.get("seconds_left", 0.0) / 3600
+        row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, ${chip.price:g} per hour"]
+        for hours in (so_far, to_end):
+            row += [f"{hours:,.1f}", f"${hours * chip.price:,.2f}"]
+            row += [f"{hours * WATTS_PER_CHIP * PUE / 1e6:,.4g}"]
+        rows.append(row)
+    if not rows:
+        return Section("Cost", missing="The table of chips has no price for these devices.")
+    figures = (">chip-hours", ">price", ">MWh")
+    columns = (*head_of(runs), "chips", *figures, *(f"{name} to the end" for name in figures))
+    note = f"Price and energy of all of the run's time, at {WATTS_PER_CHIP:g} W per chip and a PUE "
+    note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest speed."
+    return Section("Cost", [html_table(columns, escaped_rows(rows)), soft(note)])
+
+
+def _chips(run: ReportRun) -> tuple[Chip | None, float]:
+    """The chip that a run was last started on, where it is known, and how many."""
+    topology = run.about.get("topology")
+    kind = topology.get("device_kind") if isinstance(topology, dict) else None
+    chip = chip_of(kind) if isinstance(kind, str) else None
+    sizes = topology.get("mesh") if isinstance(topology, dict) else None
+    if chip is None or not isinstance(sizes, dict):
+        return None, 0.0
+    axes = [as_number(size) or 0.0 for size in sizes.values()]
+    return chip, math.prod(axes) / chip.devices

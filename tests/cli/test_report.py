@@ -1,0 +1,263 @@
+"""`glam report`: one page of runs that are finished, training, damaged or hostile."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from cli.run_folder import make_run
+from glamcli.report.page import report_page
+from glamcli.report.run import read_run
+
+TITLES = ("Overview", "Loss", "Optimizer", "Routers", "Mixture", "Scores", "Speed and time",
+          "Memory", "Cost", "Events", "Recipe", "Other numbers")  # fmt: skip
+TIMES = {"start": 4.0, "data": 1.0, "compile": 6.0, "step": 8.0, "data_wait": 0.5, "eval": 0.3,
+         "save": 0.2, "lost": 0.0}  # fmt: skip
+
+
+def line(step, **more):
+    """A line of metrics as a run with two expert layers writes it."""
+    times = {f"seconds/{kind}": spent + step * (kind == "step") for kind, spent in TIMES.items()}
+    return {
+        "step": step, "tokens_seen": 1024 * step, "unix_seconds": 1.7e9 + step, "loss": 8 / step,
+        "loss/words": 8 / step, "learning_rate": 0.01, "grad_norm": 1.0, "update_norm": 0.5,
+        "param_norm": 9.0, "bad_steps": 0, "bad_steps_total": 0, "dropped_first_frac": 0.1,
+        "dropped_second_frac": 0.2, "unserved_frac": 0.05, "router_entropy_nats": 1.0,
+        "balance": 1.1, "dead_experts": 0, "max_first_frac": 0.3, "tokens_per_second": 100.0,
+        "seconds_per_step": 1.0, "goodput": 0.5, "balance_by_layer": [1.0, 1.2],
+        "dead_experts_by_layer": [0, 1], "load_by_layer": [[0.2, 0.8], [0.5, 0.5]], **times, **more,
+    }  # fmt: skip
+
+
+def write(run, lines, end="\n"):
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + end)
+    return run
+
+
+def data_of(page):
+    return json.loads(re.search(r"id=data>(.*?)</script>", page, re.S)[1])
+
+
+def charts_of(page):
+    return {each["title"]: each for each in data_of(page)["charts"]}
+
+
+def section(page, title):
+    anchor = title.lower().replace(" ", "-")
+    return re.search(rf"<section id={anchor}>(.*?)</section>", page, re.S)[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder with a saved step, beside which a test puts metrics."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = make_run(folder)
+    write(run, [line(step) for step in (1, 2, 3)] + [{"step": 3, "heldout/words": 3.0}])
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "words")
+
+
+def page_of(*runs):
+    return report_page([read_run(run, run.name) for run in runs])
+
+
+def test_a_page_has_every_section_and_every_chart_a_place(glam, run):
+    code, out, err = glam("report", run)
+    assert (code, err) == (0, "")
+    assert out == f"wrote {run / 'report.html'}\n"
+    page = (run / "report.html").read_text()
+    for title in TITLES:
+        assert f"<h2>{title}</h2>" in page
+    charts = data_of(page)["charts"]
+    places = re.findall(r"data-chart=(\d+)", page)
+    assert places == [str(number) for number in range(len(charts))]
+    assert {"Training loss", "Learning rate", "Load of every expert, layer 2", "Epochs",
+            "Goodput"} <= {each["title"] for each in charts}  # fmt: skip
+    assert data_of(page)["runs"][0]["tokens"] == 1024
+    assert data_of(page)["runs"][0]["flops"] > 1024
+
+
+class Balanced(HTMLParser):
+    """Raises where an element is closed that is not the one open."""
+
+    EMPTY = ("meta", "input", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_html_and_asks_for_nothing_from_outside(run):
+    page = page_of(run, run)
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len({*parser.ids})
+    assert {address for address in parser.addresses if not address.startswith("#")} == set()
+    assert {address[1:] for address in parser.addresses} <= {*parser.ids}
+    assert "default-src 'none'" in page
+    assert not re.search(r"@import|url\(", page)
+
+
+def test_several_runs_share_charts_and_their_settings_are_compared(run, tmp_path):
+    other = write(tmp_path / "other", [line(1), line(5)])
+    (other / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("seed: 0", "seed: 7")
+    )
+    page = page_of(run, other)
+    loss = charts_of(page)["Training loss"]
+    assert [(each["label"], each["at"]) for each in loss["lines"]] == [
+        ("words", [1, 2, 3]),
+        ("other", [1, 5]),
+    ]
+    assert "<tr><td>seed</td><td>0</td><td>7</td></tr>" in section(page, "Recipe")
+
+
+def test_a_run_that_is_training_is_shown_up_to_its_last_whole_line(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(4))[:50])
+    page = page_of(run)
+    assert charts_of(page)["Training loss"]["lines"][0]["at"] == [1, 2, 3]
+    assert "damaged" not in section(page, "Overview")
+
+
+def test_damaged_lines_are_counted_and_said(run):
+    (run / "metrics.jsonl").write_text(
+        "\n".join([json.dumps(line(1)), "{", '{"step": "x"}', '{"step": -4}', json.dumps(line(2))])
+        + "\n"
+    )
+    page = page_of(run)
+    assert "3 lines are damaged and left out" in section(page, "Overview")
+    assert charts_of(page)["Training loss"]["lines"][0]["at"] == [1, 2]
+
+
+@pytest.mark.parametrize("content", [None, "", "{\n"])
+def test_a_folder_without_numbers_is_an_error_that_says_so(glam, tmp_path, content):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    code, out, err = glam("report", tmp_path)
+    assert (code, out) == (4, "")
+    assert "hint: " in err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_mistakes_in_the_command_are_told(glam, run, tmp_path):
+    assert glam("report")[0] == 2
+    assert glam("report", *[run] * 9)[0] == 2
+    code, _, err = glam("report", run, "-o", run / "metrics.jsonl" / "page.html")
+    assert (code, err.count("\n")) == (1, 2)
+    assert "cannot write" in err
+
+
+def test_metrics_alone_make_a_page_and_what_is_missing_is_said(tmp_path):
+    page = page_of(write(tmp_path / "bare", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]))
+    assert list(charts_of(page)) == ["Training loss"]
+    assert "recipe is left out" in section(page, "Overview")
+    for title in TITLES[2:]:
+        assert section(page, title).count("<p class=soft>") == 1, title
+
+
+def test_numbers_this_version_does_not_know_are_drawn_as_well(run):
+    write(run, [line(step, **{"of/tomorrow": 1.5 * step, "words": "x"}) for step in (1, 2)])
+    assert charts_of(page_of(run))["of/tomorrow"]["lines"][0]["mean"] == [1.5, 3.0]
+
+
+def test_what_happened_is_listed_and_marked(run):
+    rewind = {"unix_seconds": 1.7e9, "from_step": 9, "to_step": 2, "skip_batches": 3,
+              "reason": "bad text", "set_aside": {}, "automatic": True}  # fmt: skip
+    (run / "rewinds.jsonl").write_text(json.dumps(rewind) + "\n")
+    failures = {"step": 3, "program": "x", "time": 1.7e9, "failures": [["no memory", 5]]}
+    (run / "failures.json").write_text(json.dumps(failures))
+    lines = [line(1), line(2, bad_steps=1, spike=1), line(3, bad_steps=2, spike=1), line(4)]
+    lines += [{"step": 4, "alarms": ["expert layer 1: collapsed"]}]
+    lines += [line(5, **{"seconds/start": 8.0})]
+    page = page_of(write(run, lines))
+    marks = {(step, kind): text for step, kind, _, text in data_of(page)["runs"][0]["marks"]}
+    assert marks.keys() == {
+        (3, "skipped"), (4, "alarm"), (5, "restart"), (2, "rewind"), (3, "failure"), (3, "save"),
+    }  # fmt: skip
+    assert marks[3, "skipped"] == "from step 2 on, update skipped: a spike"
+    listed = section(page, "Events")
+    for text in (
+        "expert layer 1: collapsed",
+        "bad text",
+        "left out 3 batches",
+        "no memory (exit 5",
+    ):
+        assert text in listed
+
+
+def test_planned_and_realised_shares_are_those_of_the_saved_step(run):
+    listed = section(page_of(run), "Mixture")
+    rows = "<td>words</td>" + 3 * "<td class=n>100.00 %</td>"
+    assert rows in listed
+    assert "newest saved step, 3." in listed
+
+
+def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
+    shares = re.findall(r"<td class=n>([\d.]+) %</td>", section(page_of(run), "Speed and time"))
+    assert shares.pop() == "100"
+    assert len(shares) == len(TIMES)
+    assert abs(sum(map(float, shares)) - 100) < 0.5
+
+
+def test_scores_stand_beside_those_that_were_published(run):
+    scores = {f"eval/piqa/accuracy/{setting}_shots": 0.5 for setting in ("0", "1")}
+    write(run, [line(1), {"step": 1, **scores}, line(9), {"step": 9, **scores}])
+    page = page_of(run)
+    listed = section(page, "Scores")
+    assert "GLaM 64B/64E" in listed
+    assert "<td class=n>81.4?</td>" in listed
+    levels = charts_of(page)["piqa, 1 shots"]["levels"]
+    assert ["GLaM 64B/64E", 81.4] in levels
+
+
+def test_money_and_energy_are_shown_where_the_chip_has_a_price(run):
+    assert "no price for these devices" in section(page_of(run), "Cost")
+    about = json.loads((run / "run.json").read_text())
+    about["topology"] |= {"device_kind": "TPU v4", "mesh": {"data": 4, "expert": 2}}
+    (run / "run.json").write_text(json.dumps(about))
+    write(run, [line(1, seconds_left=3600.0)])
+    hours = 8 * 21 / 3600
+    listed = section(page_of(run), "Cost")
+    assert f"<td class=n>{hours:,.1f}</td>" in listed
+    assert f"<td class=n>{hours + 8:,.1f}</td>" in listed
+
+
+def test_a_long_run_makes_a_page_of_bounded_size(tmp_path):
+    lines = (line(step) for step in range(1, 8001))
+    page = page_of(write(tmp_path / "long", lines))
+    assert len(page) < 2e6
+    (loss,) = charts_of(page)["Training loss"]["lines"]
+    assert len(loss["at"]) <= 1000
+    assert loss["low"][0] < loss["mean"][0] < loss["high"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_a_browser_draws_the_charts_in_view_and_reports_no_error(run, tmp_path):
+    (tmp_path / "page.html").write_text(page_of(run))
+    shown = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--window-size=1400,2000", "--virtual-time-budget=4000", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert shown.stdout.count("<canvas") >= 3
+    assert "CONSOLE" not in shown.stderr, shown.stderr
