@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from glamcli import faults
 from glamcli.checkpoint import Checkpoints
-from glamcli.config import schema
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
 from glamcli.errors import CheckpointError, DamagedCheckpoint, DamagedRecord, Preempted
@@ -124,7 +123,7 @@ def _attempt(
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False
         progress = progress if host.is_first else Silent()
-        mesh = make_mesh(_layout(recipe, host, progress))
+        mesh = make_mesh(automesh.layout(recipe, host, progress))
         decoder = programs.make_decoder(recipe, mesh.shape)
         begin = Beginning(recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host)
         start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
@@ -286,13 +285,3 @@ def _leave_if_asked(run: Running, stop: Stop, step: int) -> None:
         complete = f"the run is complete; `glam eval {run.run_dir}` scores it"
         hint = complete if is_complete else "rerun the same command"
         raise Preempted(f"saved at step {step}, asked to stop", hint=hint)
-
-
-def _layout(recipe: Recipe, host: Host, progress: Progress) -> schema.Mesh:
-    """The recipe's mesh; for `mesh: auto` one that suits the devices of all processes."""
-    if not recipe.mesh.auto:
-        return recipe.mesh
-    room = min(host.gather("device memory", automesh.device_bytes()))
-    choice = automesh.choose(recipe, jax.device_count(), room)
-    progress.say(str(choice))
-    return choice.mesh

@@ -1,11 +1,15 @@
 """`mesh: auto`: by what fits, smallest `model`, then largest `expert`, then `data`."""
 
+import re
+
 import pytest
 
 from glamcli import trained
 from glamcli.config.load import load_recipe
 from glamcli.errors import PlanError, RecipeError
-from glamcli.train import automesh
+from glamcli.hosts.join import ALONE
+from glamcli.progress import Silent
+from glamcli.train import automesh, loop
 
 GIB = 2**30
 BIG = 2**50
@@ -66,6 +70,43 @@ def test_bytes_are_those_of_the_state():
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in automesh.jax.tree.leaves(state)]
     weights = [leaf.size * 4 for leaf in automesh.jax.tree.leaves(state.params)]
     assert choice.num_bytes == sum(sizes) + sum(weights)
+
+
+class Device:
+    """As jax shows one."""
+
+    def __init__(self, platform, **stats):
+        self.platform, self.memory_stats = platform, lambda: stats
+
+
+def test_a_given_mesh_is_refused_before_anything_is_computed_where_devices_tell_their_memory(
+    tmp_path, monkeypatch
+):
+    def whole(*sets):  # on every device but where experts or matrices are split
+        rules = ("mesh.rules.embed=[]", "mesh.rules.expert_embed=[]")
+        return load_recipe("test-tiny", [*rules, *sets]).recipe
+
+    def laid_out(platform, limit, *sets):
+        device = Device(platform, bytes_limit=limit)
+        monkeypatch.setattr(automesh.jax, "local_devices", lambda: [device])
+        return automesh.layout(whole(*sets), ALONE, Silent())
+
+    held, _ = automesh._needs(whole(), 8)(laid_out("cpu", 1, "mesh.data=8"))
+    laid_out("gpu", held)
+    with pytest.raises(PlanError, match="too large: mesh: data 8; weights, gradients") as refused:
+        laid_out("gpu", held - 1)
+    assert refused.value.exit_code == 5
+    hint = refused.value.hint.removeprefix("by this arithmetic another mesh fits: ")
+    mesh = laid_out("gpu", held - 1, *hint.replace("--set ", "").split())
+    assert (mesh.data, mesh.expert, mesh.model) == (1, 4, 2)
+    with pytest.raises(PlanError) as refused:
+        laid_out("tpu", 1000)
+    assert re.fullmatch(r"about [\d,]+ devices would hold it", refused.value.hint)
+
+    cache = f"data.cache_dir={tmp_path}/cache"
+    monkeypatch.setattr(loop, "Beginning", None)  # the next thing, which initialises
+    with pytest.raises(PlanError, match="too large: mesh: data 8; weights, gradients and"):
+        loop.train(load_recipe("test-tiny", [cache]).recipe, tmp_path / "run", Silent())
 
 
 def test_stages_ask_for_copies_of_their_weights_too():
