@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from glamcli.cli.options import RunFolder
+from glamcli.cli.options import FileOrUrl, RunFolder
 from glamcli.config.files import display
 from glamcli.errors import GlamError, RecipeError, printable
 
@@ -18,7 +18,7 @@ MAX_RUNS = 8
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FileOrUrl(dir_okay=False),
     help="The page to write.  [default: report.html in the folder of the first RUN]",
 )
 def command(runs: tuple[Path, ...], output: Path | None) -> None:

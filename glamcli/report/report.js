@@ -135,6 +135,8 @@
       const room = (high - low || Math.abs(high)) * 0.06;
       return [chart.zero ? 0 : low - room, high + room || 1];
     };
+    const idle = isCut ? `cut above: it goes up to ${short(greatest)}` : "";
+    say(idle);
     const drawLevels = (u) => {
       const { ctx } = u, { left, width: wide } = u.bbox, ratio = devicePixelRatio;
       ctx.save();
@@ -142,8 +144,6 @@
       ctx.fillStyle = css("--soft");
       ctx.strokeStyle = css("--soft");
       ctx.lineWidth = ratio;
-      ctx.textAlign = "left";
-      if (isCut) ctx.fillText(`cut; up to ${short(greatest)}`, left + 6 * ratio, u.bbox.top + 12 * ratio);
       for (const [name, y] of chart.levels) {
         const at = Math.round(u.valToPos(y, "y", true));
         ctx.setLineDash([ratio, 3 * ratio]);
@@ -176,7 +176,7 @@
       setCursor: [
         (u) => {
           if (u.cursor.idx == null) u.setLegend({ idx: joined[0].length - 1 });
-          say(nearMark(u, marks));
+          say(nearMark(u, marks) || idle);
         },
       ],
       setSeries: [

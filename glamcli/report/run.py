@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from glamcli.config.load import DEFAULT, leaves, load_recipe
+from glamcli.config.load import leaves, load_recipe
 from glamcli.config.schema import Recipe
+from glamcli.config.settings import Settings
 from glamcli.errors import CheckpointError, GlamError
 from glamcli.report import events, mixture, scores
 from glamcli.report.curves import LOAD, MAX_STEP, Curves, Loads, as_number
@@ -170,9 +171,19 @@ def _read_recipe(run: ReportRun) -> None:
         run.settings = dict(_flat(kept)) if isinstance(kept, dict) else {}
         return
     run.recipe, run.settings = loaded.recipe, dict(leaves(loaded.recipe))
-    run.origins = {
-        key: "default" if origin == DEFAULT else origin for key, origin in loaded.origins.items()
-    }
+    run.origins = dict(_origins(loaded.recipe))
+
+
+def _origins(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """`default` or `recipe` for every setting by dotted key. A run keeps all values and not the
+    files that they came from."""
+    for name, about in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from _origins(value, f"{prefix}{name}.")
+        else:
+            known = about.get_default(call_default_factory=True)
+            yield prefix + name, "default" if value == known else "recipe"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -211,6 +211,12 @@ def test_planned_and_realised_shares_are_those_of_the_saved_step(run):
     assert "newest saved step, 3." in listed
 
 
+def test_a_setting_of_the_recipe_says_whether_it_is_a_default(run):
+    listed = section(page_of(run), "Recipe")
+    assert "<tr><td>seed</td><td>0</td><td>default</td></tr>" in listed
+    assert "<tr><td>batch.row_tokens</td><td>128</td><td>recipe</td></tr>" in listed
+
+
 def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
     shares = re.findall(r"<td class=n>([\d.]+) %</td>", section(page_of(run), "Speed and time"))
     assert shares.pop() == "100"
