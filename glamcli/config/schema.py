@@ -11,6 +11,7 @@ from pydantic import Field
 
 from glamcli.config.devices import Mesh, Pipeline
 from glamcli.config.guard import Guard
+from glamcli.config.run import RunSettings
 from glamcli.config.settings import (
     MAX_NEW_TOKENS,
     Count,
@@ -285,6 +286,7 @@ class Recipe(Settings):
     loss: Loss = Loss()
     train: Train
     guard: Guard = Guard()
+    run: RunSettings = RunSettings()
     every: Every = Every()
     heldout: HeldoutSettings = HeldoutSettings()
     eval: Eval = Eval()

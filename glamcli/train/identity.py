@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "train.max_bad_steps",
     "optimizer.factor_heads",
     "guard",
+    "run",
     "every",
     "checkpoints",
     "heldout",

@@ -35,6 +35,7 @@ from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
 from glamcli.train.folder import after_rewinds, newest, refuse_other_recipe, take_folder
 from glamcli.train.go_back import GoBack, going_back
+from glamcli.train.loggers import check_loggers
 from glamcli.train.meter import Meter
 from glamcli.train.profile import Profiled
 from glamcli.train.room import check_room
@@ -80,9 +81,10 @@ def train(
         TrainError: updates were skipped for too long, or devices compute wrongly (`recipe.guard`).
         PlanError: out of memory. CrashLoop: the last three starts from this step failed.
         DataError: a source cannot be read; the steps before are saved.
-        RecipeError: the processes were not started with the same recipe, code or libraries.
+        RecipeError: a logger is missing, or the processes differ in recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
+    check_loggers(recipe)
     with listening(progress) as stop:
         while True:
             try:

@@ -20,7 +20,8 @@ from glamcli.hosts.pace import Pace
 from glamcli.progress import Progress
 from glamcli.train import metrics
 from glamcli.train.health import Health
-from glamcli.train.metric_files import MetricsFile, TensorBoard
+from glamcli.train.loggers import Writer, open_loggers
+from glamcli.train.metric_files import MetricsFile
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
 from glamcli.train.rewind import seconds_before
 from glamcli.train.router_alarms import RouterAlarms
@@ -29,7 +30,7 @@ from glamcli.train.times import Times
 
 
 class Meter(AbstractContextManager["Meter"]):
-    """The numbers of a run after `start` batches: `metrics.jsonl`, `tensorboard/` and progress.
+    """The numbers of a run after `start` batches: `metrics.jsonl`, loggers and progress.
 
     Without a `run_dir` no file is written: of several processes only the first writes.
 
@@ -64,14 +65,14 @@ class Meter(AbstractContextManager["Meter"]):
         self._first = start + 1
         self._pending: tuple[int, Any] | None = None
         self._latest: dict[str, Any] = {}
-        self._files: tuple[()] | tuple[MetricsFile, TensorBoard] = ()
+        self._recent: Sequence[Mapping[str, Any]] = ()
+        self._files: list[Writer] = []
         if run_dir is not None:
             at = saved.get("step", start)
-            self._files = (
-                MetricsFile(run_dir / "metrics.jsonl", at, progress),
-                TensorBoard(run_dir / "tensorboard", at, progress),
-            )
-            until = max(self._files[0].seconds, seconds_before(run_dir))
+            file = MetricsFile(run_dir / "metrics.jsonl", at, progress)
+            self._recent = file.recent
+            self._files = [file, *open_loggers(recipe, run_dir, at, progress)]
+            until = max(file.seconds, seconds_before(run_dir))
             self.times.go_on(saved.get("seconds", {}), until)
         self._restart()
 
@@ -134,10 +135,9 @@ class Meter(AbstractContextManager["Meter"]):
     def has(self, step: int, prefix: str) -> bool:
         """Whether the metrics have numbers of `step` with this prefix. Only right while there are
         no lines of later steps."""
-        recent = self._files[0].recent if self._files else ()
         return any(
             line["step"] == step and any(name.startswith(prefix) for name in line)
-            for line in recent
+            for line in self._recent
         )
 
     def _read(self, step: int, sums: Any) -> None:

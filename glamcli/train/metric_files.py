@@ -237,7 +237,7 @@ class TensorBoard(_Output):
         scalars = [
             self._values.Value(tag=tag, simple_value=number)
             for name, value in values.items()
-            for tag, number in _curves(name, value)
+            for tag, number in curves(name, value)
         ]
         self._add(step=values["step"], summary=self._values(value=scalars))
 
@@ -261,7 +261,7 @@ class TensorBoard(_Output):
                 action()
 
 
-def _curves(name: str, value: Any) -> list[tuple[str, float]]:
+def curves(name: str, value: Any) -> list[tuple[str, float]]:
     """The curves a value belongs to: itself, or one per layer; none for text, None and experts."""
     if name in ("step", "unix_seconds"):  # every event has both
         return []
