@@ -38,6 +38,7 @@ from glamcli.stored_arrays import (
     os_error,
     read_arrays,
     silenced,
+    time_saves_by_a_steady_clock,
 )
 
 # What Adafactor kept for attention's weights before format 3.
@@ -47,6 +48,17 @@ SINCE_4 = re.compile(r"window")
 # What orbax raises when it cannot write; ValueError is TensorStore's.
 DISK_ERRORS = (OSError, ValueError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step folder that gets its name when all files in it are on the disk. Orbax syncs those of
+    arrays alone: a power failure could leave a complete step with an empty description."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdecimal():  # an item becomes a part of it before
+            step_folders.sync(Path(self.get()))
+        await super().finalize()
+        step_folders.sync_names(Path(self.get_final()).parent)
 
 
 class Checkpoints:
@@ -208,6 +220,7 @@ class Checkpoints:
             try:
                 if self.host.is_first:
                     self.folder.mkdir(parents=True, exist_ok=True)
+                    step_folders.sync_names(self.folder.parent)
                     for name in {*step_folders.damaged_steps(self.folder), *self._damaged}:
                         # If it stayed, a folder like `999` would make orbax skip every save below.
                         step_folders.move_aside(self.folder, name)
@@ -215,10 +228,15 @@ class Checkpoints:
                 self.host.wait("checkpoint folder")
                 self._damaged.clear()
                 ignore_abandoned_work()
+                time_saves_by_a_steady_clock()
                 self._silence.enter_context(silenced("absl", "asyncio"))
                 self._manager = ocp.CheckpointManager(
                     self.folder,
-                    options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+                    options=ocp.CheckpointManagerOptions(
+                        cleanup_tmp_directories=True,
+                        temporary_path_class=_Durable,
+                        lightweight_initialize=True,  # other steps' _CHECKPOINT_METADATA is unread
+                    ),
                 )
             except (OSError, CheckpointError) as error:
                 reason = getattr(error, "strerror", None) or error

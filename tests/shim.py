@@ -165,19 +165,20 @@ def usable(folder: Path) -> int:
     raise AssertionError("no step can be restored")
 
 
-def unsynced(struck: Struck) -> list[str]:
-    """Files that were written and not synced afterwards, by their last names: what a power failure
-    may leave empty."""
-    dirty: dict[str, bool] = {}
-    for _, call, path, *target in struck.calls:
+def unsynced(calls: list[list[str]]) -> set[str]:
+    """Files whose content, and folders whose names, a power failure after these calls may lose."""
+    dirty: set[str] = set()
+    for _, call, path, *target in calls:
         if call == "rename":
             moved = {name for name in dirty if name == path or name.startswith(path + "/")}
-            dirty |= {target[0] + name.removeprefix(path): dirty.pop(name) for name in moved}
-        elif call in ("write", "truncate", "open"):
-            dirty[path] = True
+            dirty = dirty - moved | {target[0] + name.removeprefix(path) for name in moved}
+        if call in ("open", "mkdir", "rename"):
+            dirty.add((target or [path])[0].rpartition("/")[0])
+        if call in ("write", "truncate", "open"):
+            dirty.add(path)
         elif call == "fsync":
-            dirty[path] = False
-    return sorted(name for name, is_dirty in dirty.items() if is_dirty)
+            dirty.discard(path)
+    return dirty
 
 
 def _main(folder: Path) -> None:

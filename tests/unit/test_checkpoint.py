@@ -1,10 +1,12 @@
 """What a checkpoint promises: exact bits, any number of devices, nothing torn, nothing cast."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -198,6 +200,32 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(saved):
     saved.save(4, state(4), {})
     saved.close()
     assert sorted(p.name for p in saved.folder.iterdir()) == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"init_timestamp_nsecs": "x"}', "", "\0"])
+def test_a_damaged_file_of_orbax_about_a_step_stops_neither_saves_nor_restores(saved, text):
+    (saved.folder / "3" / "_CHECKPOINT_METADATA").write_text(text)
+    saved.save(4, state(4), {})
+    saved.close()
+    for step in (3, 4):
+        assert_same_bits(saved.restore(step, abstract(state(step))), state(step))
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_that_jumps_a_day_whenever_it_is_read_costs_no_save(saved, monkeypatch, days):
+    now, reads = time.time(), itertools.count()
+
+    def jumping() -> float:
+        return now + days * 86_400 * next(reads)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time_ns", lambda: int(jumping() * 1e9))
+    for step in (4, 5):
+        saved.save(step, state(step), {})
+        assert saved.wait() == step
+    assert next(reads) > 10
+    assert saved.steps() == [5, 4, 3]
+    saved.close()
 
 
 def test_differences_are_named_before_anything_is_read(saved):
