@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glamcli.cli import render
-from glamcli.cli.options import FileOrUrl, RunFolder, json_option
+from glamcli.cli.options import FileOrUrl, RunFolder, json_option, strict_option
 from glamcli.cli.several import prepare_process
 from glamcli.errors import printable
 
@@ -31,6 +31,7 @@ def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
         click.option("--tokens", default=tokens, help="Maximum tokens per continuation.", **number),
         click.option("--top-k", default=40, help="Sample among this many tokens.", **number),
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the samples."),
+        strict_option,
         json_option,
     )  # fmt: skip
 
@@ -43,14 +44,14 @@ def _shared_options(samples: int, tokens: int) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def _opened(run: Path, progress: Progress) -> Iterator[Trained]:
+def _opened(run: Path, progress: Progress, strict: bool) -> Iterator[Trained]:
     """The model of `run`. Raises: PlanError when memory runs short, here or in its use."""
     prepare_process(run)
     from glamcli.memory import explaining_memory
     from glamcli.trained import open_trained
 
     with explaining_memory(lambda: "use a larger device"):
-        yield open_trained(run, progress)
+        yield open_trained(run, progress, strict=strict)
 
 
 @click.command()
@@ -58,7 +59,7 @@ def _opened(run: Path, progress: Progress) -> Iterator[Trained]:
 @click.option("--terms", type=FileOrUrl(), help="Groups of terms and their prompts.")
 @click.option("--words", type=FileOrUrl(), help="Adjectives and adverbs.")
 def cooccurrence(
-    run: Path, terms: Path | None, words: Path | None, as_json: bool, **draws: int
+    run: Path, terms: Path | None, words: Path | None, strict: bool, as_json: bool, **draws: int
 ) -> None:
     """Count adjectives and adverbs that RUN uses of each gender, religion and race.
 
@@ -71,7 +72,7 @@ def cooccurrence(
 
     (chosen, known), how = load_terms(terms, words), Draws(**draws)
     progress = render.make_progress(as_json)
-    with _opened(run, progress) as trained:
+    with _opened(run, progress, strict) as trained:
         found, settings = measure_cooccurrence(trained, chosen, known, how, progress)
         asked = {"terms": terms and str(terms), "words": words and str(words)}
         content = {**settings, "asked": asked, "terms": [asdict(each) for each in found]}
@@ -121,6 +122,7 @@ def toxicity(
     scorer: str | None,
     classifier: Path | None,
     limit: int | None,
+    strict: bool,
     as_json: bool,
     **draws: int,
 ) -> None:
@@ -136,7 +138,7 @@ def toxicity(
     judge, how = make_scorer(scorer, classifier), Draws(**draws)
     prompts = read_prompts(prompts_file, limit)
     progress = render.make_progress(as_json)
-    with _opened(run, progress) as trained:
+    with _opened(run, progress, strict) as trained:
         found, settings = measure_toxicity(trained, prompts, judge, how, progress)
         asked = {"prompts": str(prompts_file), "limit": limit, "scorer": scorer or str(classifier)}
         content = {**settings, "asked": asked, "buckets": [asdict(each) for each in found]}

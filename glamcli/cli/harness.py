@@ -22,15 +22,15 @@ COLUMNS = ("task", ">shots", "metric", "filter", ">value", ">error", ">items")
 
 
 class Glam(HarnessModel):
-    """A run folder or a checkpoint as a model of lm-eval."""
+    """A run folder or a checkpoint as a model of lm-eval; `strict` as for `glam eval`."""
 
-    def __init__(self, path: str, **ignored: Any):
+    def __init__(self, path: str, strict: bool = False, **ignored: Any):
         # Batches follow from tokens, and devices from the process: `batch_size`, `device` and
         # the like, which lm-eval passes by itself, have no meaning here.
         del ignored
         folder = run_folder(path)
         prepare_process(folder)
-        super().__init__(open_trained(folder, render.make_progress()))
+        super().__init__(open_trained(folder, render.make_progress(), strict=strict))
 
 
 def score_tasks(

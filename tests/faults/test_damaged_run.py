@@ -185,6 +185,24 @@ def test_generation_takes_an_older_step_with_a_warning_or_stops(model, tmp_path,
         glamcli.open(run, strict=True)
 
 
+def test_strict_analyses_and_lm_eval_stop_at_a_damaged_step(model, tmp_path, glam):
+    run = shutil.copytree(model, tmp_path / "run")
+    flip_a_weight(run / "checkpoints" / "5")
+    (tmp_path / "prompts").write_text('{"prompt": {"text": "stone", "toxicity": 0.1}}')
+    (tmp_path / "words").write_text('{"bias": 0, "weights": {}}')
+    files = ("--prompts", tmp_path / "prompts", "--classifier", tmp_path / "words")
+    for analysis in (("cooccurrence",), ("toxicity", *files)):
+        code, out, err = glam("eval", *analysis, run, "--samples", 1, "--strict")
+        assert (code, out) == (4, "")
+        assert "not as saved" in err
+        assert "going back" not in err
+    pytest.importorskip("lm_eval")
+    from glamcli.cli.harness import Glam
+
+    with pytest.raises(DamagedCheckpoint):
+        Glam(path=str(run), strict=True)
+
+
 def test_weights_of_a_bad_streak_are_used_with_a_warning(model, tmp_path):
     run = shutil.copytree(model, tmp_path / "run")
     rewrite_meta(run / "checkpoints/5", good=False)

@@ -163,6 +163,7 @@ def test_every_damaged_file_is_harmless_or_named_and_the_older_step_is_taken(
     assert is_refused["state/manifest.ocdbt"]
     assert not is_refused["_CHECKPOINT_METADATA"]
     assert not is_refused["state/_sharding"]
+    assert not is_refused["state/array_metadatas/process_0"]
 
 
 def edited(key: str, value: object) -> Callable[[str], str]:
