@@ -16,8 +16,9 @@ from glamcli.report.curves import Point, significant
 from glamcli.report.events import EVENT_KINDS
 from glamcli.report.run import ReportRun
 
-PER_OCTAVE, FAIR, MOST = 28, 128, 255
-"""A load is drawn as FAIR + PER_OCTAVE x log2(share x experts), from 1 to MOST; 0 is no token."""
+PER_OCTAVE, FAIR, MOST = 32, 128, 255
+"""A load is drawn as FAIR + PER_OCTAVE x log2(share x experts), from 1 to MOST, which is a
+16th to 16 times an even share; 0 is no token."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class LoadChart:
             "run": self.run,
             "at": list(self.steps),
             "experts": num_experts,
+            "fair": FAIR,
+            "octave": PER_OCTAVE,
             "cells": base64.b64encode(cells.tobytes()).decode(),
         }
 

@@ -46,6 +46,8 @@ class Noticed:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.num_left_out = 0
+        """older ones, of which there are too many."""
         self._started: float | None = None
         self._skipped: tuple[int, int] | None = None
 
@@ -77,7 +79,8 @@ class Noticed:
     def _add(self, event: Event) -> None:
         self.events.append(event)
         if len(self.events) > 2 * MAX_EVENTS * len(EVENT_KINDS):
-            self.events, _ = newest_events(self.events)
+            self.events, left_out = newest_events(self.events)
+            self.num_left_out += left_out
 
 
 def newest_events(events: Iterable[Event]) -> tuple[list[Event], int]:
@@ -146,7 +149,9 @@ def stages(starts: Sequence[tuple[int, Mapping[str, float]]]) -> list[Event]:
 def clock_text(unix_seconds: Any) -> str:
     """A time as text in UTC; `?` for what is none."""
     number = as_number(unix_seconds)
+    if number is None:
+        return "?"
     try:
-        return f"{datetime.fromtimestamp(number or 'none', UTC):%Y-%m-%d %H:%M:%S} UTC"  # pyright: ignore
-    except (OverflowError, ValueError, OSError, TypeError):
+        return f"{datetime.fromtimestamp(number, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
         return "?"

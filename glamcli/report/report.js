@@ -5,7 +5,7 @@
   const page = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 2], [14, 4, 4, 4]];
-  const HEIGHT = 220, PRINT_WIDTH = 330, PER_OCTAVE = 28, FAIR = 128;
+  const HEIGHT = 220, PRINT_WIDTH = 330;
   const controls = document.getElementById("controls");
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const chosen = (name) => controls.querySelector(`input[name="${name}"]:checked`)?.value;
@@ -90,7 +90,8 @@
 
   function lines(chart, place, width, say) {
     const several = page.runs.length > 1;
-    const isLog = chart.log !== isOn("y", "log");
+    const anyAbove = chart.lines.some((line) => line.mean.some((y) => y > 0));
+    const isLog = anyAbove && chart.log !== isOn("y", "log");
     const shown = chart.lines.filter((line) => unitOf(page.runs[line.run]) != null);
     if (!shown.length) return null;
     const series = [{}], bands = [], tables = [], bars = [];
@@ -198,12 +199,12 @@
   }
 
   const mix = (from, to, share) => from.map((x, i) => Math.round(x + (to[i] - x) * share));
-  function palette() {
+  function palette(fair) {
     const [none, low, even, high] = ["none", "low", "even", "high"].map((name) =>
       css(`--load-${name}`).split(" ").map(Number));
     return Array.from({ length: 256 }, (_, x) => {
       if (x === 0) return none;
-      return x < FAIR ? mix(even, low, (FAIR - x) / FAIR) : mix(even, high, (x - FAIR) / FAIR);
+      return x < fair ? mix(even, low, (fair - x) / fair) : mix(even, high, (x - fair) / fair);
     });
   }
 
@@ -211,7 +212,7 @@
     const unit = unitOf(page.runs[chart.run]);
     if (unit == null) return null;
     const cells = Uint8Array.from(atob(chart.cells), (c) => c.charCodeAt(0));
-    const columns = chart.at.length, E = chart.experts, colours = palette();
+    const columns = chart.at.length, E = chart.experts, colours = palette(chart.fair);
     const image = new ImageData(columns, E);
     for (let x = 0; x < columns; x++)
       for (let e = 0; e < E; e++) {
@@ -242,7 +243,7 @@
       const i = at.findIndex((end) => value <= end);
       if (i < 0 || expert < 1 || expert > E) return say("");
       const cell = cells[i * E + expert - 1];
-      const times = cell ? `${short(2 ** ((cell - FAIR) / PER_OCTAVE))} times an even share` : "no token";
+      const times = cell ? `${+(2 ** ((cell - chart.fair) / chart.octave)).toPrecision(2)} times an even share` : "no token";
       const near = nearMark(u, marks);
       say(`expert ${expert}, step ${chart.at[i].toLocaleString("en")}: ${times}${near && ` · ${near}`}`);
     };

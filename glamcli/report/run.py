@@ -111,7 +111,7 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
         )
         found += events.stages(run.rows.stages if run.rows else [])
     run.events, left_out = events.newest_events(found)
-    if left_out:
+    if left_out := left_out + noticed.num_left_out:
         run.notes.append(f"{left_out:,} older events are left out")
     run.scores, wrong = scores.score_curves(run_dir, run.curves)
     run.notes += [f"scores are left out: {each}" for each in wrong]

@@ -8,6 +8,7 @@ from pathlib import Path
 from glamcli.errors import GlamError
 from glamcli.evals.results.scores import Measured, Reported
 from glamcli.evals.results.store import RESULTS_FOLDER, load_results
+from glamcli.evals.scoring.totals import published_at
 from glamcli.evals.tasks.suites import TASKS, load_suite
 from glamcli.report.curves import Curves
 from glamcli.train.metrics import FAILED_TASKS
@@ -88,16 +89,11 @@ def _with(curve: ScoreCurve, at: ScoreAt, measured: Measured) -> ScoreCurve:
 
 def _published(task: str, metric: str, setting: str) -> tuple[Reported, ...]:
     """What was published of a shipped task: its file has it."""
-    if not (TASKS / f"{task}.yaml").is_file() or "/" in task:
+    if "/" in task or not (TASKS / f"{task}.yaml").is_file():
         return ()
     with suppress(GlamError):
         settings = load_suite(task).tasks[0].at(0)
-        return tuple(
-            Reported(each.model, value, each.confirmed)
-            for each in settings.published
-            if (each.of or settings.measured[0]) == metric
-            and (value := each.at(setting)) is not None
-        )
+        return published_at(settings.published, metric, setting, settings.measured[0])
     return ()
 
 

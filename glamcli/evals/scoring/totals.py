@@ -122,12 +122,12 @@ def _measured(
     for name in task.measured:
         found = Total(name, records, seed)
         baselines = chance(task, name, questions, records)
-        others = _published(task.published, name, setting, task.measured[0])
+        others = published_at(task.published, name, setting, task.measured[0])
         made.append(Measured(name, found.value, found.stderr, baselines, found.interval, others))
     return tuple(made)
 
 
-def _published(
+def published_at(
     listed: Sequence[Published], of: str, setting: str | None, default: str | None = None
 ) -> tuple[Reported, ...]:
     """Scores of other models at a setting, of what is named, or of `default` where nothing is."""
@@ -175,7 +175,7 @@ def averages(
                 value=math.fsum(values) / len(values) if values else None,
                 num_entries=len(entries),
                 missing=tuple(entry for entry in entries if entry not in found),
-                published=_published(suite.published, name, setting),
+                published=published_at(suite.published, name, setting),
             )
             made.append(average)
     return tuple(made), _averaging_rule(suite)

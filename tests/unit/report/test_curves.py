@@ -1,10 +1,12 @@
 """Thinned curves keep what a reader looks for, whatever the metrics hold."""
 
+import base64
 import math
 
 import numpy as np
 import pytest
 
+from glamcli.report.charts import LoadChart
 from glamcli.report.curves import (
     MAX_COLUMNS,
     MAX_NAMES,
@@ -83,3 +85,10 @@ def test_loads_are_means_of_few_columns_and_other_shapes_are_counted():
     assert shares.shape == (len(steps), 2, 2)
     assert np.allclose(shares[1:-1, 1, 0], 0.5)
     assert loads.num_left_out == 8
+
+
+def test_a_heat_map_tells_a_dead_expert_from_one_with_few_tokens():
+    shares = np.array([[1 / 16, 1 / 8, 1 / 32, 0.0, 1e-9, 1.0, *[0.0] * 10]])
+    chart = LoadChart("load", 0, [1], shares).to_json()
+    cells = list(base64.b64decode(chart["cells"]))
+    assert cells[:6] == [128, 128 + chart["octave"], 128 - chart["octave"], 0, 1, 255]
