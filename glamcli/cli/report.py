@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from glamcli.cli import render
 from glamcli.cli.options import FileOrUrl, RunFolder
 from glamcli.config.files import display
 from glamcli.errors import GlamError, RecipeError, printable
@@ -35,8 +36,12 @@ def command(runs: tuple[Path, ...], output: Path | None) -> None:
     from glamcli.report.page import report_page
     from glamcli.report.run import read_run
 
-    names = _names(runs)
-    page = report_page([read_run(run, name) for run, name in zip(runs, names, strict=True)])
+    read = []
+    with render.make_progress().phase("reading", len(runs), "runs") as phase:
+        for run, name in zip(runs, _names(runs), strict=True):
+            read.append(read_run(run, name))
+            phase.advance()
+    page = report_page(read)
     path = output or runs[0] / "report.html"
     try:
         atomic.write(path, page)

@@ -71,7 +71,7 @@ def page_of(*runs):
 
 def test_a_page_has_every_section_and_every_chart_a_place(glam, run):
     code, out, err = glam("report", run)
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert out == f"wrote {run / 'report.html'}\n"
     page = (run / "report.html").read_text()
     for title in TITLES:
@@ -162,8 +162,8 @@ def test_mistakes_in_the_command_are_told(glam, run, tmp_path):
     assert glam("report")[0] == 2
     assert glam("report", *[run] * 9)[0] == 2
     code, _, err = glam("report", run, "-o", run / "metrics.jsonl" / "page.html")
-    assert (code, err.count("\n")) == (1, 2)
-    assert "cannot write" in err
+    assert code == 1
+    assert "error: cannot write" in err
 
 
 def test_metrics_alone_make_a_page_and_what_is_missing_is_said(tmp_path):
