@@ -5,7 +5,8 @@
 Small models on the quick start's text, with everything varied that changes how losses and norms
 scatter: experts, depth, rates, optimizers, batches down to one row, rare sources, a change of
 weights. For each run: the largest deviations of loss, gradient norm and update norm (an alarm is
-`guard.spike_deviations`, 6), steps skipped, warnings, and the last loss. Exits with 1 on an alarm.
+`guard.spike_deviations`, 6), steps skipped, warnings, and the last loss. Exits with 1 on an alarm,
+also of a router (`guard.routers`).
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main() -> None:
         for name in arguments.only:
             sets = tuple(each.replace("=./", f"={folder}/") for each in RUNS[name])
             found = run(sets, arguments.steps, Path(folder, "run"))
-            num_alarms += found["skipped"] != 0
+            num_alarms += found["skipped"] != 0 or "expert layer" in str(found["warnings"])
             print(json.dumps({"run": name, **found}), flush=True)
     print(f"{num_alarms} of {len(arguments.only)} runs raised an alarm")
     sys.exit(num_alarms > 0)

@@ -69,7 +69,7 @@ def run_page(run: WatchedRun, width: int, now: float) -> list[str]:
 
 
 _STATES: dict[str, Callable[[WatchedRun], str]] = {
-    "absent": lambda run: "is not there",
+    "absent": lambda run: "is no folder",
     "empty": lambda run: "has no sign of a run",
     "starting": lambda run: f"starting, {run.holder}",
     "training": lambda run: f"training, {run.holder}",

@@ -47,12 +47,14 @@ class RouterAlarms:
     def __init__(self, recipe: Recipe, saved: Mapping[str, Any]):
         self._moe, self._limits = recipe.moe, recipe.guard.routers
         self._means = {name: np.array(mean) for name, mean in saved.get("means", {}).items()}
-        self._raised: set[str] = set(saved.get("raised", ()))
+        raised = dict(saved.get("raised", ()))
+        self._raised = {name: set(raised.get(name, ())) for name in _KINDS}
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint carries."""
         means = {name: mean.tolist() for name, mean in self._means.items()}
-        return {"means": means, "raised": sorted(self._raised)}
+        raised = {name: sorted(layers) for name, layers in self._raised.items() if layers}
+        return {"means": means, "raised": raised}
 
     def notice(self, summary: dict[str, Any]) -> list[str]:
         """Takes the summary of a step and adds `router_alarms` to it, how many are raised now.
@@ -67,22 +69,23 @@ class RouterAlarms:
             moved = mean + (values - mean) / self._limits.mean_steps
             self._means[name] = np.where(np.isfinite(values), moved, mean)
         new = [text for name in _KINDS for text in self._check(name)]
-        summary["router_alarms"] = len(self._raised)
+        summary["router_alarms"] = sum(map(len, self._raised.values()))
         return new
 
     def _check(self, name: str) -> list[str]:
         """Raises and clears the alarms of a limit; the texts of new ones."""
-        limit: float | None = getattr(self._limits, name)
-        new = []
-        for layer, mean in enumerate(self._means.get(name, ()), 1):
-            alarm, value = f"{name} {layer}", float(np.min(mean))
-            times = _times_over(value, limit, name in _FLOORS) if limit is not None else 0.0
-            if times <= CLEAR:
-                self._raised.discard(alarm)
-            elif times > 1 and alarm not in self._raised:
-                self._raised.add(alarm)
-                new.append(f"expert layer {layer}: {self._words(name, mean)}")
-        return new
+        limit, raised = getattr(self._limits, name), self._raised[name]
+        if limit is None or name not in self._means:
+            raised.clear()
+            return []
+        mean = self._means[name]
+        worst = mean.min(axis=-1) if mean.ndim > 1 else mean
+        with np.errstate(divide="ignore"):
+            times = limit / worst if name in _FLOORS else worst / limit
+        raised.difference_update(np.flatnonzero(times <= CLEAR).tolist())
+        new = [index for index in np.flatnonzero(times > 1).tolist() if index not in raised]
+        raised.update(new)
+        return [f"expert layer {index + 1}: {self._words(name, mean[index])}" for index in new]
 
     def _words(self, name: str, mean: NDArray[np.float64]) -> str:
         """What is wrong, what to do, and where the limit is."""
@@ -97,12 +100,6 @@ class RouterAlarms:
         )
         advice = advice.format(moe=self._moe)
         return f"{what}; {advice}; the limit is `guard.routers.{name}` ({limit:g})"
-
-
-def _times_over(value: float, limit: float, is_floor: bool) -> float:
-    if is_floor:
-        return limit / value if value > 0 else math.inf
-    return value / limit
 
 
 def _measured(summary: Mapping[str, Any], E: int) -> dict[str, tuple[NDArray[np.float64], float]]:

@@ -22,6 +22,7 @@ FAILURES = "failures.json"
 """the file of the failures in a row that a run ended with."""
 _KEPT_POINTS, _KEPT_EVENTS = 2000, 20
 _MAX_BYTES, _MAX_CHARS = 1 << 20, 500
+_MAX_STEP = 10**15
 
 
 class Numbers:
@@ -43,6 +44,8 @@ class Numbers:
     def take(self, line: Mapping[str, Any]) -> None:
         """Adds a line of the metrics."""
         step = line["step"]
+        if not 0 <= step <= _MAX_STEP:
+            return
         if step < self.step:  # the run went back
             for kept in (self.losses, self.events):
                 while kept and kept[-1][0] >= step:

@@ -112,7 +112,7 @@ def test_what_files_say_is_shown_escaped_and_cut(run):
         "mfu": [1],
         "alarms": ["\x1b]0;x\x07" + "a b" * 9999, 5, None],
     }
-    write(run, {"step": 51, **hostile})
+    write(run, {"step": 51, **hostile}, {"step": -(10**300)}, {"step": 10**300})
     for width in (40, 80):
         lines = drawn(run, width)
         text = "\n".join(lines)
@@ -135,7 +135,7 @@ def test_what_is_no_run_is_an_error_when_it_is_shown_once(run, glam):
     assert glam("watch", "runs/nine", "--once") == (
         4,
         "",
-        "error: runs/nine is not there\nhint: give the folder of a run, such as runs/quickstart\n",
+        "error: runs/nine is no folder\nhint: give the folder of a run, such as runs/quickstart\n",
     )
     code, _, err = glam("watch", ".")
     assert (code, err.splitlines()[0]) == (4, "error: . has no sign of a run")
@@ -163,7 +163,7 @@ def test_it_draws_again_until_ctrl_c_also_when_the_run_is_deleted(run):
             write(run, {"step": 60, "loss": 3.0})
             shows(ours, "60/100")
             shutil.rmtree(run)
-            shows(ours, "is not there")
+            shows(ours, "is no folder")
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 0
         finally:
