@@ -49,6 +49,8 @@ from runs import (  # noqa: E402
 Outcome = dict[str, Any]
 # Settings of runs of two processes: what takes long by default is short here.
 HOSTS = ("runtime.heartbeat_seconds=10", "runtime.step_timeout_seconds=12", "train.steps=21")
+ENDS = {"term": {75}, "hup": {75}, "stall": {86, 134, -6}}
+"""The exit codes of both, where a fault lets them end by themselves."""
 # Commands whose figure is that of tests: what is called once per input, and the tests.
 TESTS = {
     "port": (
@@ -259,6 +261,8 @@ def hosts(trials: Trials, work: Path) -> int:
         if kind == "stop":  # nothing but a kill ends it, as its supervisor would
             runs[int(victim)].process.send_signal(signal.SIGKILL)
         codes[int(victim)] = runs[int(victim)].finish()[0]
+        if not set(codes) <= ENDS.get(kind, {134, -6, -signal.SIGKILL}):
+            return {"ok": False, "codes": codes, "reason": "other exit codes than documented"}
         again = [run.finish() for run in start(folder)]
         if any(code for code, _ in again):
             return {"ok": False, "codes": codes, "reason": str(again)[:300]}
@@ -299,6 +303,7 @@ def main() -> int:
         "--results", type=Path, default=ROOT / "benchmarks/results/reliability.jsonl"
     )
     asked = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and by what it starts
     trials = Trials(asked.results, asked.command)
     if asked.command in TESTS:
         return tested(trials, asked.command)
