@@ -70,10 +70,12 @@ class Attention(nnx.Module):
             position_BS = kv_cache.positions(past.start_B, S)
             mask_BST = jnp.equal(segments_BS[:, :, None], past.segments_BT[:, None, :])
             mask_BST &= jnp.arange(T, dtype=jnp.int32)[None, None, :] <= position_BS[:, :, None]
-            bias_BNST = self.bias(S, T, past.start_B)
+            with jax.named_scope("bias"):
+                bias_BNST = self.bias(S, T, past.start_B)
             a_BSND = attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=self.zero_logit)
             return self.merge(a_BSND), {"key": k_BSND, "value": v_BSND}
 
+    @jax.named_scope("bias")
     def _bias(self, B: int, S: int) -> Array:
         """The bias of queries over keys, [1, N, S, S], or [B, N, S, S] where data is split.
 
@@ -89,6 +91,7 @@ class Attention(nnx.Module):
         bias_XBNST = jnp.broadcast_to(bias_XNST[:, None], (X, B // X, *bias_XNST.shape[1:]))
         return bias_XBNST.reshape(B, *bias_XNST.shape[1:])
 
+    @jax.named_scope("projections")
     def project(self, x_BSM: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values [B, S, N, D]."""
         q_BSND, k_BSND, v_BSND = (
@@ -101,6 +104,7 @@ class Attention(nnx.Module):
             q_BSND = q_BSND * self.scale
         return q_BSND, k_BSND, v_BSND
 
+    @jax.named_scope("projections")
     def merge(self, a_BSND: Array) -> Array:
         """Heads back to the model width."""
         # Or the residual stream's split over tokens would reach into the softmax.

@@ -256,6 +256,7 @@ class Decoder:
         x_BSM = self._parts["embedding"].bind(params["embedding"])(tokens_BS)
         return self.layout.constrain(x_BSM, "outer_batch", "seq", "act_embed")
 
+    @jax.named_scope("final_norm")
     def _finish(self, params: Params, x_BSM: Array) -> Array:
         """Final norm and the output scale M^-1/2 of the tied embedding."""
         normed_BSM = self._parts["final_norm"].bind(params["final_norm"])(x_BSM)

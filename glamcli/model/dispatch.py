@@ -35,20 +35,23 @@ ROUND_BYTES = 2**30
 def einsum(x_GSM: Array, route: Route, slots: int, experts: Experts) -> Array:
     """Experts' weighted outputs by one-hot products (GShard, algorithm 2)."""
     layout = experts.layout
-    expert_GSKE = jax.nn.one_hot(route.expert_GSK, experts.num_experts, dtype=jnp.float32)
-    slot_GSKC = jax.nn.one_hot(route.slot_GSK, slots, dtype=jnp.float32)
-    combine_GSEC = jnp.einsum("GSK,GSKE,GSKC->GSEC", route.weight_GSK, expert_GSKE, slot_GSKC)
-    combine_GSEC = layout.constrain(combine_GSEC.astype(x_GSM.dtype), "group", None, None, None)
-    dispatch_GSEC = (combine_GSEC != 0).astype(x_GSM.dtype)
-    x_EGCM = layout.constrain(jnp.einsum("GSEC,GSM->EGCM", dispatch_GSEC, x_GSM), *SLOTS)
+    with jax.named_scope("dispatch"):
+        expert_GSKE = jax.nn.one_hot(route.expert_GSK, experts.num_experts, dtype=jnp.float32)
+        slot_GSKC = jax.nn.one_hot(route.slot_GSK, slots, dtype=jnp.float32)
+        combine_GSEC = jnp.einsum("GSK,GSKE,GSKC->GSEC", route.weight_GSK, expert_GSKE, slot_GSKC)
+        combine_GSEC = layout.constrain(combine_GSEC.astype(x_GSM.dtype), "group", None, None, None)
+        dispatch_GSEC = (combine_GSEC != 0).astype(x_GSM.dtype)
+        x_EGCM = layout.constrain(jnp.einsum("GSEC,GSM->EGCM", dispatch_GSEC, x_GSM), *SLOTS)
     out_EGCM = layout.constrain(experts.on_slots(x_EGCM), *SLOTS)
-    return jnp.einsum("GSEC,EGCM->GSM", combine_GSEC, out_EGCM)
+    with jax.named_scope("combine"):
+        return jnp.einsum("GSEC,EGCM->GSM", combine_GSEC, out_EGCM)
 
 
 def gather(x_GSM: Array, route: Route, slots: int, experts: Experts) -> Array:
     """The same sums as `einsum`, moving rows by index: on each device the rows of its groups."""
     layout, E = experts.layout, experts.num_experts
 
+    @jax.named_scope("dispatch")
     def collect(x_GSM: Array, weight_GSK: Array, expert_GSK: Array, slot_GSK: Array):
         G, S, M = x_GSM.shape
         group_G = jnp.arange(G, dtype=jnp.int32)[:, None, None]
@@ -58,6 +61,7 @@ def gather(x_GSM: Array, route: Route, slots: int, experts: Experts) -> Array:
         x_QM = rows.collect(x_GSM.reshape(G * S, M), choice_Q, row_FK)
         return x_QM.reshape(E, G, slots, M), choice_Q, row_FK
 
+    @jax.named_scope("combine")
     def combine(out_EGCM: Array, weight_GSK: Array, choice_Q: Array, row_FK: Array) -> Array:
         (G, S, K), M = weight_GSK.shape, out_EGCM.shape[-1]
         weight_FK = weight_GSK.reshape(G * S, K)
@@ -130,24 +134,26 @@ def _on_this_device(x_GSM: Array, expert_GSK: Array, weight_GSK: Array, experts:
     F = G * S
     expert_FK, weight_FK = expert_GSK.reshape(F, K), weight_GSK.reshape(F, K)
     moved_FK = (weight_FK > 0) & (expert_FK >= 0) & (expert_FK < E)
-    position_FK = queue_positions(expert_FK[None], moved_FK[None], E)[0]
-    expert_E = jnp.arange(E, dtype=jnp.int32)
-    sent_FKE = (expert_FK[..., None] == expert_E[None, None, :]) & moved_FK[..., None]
-    num_rows_E = jnp.sum(sent_FKE, axis=(0, 1), dtype=jnp.int32)
+    with jax.named_scope("dispatch"):
+        position_FK = queue_positions(expert_FK[None], moved_FK[None], E)[0]
+        expert_E = jnp.arange(E, dtype=jnp.int32)
+        sent_FKE = (expert_FK[..., None] == expert_E[None, None, :]) & moved_FK[..., None]
+        num_rows_E = jnp.sum(sent_FKE, axis=(0, 1), dtype=jnp.int32)
 
-    block = block_rows(F * K, E)
-    num_blocks_E = -(-num_rows_E // block)
-    end_E = jnp.cumsum(num_blocks_E)  # in blocks
-    max_blocks = (F * K + min(E, F * K) * (block - 1)) // block
-    start_FK = jnp.take((end_E - num_blocks_E) * block, expert_FK, axis=0)
-    row_FK = jnp.where(moved_FK, start_FK + position_FK, max_blocks * block)
-    choice_Q = rows.invert(row_FK, max_blocks * block)
+        block = block_rows(F * K, E)
+        num_blocks_E = -(-num_rows_E // block)
+        end_E = jnp.cumsum(num_blocks_E)  # in blocks
+        max_blocks = (F * K + min(E, F * K) * (block - 1)) // block
+        start_FK = jnp.take((end_E - num_blocks_E) * block, expert_FK, axis=0)
+        row_FK = jnp.where(moved_FK, start_FK + position_FK, max_blocks * block)
+        choice_Q = rows.invert(row_FK, max_blocks * block)
 
-    past = end_E[None, :] <= jnp.arange(max_blocks, dtype=jnp.int32)[:, None]
-    expert_of_block = jnp.minimum(jnp.sum(past, axis=1, dtype=jnp.int32), E - 1)
-    x_QM = rows.collect(x_GSM.reshape(F, M), choice_Q, row_FK)
+        past = end_E[None, :] <= jnp.arange(max_blocks, dtype=jnp.int32)[:, None]
+        expert_of_block = jnp.minimum(jnp.sum(past, axis=1, dtype=jnp.int32), E - 1)
+        x_QM = rows.collect(x_GSM.reshape(F, M), choice_Q, row_FK)
     out_QM = experts.on_blocks(x_QM, expert_of_block, end_E[-1])
-    return rows.combine(out_QM, weight_FK, choice_Q, row_FK).reshape(G, S, M)
+    with jax.named_scope("combine"):
+        return rows.combine(out_QM, weight_FK, choice_Q, row_FK).reshape(G, S, M)
 
 
 def block_rows(num_choices: int, num_experts: int) -> int:

@@ -14,6 +14,7 @@ window starts anew where the mixture's weights change.
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -55,6 +56,7 @@ def explosion(recipe: Recipe) -> float:
     return 2 * math.log(recipe.model.vocab_size) + 10
 
 
+@jax.named_scope("guard")
 def judge(
     recipe: Recipe,
     restarts: tuple[int, ...],

@@ -87,6 +87,7 @@ def global_norm(tree: Tree) -> Array:
     return jnp.sqrt(total)
 
 
+@jax.named_scope("param_norm")
 def parameter_norm(params: Tree, axes: Tree) -> Array:
     """Root of the sum of squares of all parameters, from the sums that scaling needs anyway."""
     sums = jax.tree.map(lambda p, a: _reread(_sum_of_squares(p, own_dims(a))), params, axes)

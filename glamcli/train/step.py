@@ -211,6 +211,7 @@ def _share(count_A: Array) -> Array:
     return count_A / jnp.maximum(jnp.sum(count_A), 1.0)
 
 
+@jax.named_scope("loss")
 def _loss_sums(nats_BS: Array, logz_BS: Array, batch: _Batch, num_sources: int) -> Sums:
     """Sums over real targets, of all and by source."""
     real_BS = batch["segments"] != 0
@@ -227,6 +228,7 @@ def _loss_sums(nats_BS: Array, logz_BS: Array, batch: _Batch, num_sources: int) 
     }
 
 
+@jax.named_scope("loss")
 def _loss(sums: Sums, stats: Sums, part: _Batch, loss: Loss, moe: Moe | None) -> Array:
     """A part's share of the loss that the module docstring states."""
     total = (sums["loss_nats"] + loss.z_coef * sums["z_sum"]) * part["per_target"]

@@ -29,15 +29,18 @@ def attend(
     """
     # A product of matrices would have all keys and values copied, transposed, for one query.
     single = q_BSND.shape[1] == 1 and on_one_cpu()
-    logits_BNST = (_one_query if single else _queries)(q_BSND, k_BTND)
-    B, N, S, T = logits_BNST.shape
-    logits_BNST = logits_BNST + jnp.broadcast_to(bias_BNST, (B, N, S, T))
-    logits_BNST = jnp.where(mask_BST[:, None], logits_BNST, MASKED)
+    with jax.named_scope("logits"):
+        logits_BNST = (_one_query if single else _queries)(q_BSND, k_BTND)
+        B, N, S, T = logits_BNST.shape
+        logits_BNST = logits_BNST + jnp.broadcast_to(bias_BNST, (B, N, S, T))
+        logits_BNST = jnp.where(mask_BST[:, None], logits_BNST, MASKED)
     weight_BNST, total_BNS1, _ = _weights(logits_BNST, zero_logit)
-    sum_BSND = (_one_sum if single else _sums)(weight_BNST.astype(v_BTND.dtype), v_BTND)
-    return (sum_BSND / jnp.swapaxes(total_BNS1, 1, 2)).astype(v_BTND.dtype)
+    with jax.named_scope("values"):
+        sum_BSND = (_one_sum if single else _sums)(weight_BNST.astype(v_BTND.dtype), v_BTND)
+        return (sum_BSND / jnp.swapaxes(total_BNS1, 1, 2)).astype(v_BTND.dtype)
 
 
+@jax.named_scope("softmax")
 def _weights(logits: Array, zero_logit: bool) -> tuple[Array, Array, Array]:
     """Weights over the last axis before they are divided, their sum, and the largest logit."""
     top = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
@@ -78,6 +81,7 @@ def attend_rows(*arrays: Array, zero_logit: bool) -> Array:
     return attend(*arrays, zero_logit=zero_logit)
 
 
+@jax.named_scope("logits")
 def _row_logits(q_SND: Array, k_TND: Array, bias_NST: Array, mask_ST: Array) -> Array:
     logits_NST = einsum32("SND,TND->NST", q_SND, k_TND) + bias_NST
     return jnp.where(mask_ST[None], logits_NST, MASKED)
@@ -88,8 +92,9 @@ def _rows_forward(zero_logit, q_BSND, k_BTND, v_BTND, bias_1NST, mask_BST):
         q_SND, k_TND, v_TND, mask_ST = part
         logits_NST = _row_logits(q_SND, k_TND, bias_1NST[0], mask_ST)
         weight_NST, total_NS1, top_NS1 = _weights(logits_NST, zero_logit)
-        sum_SND = einsum32("NST,TND->SND", weight_NST.astype(v_TND.dtype), v_TND)
-        a_SND = (sum_SND / jnp.swapaxes(total_NS1, 0, 1)).astype(v_TND.dtype)
+        with jax.named_scope("values"):
+            sum_SND = einsum32("NST,TND->SND", weight_NST.astype(v_TND.dtype), v_TND)
+            a_SND = (sum_SND / jnp.swapaxes(total_NS1, 0, 1)).astype(v_TND.dtype)
         return carry, (a_SND, top_NS1 + jnp.log(total_NS1))
 
     _, (a_BSND, logz_BNS1) = jax.lax.scan(row, None, (q_BSND, k_BTND, v_BTND, mask_BST))

@@ -33,10 +33,12 @@ class Experts(NamedTuple):
     def num_experts(self) -> int:
         return self.w_in_EMH.shape[0]
 
+    @jax.named_scope("experts")
     def on_slots(self, x_EGCM: Array) -> Array:
         """Outputs [E, G, C, M]: one batched product per matrix."""
         return _slotted(x_EGCM, self.w_in_EMH, self.w_out_EMH, self.activation, self.layout)
 
+    @jax.named_scope("experts")
     def on_blocks(self, x_QM: Array, expert_of_block: Array, num_blocks: Array) -> Array:
         """Outputs [Q, M] of equal blocks of rows, each of one expert; zeros past `num_blocks`.
 

@@ -30,6 +30,7 @@ LOGITS = ("outer_batch", None, "act_vocab")
 BY_TOKEN = ("outer_batch", None)
 
 
+@jax.named_scope("softmax")
 def logits(x_BSM: Array, table_VM: Array, layout: Layout = GLAM) -> Array:
     """Float32 logits [B, S, V] of hidden states in their own dtype against the embedding table."""
     return layout.constrain(_logits(x_BSM, table_VM.astype(x_BSM.dtype)), *LOGITS)
