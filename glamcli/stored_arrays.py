@@ -57,7 +57,7 @@ def read_arrays(
     ignore_abandoned_work()
     try:
         with silenced("absl", "asyncio"), warnings.catch_warnings(action="ignore"):
-            arrays = _read(folder / "state", wanted)
+            arrays = _read(folder.absolute() / "state", wanted)  # orbax refuses other paths
     except Exception as error:
         for cause in causes(error):  # orbax wraps what it meets
             if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):

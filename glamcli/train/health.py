@@ -37,6 +37,7 @@ class Health:
         self.is_good: bool = saved.get("good", True)
         """whether the update of the newest step that was read was applied. Nothing else is known of
         the weights after it: they are proven by the next step that is applied."""
+        self.spikes_total: int = saved.get("spikes_total", 0)
         self.unigram_nats: Mapping[str, float] = {}
         """entropy of the single tokens of every source as far as known, nats per token."""
         # Batches that were left out after `saved` are no steps without progress.
@@ -46,10 +47,12 @@ class Health:
     def saved(self, step: int) -> dict[str, Any]:
         """What a checkpoint of `step` carries."""
         without = step - self._progressed
-        return {"good": self.is_good, "steps_without_progress": without}
+        counted = {"steps_without_progress": without, "spikes_total": self.spikes_total}
+        return {"good": self.is_good, **counted}
 
     def notice(self, step: int, sums: Mapping[str, Any]) -> None:
-        """Warns of a step whose update was skipped."""
+        """Counts a step, and warns of one whose update was skipped."""
+        self.spikes_total += int(sums["spike"])
         self.is_good = not sums["bad_steps"]
         if not self.is_good:
             why = _why(self._recipe, sums)

@@ -23,7 +23,7 @@ from glamcli.train.health import Health
 from glamcli.train.loggers import Writer, open_loggers
 from glamcli.train.metric_files import MetricsFile
 from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
-from glamcli.train.rewind import seconds_before
+from glamcli.train.rewind import rewinds, seconds_before
 from glamcli.train.router_alarms import RouterAlarms
 from glamcli.train.speed import model_speed
 from glamcli.train.times import Times
@@ -67,6 +67,7 @@ class Meter(AbstractContextManager["Meter"]):
         self._latest: dict[str, Any] = {}
         self._recent: Sequence[Mapping[str, Any]] = ()
         self._files: list[Writer] = []
+        self._rewinds_total = 0 if run_dir is None else len(rewinds(run_dir))
         if run_dir is not None:
             at = saved.get("step", start)
             file = MetricsFile(run_dir / "metrics.jsonl", at, progress)
@@ -148,6 +149,8 @@ class Meter(AbstractContextManager["Meter"]):
         alarms = self.routers.notice(self._latest)
         self._steps_timed += 1
         self.health.notice(step, values)
+        self._latest["spikes_total"] = self.health.spikes_total
+        self._latest["rewinds_total"] = self._rewinds_total
         every, last = self.recipe.every.log_steps, self.recipe.train.steps
         if step % every == 0 or step in (1, last) or not self.health.is_good:
             self._write({**self._latest, **self._timing(step)})

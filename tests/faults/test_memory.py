@@ -2,7 +2,7 @@
 
 import pytest
 
-from glamcli.checkpoint import verify
+from glamcli.stored_arrays import verify
 from glamcli.train.beginning import STATE_HINT
 from runs import SMALL
 

@@ -170,6 +170,9 @@ def test_a_run_goes_back_by_itself_and_on_with_the_data_after_the_trouble(
         line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["step"] == 21
     )
     assert run_seconds(first) > run_seconds(last) == record.seconds
+    assert (last["rewinds_total"], first["rewinds_total"]) == (0, 1)
+    clock = first["unix_seconds"] - last["unix_seconds"]  # with the restore and the compilation
+    assert run_seconds(first) - run_seconds(last) == pytest.approx(clock, rel=0.01, abs=0.25)
     assert heard.steps[60]["loss"] < heard.steps[6]["loss"]
 
     # By hand it would have been the same run.

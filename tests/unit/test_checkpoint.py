@@ -21,6 +21,7 @@ from glamcli.checkpoint import Checkpoints, restore_params
 from glamcli.config.schema import Optimizer
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, damaged_steps, find_step, find_steps
+from glamcli.stored_arrays import verify
 from glamcli.train.optimizer import checked_update, init_opt_state
 from unit.full_disk import save_without_room
 
@@ -324,6 +325,11 @@ def test_a_failed_save_prints_no_stacks_of_the_libraries(tmp_path):
     )
     assert ended.stdout == "saving step 5 failed: File too large\n"
     assert "Traceback" not in ended.stderr
+
+
+def test_a_path_from_here_is_as_good_as_a_whole_one(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verify(Path("checkpoints/3"))
 
 
 @pytest.mark.parametrize(
