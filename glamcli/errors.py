@@ -130,6 +130,16 @@ class CrashLoop(GlamError):
         self.exit_code = exit_code
 
 
+class LaunchError(GlamError):
+    """A launch that cannot begin or go on; a slice may exist."""
+
+    exit_code = 7
+
+
+class CloudError(LaunchError):
+    """What `gcloud` could not do, with its own words."""
+
+
 class HostError(GlamError):
     """Another process of the run did not connect, or is gone."""
 

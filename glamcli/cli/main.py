@@ -34,6 +34,7 @@ STARTED = time.monotonic()
 COMMANDS = {
     "train": "Train a recipe, or resume it; the same command does both.",
     "watch": "Show how a run is doing, until Ctrl-C.",
+    "launch": "Train a recipe on a TPU slice that is rented for it.",
     "plan": "Say what a recipe needs and costs on devices you do not have.",
     "eval": "Score a trained run on a suite of tasks.",
     "generate": "Continue a text with a trained run.",

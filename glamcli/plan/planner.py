@@ -117,7 +117,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
         RecipeError, PlanError: when recipe, mesh and target do not go together, or the step does
             not fit, with its bytes by group and what would fit.
     """
-    given, (recipe, shape) = recipe, _on_target(recipe, target)
+    given, (recipe, shape) = recipe, on_target(recipe, target)
     check_divides(indivisible(recipe, shape))
     state = state_bytes(recipe, shape)
     room = target.chip.usable_bytes if target.chip else math.inf
@@ -167,7 +167,7 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
     )
 
 
-def _on_target(recipe: Recipe, target: Target) -> tuple[Recipe, dict[str, int]]:
+def on_target(recipe: Recipe, target: Target) -> tuple[Recipe, dict[str, int]]:
     """The recipe with the mesh that `mesh: auto` chooses on the target, and its sizes.
 
     Raises: PlanError where the target cannot have such a mesh, with one that it can have.

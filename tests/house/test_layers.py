@@ -51,6 +51,7 @@ ROWS = (
     ("glamcli.doctor", 7),
     ("glamcli.webpage", 1),
     ("glamcli.report", 8),
+    ("glamcli.launch", 8),
     ("glamcli.cli", 9),
     ("glamcli.api", 10),
     ("glamcli", 0),

@@ -1,0 +1,123 @@
+"""`glam launch status`, `logs` and `list`: how launches are, and what they cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glamcli.cli import render
+from glamcli.cli.options import json_option
+from glamcli.config.nearest import did_you_mean
+from glamcli.errors import LaunchError, printable
+
+if TYPE_CHECKING:
+    from glamcli.launch.gcloud import Gcloud
+    from glamcli.launch.record import Launch, Record
+
+name_argument = click.argument("name")
+
+
+@click.command()
+@name_argument
+@json_option
+def status(name: str, as_json: bool) -> None:
+    """Say how a launch and its slice are."""
+    from glamcli.launch.decisions import SlicePhase
+    from glamcli.launch.ending import NO_SLICE
+    from glamcli.launch.workers import SliceWorkers
+
+    record, launch, cloud = _known(name)
+    found = cloud.find(name)
+    told = SliceWorkers(launch, cloud).ask(0) if found.phase is SlicePhase.READY else {}
+    if as_json:
+        workers = {worker: each and each.code for worker, each in told.items()}
+        render.emit("launch", **_values(launch, found.words), codes=workers)
+        return
+    how = launch.ended or ("is being stopped" if record.stopped else "goes on")
+    click.echo(printable(f"{name}: {how}; run {launch.run}; {cost_words(launch)}"))
+    click.echo(printable(f"slice: {found.words or NO_SLICE}; start {launch.attempt}"))
+    for worker, each in told.items():
+        how = "nothing was started"
+        if each is not None and each.attempt:
+            code = "runs" if each.code is None else f"ended with {each.code}"
+            how = f"start {each.attempt} {code}, newest step {each.step}"
+        click.echo(f"worker {worker}: {how}")
+
+
+def _known(name: str) -> tuple[Record, Launch, Gcloud]:
+    from glamcli.launch.gcloud import Gcloud
+    from glamcli.launch.record import Record
+
+    record = Record(name)
+    if (launch := record.load()) is None:
+        raise unknown(name, None)
+    return record, launch, Gcloud(launch.zone, launch.project)
+
+
+def unknown(name: str, hint: str | None) -> LaunchError:
+    """The error for a launch that this machine knows nothing of, with the nearest one it knows."""
+    from glamcli.launch.record import all_launches
+
+    names = [launch.name for _, launch in all_launches()]
+    what = f"nothing called `{name}` was launched from this machine"
+    return LaunchError(what, did_you_mean(name, names, hint or "`glam launch list` lists them"))
+
+
+def _values(launch: Launch, state: str) -> dict[str, Any]:
+    keys = ("name", "target", "zone", "project", "run", "ended", "code", "attempt", "step")
+    values = {key: getattr(launch, key) for key in keys}
+    return values | {"slice": state, "hours": launch.hours, "dollars": launch.dollars}
+
+
+@click.command()
+@name_argument
+@click.option("--worker", type=click.IntRange(0), help="The end of this machine's log instead.")
+def logs(name: str, worker: int | None) -> None:
+    """Print the log of the first machine so far, or the end of another one's."""
+    from glamcli.launch.workers import LAST_LINES, SliceWorkers
+
+    record, launch, cloud = _known(name)
+    if worker is None:
+        try:
+            click.echo(printable(record.log.read_text(errors="replace")), nl=False)
+        except OSError as error:
+            raise LaunchError(f"no log of `{name}` yet: {error.strerror}") from error
+        return
+    told = SliceWorkers(launch, cloud).ask(LAST_LINES).get(worker)
+    if told is None:
+        raise LaunchError(f"worker {worker} of `{name}` does not answer, or was not started")
+    click.echo(printable(told.text), nl=False)
+
+
+@click.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List all launches from this machine, with the state of their slices and what they cost."""
+    from glamcli.launch.ending import NO_SLICE, slice_words
+    from glamcli.launch.record import all_launches
+
+    rows, num_slices = [], 0
+    for record, launch in all_launches():
+        try:
+            state = slice_words(record, launch)
+        except LaunchError as error:
+            state = f"unknown: {error.what}"
+        num_slices += state != NO_SLICE
+        if as_json:
+            render.emit("launch", **_values(launch, state))
+        dollars = "-" if launch.dollars is None else f"{launch.dollars:,.2f}"
+        how = launch.ended or "goes on"
+        rows.append((launch.name, launch.target, state, how, f"{launch.hours:.2f}", dollars))
+    if not as_json:
+        note = "hours and dollars are at most: list price on demand, until the slice was seen gone"
+        columns = ("launch", "of", "slice", "run", ">hours", ">dollars")
+        render.print_table(columns, rows, note=note if rows else "nothing was launched from here")
+
+
+def cost_words(launch: Launch) -> str:
+    """Hours and dollars; of a spot slice at most."""
+    hours = f"{launch.hours:.2f} hours of {launch.target}"
+    if launch.dollars is None:
+        return hours
+    return f"{hours}, {'at most ' * launch.spot}{launch.dollars:,.2f} dollars"

@@ -1,0 +1,200 @@
+"""What is kept here of every launch: what was asked for, what it cost, and two locks.
+
+~/.local/state/glam/launches/NAME/   (XDG_STATE_HOME may move it)
+    launch.json    the record
+    package/       what the workers are sent
+    worker-0.log   the log of worker 0, of all starts
+    logs/          the last lines of all workers, of every start
+    stopped        it is to end: nothing may be created any more
+    .creating      held while a slice is created, also by the gcloud that creates it
+    .lock          held by the one process that looks after the launch
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+from glamcli import atomic
+from glamcli.errors import LaunchError
+from glamcli.hosts.lock import hold
+from glamcli.untrusted import parse_as, read_file
+
+HOUR = 3600.0
+
+
+@dataclass
+class Span:
+    """When a slice cost money, in seconds since 1970; `until` is None while it does."""
+
+    since: float
+    until: float | None = None
+
+
+@dataclass
+class Launch:
+    """One run on slices that are asked for as long as it is not finished."""
+
+    name: str
+    target: str
+    zone: str
+    project: str | None
+    accelerator: str = ""
+    image: str = ""
+    spot: bool = False
+    run: str = ""
+    request: str = ""
+    """digest of what was asked for: the same command has the same."""
+    digest: str = ""
+    """of what the workers are sent."""
+    dollars_per_hour: float | None = None
+    """of the whole slice, by the list price on demand."""
+    attempt: int = 0
+    """the number of the start that is wanted; workers that do not know it have not started."""
+    shown: int = 0
+    """bytes of worker 0's log of this attempt that were shown."""
+    step: int = 0
+    """the newest saved step that was seen."""
+    failures: int = 0
+    """ends since then."""
+    ended: str | None = None
+    """how; None while it goes on."""
+    code: int = 0
+    slices: int = 0
+    """how many were asked for."""
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def hours(self) -> float:
+        """Hours of slices so far; at most, where a slice was lost while nobody looked."""
+        now = time.time()
+        return sum((span.until or now) - span.since for span in self.spans) / HOUR
+
+    @property
+    def dollars(self) -> float | None:
+        """What they cost by the list price on demand."""
+        return None if self.dollars_per_hour is None else self.hours * self.dollars_per_hour
+
+    @property
+    def costs(self) -> bool:
+        """Whether, by what is known, there is a slice that costs money."""
+        return bool(self.spans) and self.spans[-1].until is None
+
+    def opened(self, since: float) -> None:
+        """A slice costs money since then."""
+        before = self.spans[-1].until if self.spans else None
+        self.spans.append(Span(max(since, before or 0)))
+
+    def closed(self) -> None:
+        """No slice costs money any more."""
+        if self.costs:
+            self.spans[-1].until = time.time()
+
+
+def launches_dir() -> Path:
+    """The folder of all launches of this user."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"
+    return base / "glam" / "launches"
+
+
+class Stopped(LaunchError):
+    """Somebody asked for the end of this launch meanwhile."""
+
+
+class Record:
+    """The folder of one launch."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.folder = launches_dir() / name
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the launch is to end."""
+        return (self.folder / "stopped").exists()
+
+    @property
+    def log(self) -> Path:
+        """What worker 0 printed, in all starts."""
+        return self.folder / "worker-0.log"
+
+    def load(self) -> Launch | None:
+        """What is known of the launch; None where there was none.
+
+        Raises: LaunchError when it cannot be read.
+        """
+        path = self.folder / "launch.json"
+        try:
+            return parse_as(Launch, read_file(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            hint = f"`gcloud compute tpus queued-resources list` shows what costs money: {path}"
+            raise LaunchError(
+                f"the record of `{self.name}` cannot be read: {error}", hint
+            ) from None
+
+    def save(self, launch: Launch) -> None:
+        """Raises: LaunchError when the folder cannot be written."""
+        with self._writing():
+            atomic.write(self.folder / "launch.json", json.dumps(asdict(launch), indent=1) + "\n")
+
+    def stop(self) -> None:
+        """From here on nothing is created for the launch; waits for a creation that has begun."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.creating():
+                (self.folder / "stopped").touch()
+
+    def begin(self) -> None:
+        """A launch of this name may create slices again."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.chmod(self.folder, 0o700)  # the secret of the run is in the package
+            (self.folder / "stopped").unlink(missing_ok=True)
+
+    @contextmanager
+    def creating(self) -> Iterator[IO[str]]:
+        """The lock of creation. A gcloud that has it open holds it beyond our own end."""
+        with hold(self.folder / ".creating", lambda holder: None) as file:
+            yield file
+
+    @contextmanager
+    def looking_after(self) -> Iterator[None]:
+        """Raises: LaunchError when another process looks after the launch."""
+
+        def refuse(holder: str) -> None:
+            raise LaunchError(
+                f"`{self.name}` is looked after by {holder}",
+                f"`glam launch logs {self.name}` shows its log; "
+                f"`glam launch stop {self.name}` ends it",
+            )
+
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = hold(self.folder / ".lock", refuse)
+        with file:
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LaunchError(f"{self.folder} cannot be written: {error.strerror}") from error
+
+
+def all_launches() -> Iterator[tuple[Record, Launch]]:
+    """Every launch of this user, by name.
+
+    Raises: LaunchError when one cannot be read.
+    """
+    for path in sorted(launches_dir().glob("*/launch.json")):
+        record = Record(path.parent.name)
+        if (launch := record.load()) is not None:
+            yield record, launch

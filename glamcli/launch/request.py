@@ -1,0 +1,123 @@
+"""What is asked for with `glam launch`, checked before anything costs money."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from glamcli.config.chips import load_chips
+from glamcli.config.load import Loaded
+from glamcli.config.sharding import check_divides, indivisible
+from glamcli.errors import LaunchError, RecipeError
+from glamcli.launch.decisions import SlicePhase
+from glamcli.launch.gcloud import Gcloud
+from glamcli.launch.package import recipe_files
+from glamcli.launch.record import Launch, Record
+from glamcli.launch.slices import accelerator_type, image_of, slice_of
+from glamcli.plan.planner import on_target
+from glamcli.plan.topology import Target, parse_target
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+
+
+def launch_name(run: str) -> str:
+    """The name of a launch by its run: `glam-` and the last part of the run's path."""
+    last = re.sub(r"[^a-z0-9]+", "-", Path(run).name.lower()).strip("-")
+    return f"glam-{last}"[:40].rstrip("-")
+
+
+def check_name(name: str) -> str:
+    """Raises: RecipeError when Google takes no slice of that name."""
+    if not _NAME.fullmatch(name):
+        raise RecipeError(
+            f"`{name}` cannot be the name of a slice",
+            "lower-case letters, digits and dashes, a letter first, at most 40",
+        )
+    return name
+
+
+def check_run(run: str) -> str:
+    """Raises: RecipeError when the workers would not find it at this path, or not list its steps."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", run):
+        raise RecipeError(
+            f"--run {run}: a launch cannot follow a run at a URL",
+            "give the path of a folder that all workers mount (docs/tpu.md)",
+        )
+    if not Path(run).is_absolute():
+        raise RecipeError(
+            f"--run {run}: a relative path is another folder on every worker",
+            "give the absolute path of a folder that all workers mount (docs/tpu.md)",
+        )
+    return run
+
+
+def check_target(loaded: Loaded, name: str) -> tuple[Target, dict[str, int]]:
+    """The slice of that name, and the sizes of the recipe's mesh on it.
+
+    Raises: RecipeError, PlanError when there is none, or the recipe cannot be laid out on it.
+    """
+    target, _ = slice_of(parse_target(name, load_chips()))
+    with loaded.placing():
+        recipe, shape = on_target(loaded.recipe, target)
+        check_divides(indivisible(recipe, shape))
+    return target, shape
+
+
+def make_launch(
+    loaded: Loaded,
+    target: Target,
+    *,
+    name: str | None,
+    run: str,
+    zone: str,
+    project: str | None,
+    spot: bool,
+    setup: str | None,
+) -> Launch:
+    """The launch that is asked for; its package is not made yet.
+
+    Raises: RecipeError when its name is none that Google takes; PlanError for a kind of chip that
+        is not offered so.
+    """
+    name = check_name(name or launch_name(run))
+    _, chip = slice_of(target)
+    accelerator = accelerator_type(target)
+    asked = [recipe_files(loaded), run, setup, accelerator, zone, project, spot]
+    return Launch(
+        name=name,
+        target=target.name,
+        accelerator=accelerator,
+        image=image_of(target),
+        zone=zone,
+        project=project,
+        spot=spot,
+        run=run,
+        request=hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        digest="",
+        dollars_per_hour=None if chip.price is None else chip.price * target.num_chips,
+    )
+
+
+def going_on(record: Record, asked: Launch, cloud: Gcloud) -> Launch | None:
+    """The launch of that name that goes on, if it is what is asked for; None to begin a new one.
+
+    Raises: LaunchError when the name is taken by another one, here or in the cloud.
+    """
+    known = record.load()
+    if known is not None and known.ended is None:
+        if record.stopped:
+            what = f"`{asked.name}` was being stopped, which was not finished"
+            raise LaunchError(what, f"glam launch stop {asked.name}")
+        if known.request != asked.request:
+            raise LaunchError(
+                f"`{asked.name}` is launched already, with another recipe, slice or run",
+                f"choose another `--name`, or `glam launch stop {asked.name}` first",
+            )
+        return known
+    if cloud.find(asked.name).phase is not SlicePhase.ABSENT:
+        whose = "of a launch that has ended" if known is not None and known.slices else "not ours"
+        raise LaunchError(
+            f"there is a slice `{asked.name}` in {asked.zone} already, {whose}",
+            f"choose another `--name`, or `glam launch stop {asked.name} --zone {asked.zone}`",
+        )
+    return None

@@ -1,0 +1,190 @@
+"""What runs on every machine of a slice: installs glam, starts `glam train`, says how it is.
+
+It is copied there and run by the machine's own Python, 3.8 or newer, with nothing but its standard
+library. The command outlives the connection that started it: its log and exit code are files. All
+commands may be repeated: what has been done is not done again.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MIN_FREE_BYTES = 8 * 10**9
+MAX_LOG_BYTES = 1 << 16
+ANSWER = "glam-worker "
+"""before the one line of an answer: ssh and gcloud print their own."""
+LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
+
+
+def _answer(text):
+    sys.stdout.write(ANSWER + text + "\n")
+
+
+def _package():
+    return json.loads((HERE / "package.json").read_text())
+
+
+def _install():
+    """Runs the setup, makes an environment and installs glam in it."""
+    package = _package()
+    free = shutil.disk_usage(str(HERE)).free
+    if free < MIN_FREE_BYTES:
+        sys.exit(f"only {free / 1e9:.1f} GB are free on the disk, 8 are needed")
+    if package["setup"]:
+        subprocess.run(["bash", "-e", "-c", package["setup"]], check=True)
+    uv = shutil.which("uv") or os.path.expanduser("~/.local/bin/uv")
+    if not os.path.exists(uv):
+        fetch = "curl -LsSf https://astral.sh/uv/install.sh | sh"
+        subprocess.run(["bash", "-o", "pipefail", "-c", fetch], check=True)
+    environment = str(HERE / "venv")
+    shutil.rmtree(environment, ignore_errors=True)
+    subprocess.run([uv, "venv", "--python", package["python"], environment], check=True)
+    pip = [uv, "pip", "install", "--python", environment + "/bin/python"]
+    pins = ["--constraint", str(HERE / "constraints.txt")]
+    wheel = str(HERE / package["wheel"]) + "[" + package["extras"] + "]"
+    subprocess.run([*pip, *pins, wheel], check=True)
+    (HERE / "installed").write_text(package["digest"])
+    _answer("{}")
+
+
+def _attempt():
+    """The number of the newest attempt; 0 before the first."""
+    found = [int(path.suffix[1:]) for path in HERE.glob("attempt.*") if path.suffix[1:].isdigit()]
+    return max(found, default=0)
+
+
+def _of(attempt, kind):
+    return HERE / f"{attempt}-{kind}"
+
+
+def _is_held(path):
+    """Whether the attempt's supervisor lives: it holds the file."""
+    with open(str(path), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _code(attempt):
+    """The exit code of an attempt; None while it runs. One that vanished, as after the machine
+    was started anew, was killed."""
+    held = _is_held(_of(attempt, "lock"))
+    try:
+        return int(_of(attempt, "code").read_text())
+    except (OSError, ValueError):
+        return None if held else -int(signal.SIGKILL)
+
+
+def _start(attempt):
+    """Starts the command as an attempt of that number, unless it or a later one was started."""
+    before = _attempt()
+    if before < attempt:
+        _kill(before)
+        with contextlib.suppress(OSError):  # of a dead process, it would keep ours from the TPU
+            LIBTPU_LOCK.unlink()
+        with open(str(_of(attempt, "lock")), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with open(str(_of(attempt, "log")), "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, __file__, "supervise", str(attempt)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                )
+            _of(attempt, "group").write_text(str(process.pid))
+            (HERE / f"attempt.{attempt}").touch()
+    _answer("{}")
+
+
+def _supervise(attempt):
+    """Runs the command to its end and writes its exit code. Its parent is gone."""
+    package = _package()
+    command = [str(HERE / "venv/bin/glam"), "train", str(HERE / "recipe.yaml")]
+    environment = dict(os.environ, GLAM_SECRET=package["secret"])
+    try:
+        process = subprocess.Popen(
+            [*command, "--run", package["run"]], env=environment, stdin=subprocess.DEVNULL
+        )
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        code = 127
+    else:
+        _of(attempt, "pid").write_text(str(process.pid))
+        code = process.wait()
+    unfinished = _of(attempt, "code.new")
+    unfinished.write_text(str(code))
+    os.replace(str(unfinished), str(_of(attempt, "code")))
+
+
+def _stop():
+    """Asks the newest attempt to save and end, once: a second signal would end it at once."""
+    attempt = _attempt()
+    asked, process = _of(attempt, "asked"), _of(attempt, "pid")
+    if attempt and _code(attempt) is None and process.exists() and not asked.exists():
+        asked.touch()
+        os.kill(int(process.read_text()), signal.SIGTERM)
+    _answer("{}")
+
+
+def _kill(attempt):
+    """Ends all processes of an attempt at once and waits until they are gone."""
+    try:
+        group = int(_of(attempt, "group").read_text())
+        if _is_held(_of(attempt, "lock")):
+            os.killpg(group, signal.SIGKILL)
+    except (OSError, ValueError):
+        return
+    while _is_held(_of(attempt, "lock")):
+        time.sleep(0.05)
+
+
+def _status(offset):
+    """One line: what is installed, the newest attempt and how it is, the newest saved step, the
+    clock, and what the log has from `offset` on (below 0: its end)."""
+    attempt, package = _attempt(), _package()
+    code = _code(attempt) if attempt else None  # before the log: it then is whole
+    installed, log = HERE / "installed", _of(attempt, "log")
+    text, size = b"", 0
+    if log.exists():
+        with open(str(log), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            offset = max(0, size - MAX_LOG_BYTES) if offset < 0 else offset
+            file.seek(offset)
+            text = file.read(MAX_LOG_BYTES)
+    names = []
+    with contextlib.suppress(OSError):  # no checkpoints yet, or not mounted
+        names = os.listdir(os.path.join(package["run"], "checkpoints"))
+    answer = {
+        "digest": installed.read_text() if installed.exists() else None,
+        "attempt": attempt,
+        "code": code,
+        "step": max((int(name) for name in names if name.isdigit()), default=0),
+        "clock": time.time(),
+        "offset": offset + len(text),
+        "rest": max(0, size - offset - len(text)),
+        "text": text.decode("utf-8", "replace"),
+    }
+    _answer(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    {
+        "install": _install,
+        "start": _start,
+        "supervise": _supervise,
+        "stop": _stop,
+        "kill": lambda: _kill(_attempt()),
+        "status": _status,
+    }[sys.argv[1]](*map(int, sys.argv[2:]))

@@ -1,0 +1,67 @@
+"""The fake cloud on PATH, and launches in this process or in one of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glamcli.cli import main
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+
+class Cloud:
+    """The fake cloud: what it does, and what is left in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.plan()
+
+    def plan(self, **does) -> None:
+        (self.folder / "plan.json").write_text(json.dumps(does))
+
+    def slices(self) -> list[str]:
+        return [path.stem for path in (self.folder / "requests").glob("*.json")]
+
+    def calls(self, *words: str) -> list[str]:
+        lines = (self.folder / "calls").read_text().splitlines()
+        return [line for line in lines if all(word in line for word in words)]
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    folder = tmp_path / "cloud"
+    for each in ("bin", "worker-bin"):
+        (folder / each).mkdir(parents=True)
+    for place, name, script in (
+        ("bin", "gcloud", "fake_gcloud.py"),
+        ("worker-bin", "uv", "fake_uv.py"),
+    ):
+        program = folder / place / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {HERE / script} "$@"\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("FAKE_CLOUD", str(folder))
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    cloud = Cloud(folder)
+    yield cloud
+    for name in [*cloud.slices(), *(path.name for path in folder.glob("machines/*"))]:
+        delete = "import sys, fake_gcloud; fake_gcloud.turn_off(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", delete, name], cwd=HERE, check=True)
+
+
+@pytest.fixture
+def glam(capsys):
+    """Runs a command: (exit code, stdout, stderr)."""
+
+    def glam(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main.run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return glam

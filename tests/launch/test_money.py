@@ -1,0 +1,135 @@
+"""Nothing costs money unnoticed: whatever dies, in whatever order, `stop` leaves no slice."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glamcli.launch import ending
+from glamcli.launch.record import Record
+from runs import assert_same_run, finished, free_port
+
+QUICK = "ending.Patience(look=0.02, silence=2.0, apart=5.0, leaving=20.0, saving=20.0)"
+START = f"from glamcli.launch import ending; ending.PATIENCE = {QUICK}"
+
+
+@pytest.fixture
+def launched(cloud, tmp_path, monkeypatch):
+    """Starts a launch in a process of its own, whose command waits to be asked to save."""
+    monkeypatch.setenv("FAKE_GLAM", str(Path(__file__).with_name("fake_glam.sh")))
+    monkeypatch.setattr(ending, "PATIENCE", eval(QUICK))
+    (cloud.folder / "ends").write_text("run run 3\n" * 9)
+    started = []
+
+    def launched() -> subprocess.Popen:
+        words = ["launch", "test-tiny", "--tpu=v4-16", "--zone=z", f"--run={tmp_path / 'run'}"]
+        code = f"{START}; from glamcli.cli.main import run; run()"
+        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
+        return started[-1]
+
+    yield launched
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+def wait_for(cloud, *words: str) -> None:
+    until = time.monotonic() + 60
+    while not ((cloud.folder / "calls").exists() and cloud.calls(*words)):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    ["queued-resources create", "tpu-vm scp", "worker.py install"],
+)
+def test_stop_after_the_launcher_was_killed_leaves_no_slice(launched, cloud, glam, moment):
+    cloud.plan(slow=0.7)
+    launcher = launched()
+    wait_for(cloud, moment)
+    launcher.kill()
+    code, _, err = glam("launch", "stop", "glam-run")
+    assert code == 0, err
+    time.sleep(1.0)  # what a gcloud that outlived the launcher could still have created
+    assert cloud.slices() == []
+    assert "no slice is left" in err
+    (line,) = glam("launch", "list", "--json")[1].splitlines()
+    assert json.loads(line)["slice"] == "none"
+
+
+def test_stop_saves_and_the_launcher_leaves_without_asking_for_another_slice(
+    launched, cloud, glam, tmp_path
+):
+    launcher = launched()
+    wait_for(cloud, "worker.py start")
+    code, _, err = glam("launch", "stop", "glam-run")
+    assert code == 0, err
+    assert launcher.wait(timeout=30) == 0
+    assert cloud.slices() == []
+    assert len(cloud.calls("queued-resources create")) == 1
+    assert (tmp_path / "run" / "checkpoints" / "99").is_dir()
+    assert Record("glam-run").load().step == 99
+
+
+@pytest.mark.slow
+def test_a_launcher_that_was_killed_goes_on_with_what_runs(launched, cloud, glam, tmp_path):
+    first = launched()
+    wait_for(cloud, "worker.py start")
+    first.kill()
+    first.wait()
+    before = len(cloud.calls("tpu-vm ssh"))
+    second = launched()
+    while len(cloud.calls("tpu-vm ssh")) < before + 3:
+        time.sleep(0.05)
+    assert second.poll() is None
+    out = glam("launch", "status", "glam-run")[1]
+    assert "worker 1: start 1 runs, newest step 3" in out
+    assert len((cloud.folder / "starts-0").read_text().splitlines()) == 1
+    words = ("launch", "test-tiny", "--tpu=v4-16", "--zone=z", "--spot")
+    refused = glam(*words, f"--run={tmp_path / 'run'}")
+    assert refused[0] == 7
+    assert glam("launch", "stop", "glam-run")[0] == 0
+    assert len(cloud.calls("queued-resources create")) == 1
+    assert cloud.slices() == []
+
+
+@pytest.mark.slow
+def test_a_slice_that_google_does_not_delete_is_told_with_the_command_that_does(
+    launched, cloud, glam
+):
+    launched()
+    wait_for(cloud, "worker.py start")
+    cloud.plan(fail={"queued-resources delete": "PERMISSION_DENIED: not you"})
+    code, _, err = glam("launch", "stop", "glam-run")
+    assert code == 7
+    assert "slice `glam-run` may still cost money" in err
+    assert "queued-resources delete glam-run --zone=z --force" in err
+    cloud.plan()
+    assert glam("launch", "stop", "glam-run")[0] == 0
+    assert cloud.slices() == []
+
+
+@pytest.mark.slow
+def test_a_run_whose_slice_is_taken_away_twice_ends_bit_for_bit_as_undisturbed(
+    cloud, recipe, train, tmp_path, monkeypatch, glam
+):
+    address, short = f"127.0.0.1:{free_port()}", ("--set", "train.steps=24")
+    place = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    alone = [train(tmp_path / "undisturbed", *short, *place, number) for number in "01"]
+    finished(alone)
+    monkeypatch.setattr(ending, "PATIENCE", ending.Patience(look=0.2))
+    devices = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", devices)
+    run = tmp_path / "run"
+    cloud.plan(preempt=[7, 14], run=str(run))
+    code, out, err = glam("launch", recipe, *short, "--tpu=v4-16", "--zone=z", "--run", run)
+    assert code == 0, (out, err)
+    assert err.count("the slice is lost") == 2
+    assert "continuing from step" in out
+    assert_same_run(tmp_path / "undisturbed", run, step=24)
+    assert cloud.slices() == []
