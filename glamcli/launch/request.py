@@ -37,7 +37,7 @@ def check_name(name: str) -> str:
 
 
 def check_run(run: str) -> str:
-    """Raises: RecipeError when the workers would not find it at this path, or not list its steps."""
+    """Raises: RecipeError when the workers would not find it there, or not list its steps."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", run):
         raise RecipeError(
             f"--run {run}: a launch cannot follow a run at a URL",
