@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -11,7 +12,7 @@ from glamcli.config.load import load_recipe
 from glamcli.errors import Preempted, TrainError
 from glamcli.model.decoder import Decoder
 from glamcli.progress import Silent
-from glamcli.train import loop, programs
+from glamcli.train import beginning, loop, programs
 from glamcli.train.loop import train
 from glamcli.train.metric_files import read_metrics, run_seconds
 from glamcli.train.rewind import rewind, rewinds
@@ -202,3 +203,31 @@ def test_going_back_again_and_again_comes_to_an_end(running, monkeypatch, tmp_pa
     (tmp_path / "run").rename(tmp_path / "first")
     _, _, error = running(*skipping, mixture=BAD_FROM_7)
     assert "would skip all that is left" in error.what
+
+
+@pytest.mark.slow
+def test_a_router_that_sends_every_token_to_one_expert_is_told_with_layer_and_advice(
+    running, monkeypatch, tmp_path
+):
+    init_state = beginning.init_state
+
+    def forced(*of):
+        state = init_state(*of)
+        weights = state.params["blocks"]["expert_layer"]["ffn"]
+        # All logits of the second expert layer are 0, and of equals the first is chosen.
+        even = weights["router"].at[1].set(0)
+        weights["router"] = jax.device_put(even, weights["router"].sharding)
+        return state
+
+    monkeypatch.setattr(beginning, "init_state", forced)
+    experts = ("moe={num_experts: 4, group_tokens: 32}", "model.num_layers=4", "model.ffn_dim=8")
+    heard, _, error = running(*experts, "guard.routers.mean_steps=1", "train.steps=1")
+    assert error is None
+    (collapse,) = [text for text in heard.warned if "choose the same expert" in text]
+    assert collapse.startswith(
+        "step 1: expert layer 2: 100% of tokens choose the same expert of 4 first; raise "
+        "`moe.balance_coef` (now 0.01)"
+    )
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert lines[0]["max_first_frac_by_layer"][0] < lines[0]["max_first_frac_by_layer"][1] == 1
+    assert collapse.removeprefix("step 1: ") in lines[1]["alarms"]
