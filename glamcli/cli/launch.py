@@ -86,6 +86,12 @@ for subcommand in (status, logs, list_):
 )
 @click.option("--keep", is_flag=True, help="Leave the slice, which costs money, after the end.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and end.")
+@click.option(
+    "--write",
+    "kind",
+    type=click.Choice(["script"]),
+    help="Write a shell script with what it needs into ./NAME instead, and ask for nothing.",
+)
 def start(
     recipe: str,
     sets: tuple[str, ...],
@@ -98,6 +104,7 @@ def start(
     setup: str | None,
     keep: bool,
     dry_run: bool,
+    kind: str | None,
 ) -> int:
     """Train RECIPE on a slice."""
     loaded = load_recipe(recipe, sets)
@@ -113,6 +120,8 @@ def start(
     target, shape = request.check_target(loaded, tpu)
     where: dict[str, Any] = {"zone": zone, "project": project, "spot": spot}
     asked = request.make_launch(loaded, target, name=name, run=run, setup=setup, **where)
+    if kind is not None:
+        return _write(loaded, asked, setup)
     cloud, record, progress = Gcloud(zone, project), Record(asked.name), render.make_progress()
     cloud.check()
     sizes = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
@@ -131,6 +140,14 @@ def start(
             progress.say(f"going on with `{launch.name}`, start {launch.attempt}")
         show = _shower(record)
         return _look_after(Control(launch, record, cloud, progress, show, ending.PATIENCE, keep))
+
+
+def _write(loaded: Loaded, asked: Launch, setup: str | None) -> int:
+    from glamcli.launch.script import write_script
+
+    path = write_script(Path(asked.name), loaded, asked, setup)
+    click.echo(f"wrote {path} and what it sends; read it, then `bash {path}`")
+    return 0
 
 
 def _begin(loaded: Loaded, asked: Launch, record: Record, setup: str | None) -> Launch:

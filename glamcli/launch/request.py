@@ -17,6 +17,7 @@ from glamcli.launch.slices import accelerator_type, image_of, slice_of
 from glamcli.plan.planner import on_target
 from glamcli.plan.topology import Target, parse_target
 
+_PLACE = re.compile(r"[a-z0-9][-a-z0-9.:]*")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
@@ -43,6 +44,8 @@ def check_run(run: str) -> str:
             f"--run {run}: a launch cannot follow a run at a URL",
             "give the path of a folder that all workers mount (docs/tpu.md)",
         )
+    if not run.isprintable():
+        raise RecipeError(f"--run {run!r}: not a path in one line")
     if not Path(run).is_absolute():
         raise RecipeError(
             f"--run {run}: a relative path is another folder on every worker",
@@ -76,10 +79,13 @@ def make_launch(
 ) -> Launch:
     """The launch that is asked for; its package is not made yet.
 
-    Raises: RecipeError when its name is none that Google takes; PlanError for a kind of chip that
+    Raises: RecipeError when a name is none that Google takes; PlanError for a kind of chip that
         is not offered so.
     """
     name = check_name(name or launch_name(run))
+    for option, value in (("zone", zone), ("project", project)):
+        if value is not None and not _PLACE.fullmatch(value):
+            raise RecipeError(f"--{option} {value!r}: not the name of one")
     _, chip = slice_of(target)
     accelerator = accelerator_type(target)
     asked = [recipe_files(loaded), run, setup, accelerator, zone, project, spot]

@@ -124,7 +124,8 @@ def queued(verb, words, options):
         state = {"state": request["state"]}
         if request["state"] == "FAILED":
             state["failedData"] = {"error": {"message": "internal error"}}
-        sys.stdout.write(json.dumps({"name": f"projects/p/{name}", "state": state}))
+        found = json.dumps({"name": f"projects/p/{name}", "state": state})
+        sys.stdout.write(found if options["format"] == "json" else state["state"])
 
 
 def machine(verb, words, options):
@@ -169,8 +170,9 @@ def ssh(options, homes, name, port, number):
             "OMPI_COMM_WORLD_LOCAL_RANK": "0",
             "JAX_COORDINATOR_PORT": str(port),
         }
-        # So does gcloud 528.
-        with open(f"None/{worker}.log", "wb") as log:
+        # So does gcloud 528, when it is given a folder.
+        place = f"None/{worker}.log" if "output-directory" in options else "/dev/stdout"
+        with open(place, "ab") as log:
             running.append(
                 subprocess.Popen(
                     ["bash", "-c", options["command"]],

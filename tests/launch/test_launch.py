@@ -1,6 +1,7 @@
 """`glam launch` against a cloud of folders: what it does at every end, and that nothing is left."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,8 @@ REFUSED_HERE = {
     "cannot be the name of a slice": ["--name", "Mine"],
     "a relative path is another folder": ["--run", "runs/mine"],
     "URL": ["--run", "gs://bucket/run"],
+    "not the name of one": ["--zone", "us central"],
+    "not a path in one line": ["--run", "/a\nb"],
     "is no TPU slice": ["--tpu", "8xh100"],
     "one is launched at a time": ["--tpu", "2xv4-16"],
     "there is no slice `v4-33`": ["--tpu", "v4-33"],
@@ -198,3 +201,22 @@ def test_a_launch_that_nobody_knows_is_named_with_the_nearest(scripted, glam):
     assert out == "worker 0 trains to step 20\n"
     assert "glam-run: done" in glam("launch", "status", "glam-run")[1]
     assert "glam-run v4-16 none  done" in glam("launch", "list")[1]
+
+
+def test_the_script_that_is_written_asks_for_the_same_and_starts_on_all_machines(
+    scripted, glam, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = glam(*scripted.words, "--spot", "--project", "p", "--write", "script")
+    assert (code, out.split(" and ")[0], err) == (0, "wrote glam-run/launch.sh", "")
+    assert not (scripted.cloud.folder / "calls").exists()
+    assert glam(*scripted.words, "--write", "script")[0] == 7  # nothing is overwritten
+    scripted.cloud.plan(states=[])
+    scripted.ends("0 0 20")
+    done = subprocess.run(["bash", "glam-run/launch.sh"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (created,) = scripted.cloud.calls("queued-resources create")
+    assert "--accelerator-type=v4-16" in created
+    assert "--spot --zone=z --project=p" in created
+    assert done.stdout.count('"attempt": 1') == 2
+    assert str(scripted.run) in (tmp_path / "glam-run" / "launch.sh").read_text()

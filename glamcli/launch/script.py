@@ -1,0 +1,68 @@
+"""A launch as a shell script, for whoever wants to read or change what is done."""
+
+import shlex
+from pathlib import Path
+
+from glamcli import atomic
+from glamcli.config.load import Loaded
+from glamcli.errors import LaunchError
+from glamcli.launch.gcloud import create_words, place_words
+from glamcli.launch.package import write_package
+from glamcli.launch.record import Launch
+from glamcli.launch.workers import HOME_FOLDER
+
+_SCRIPT = """#!/bin/bash
+# Asks for a slice, installs the glam in ./package on its machines, and starts on all of them
+#     glam train recipe.yaml --run {run}
+# Nobody looks after it then: nothing is started again, and the slice costs money until
+#     {delete}
+set -euo pipefail
+cd "$(dirname "$0")"
+place=({place})
+
+{create}
+until [ "$(gcloud compute tpus queued-resources describe {name} "${{place[@]}}" \\
+        --format='value(state.state)')" = ACTIVE ]; do
+    sleep 30
+done
+
+on_all() {{ gcloud compute tpus tpu-vm ssh {name} "${{place[@]}}" --worker=all --command="$1"; }}
+on_all 'rm -rf {folder} && mkdir -p {home}'
+gcloud compute tpus tpu-vm scp package {name}:{folder} "${{place[@]}}" --recurse --worker=all
+on_all 'python3 {folder}/worker.py install'
+on_all 'python3 {folder}/worker.py start 1'
+
+# How it is, with the end of the log (-1), as one line of JSON per machine:
+on_all 'python3 {folder}/worker.py status -1'
+"""
+
+
+def write_script(folder: Path, loaded: Loaded, launch: Launch, setup: str | None) -> Path:
+    """Writes the script and the package that it sends into a new folder; the script's path.
+
+    Raises: LaunchError when there is such a folder, or it cannot be written.
+    """
+    path = folder / "launch.sh"
+    if folder.exists():
+        raise LaunchError(f"{folder} exists already", "delete it, or choose another `--name`")
+    write_package(folder / "package", loaded, launch.run, setup)
+    try:
+        atomic.write(path, script(launch))
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def script(launch: Launch) -> str:
+    """The script, for bash; it stands beside the folder `package`."""
+    place = shlex.join(place_words(launch.zone, launch.project))
+    gcloud = "gcloud compute tpus"
+    return _SCRIPT.format(
+        name=launch.name,
+        run=shlex.quote(launch.run),
+        place=place,
+        home=HOME_FOLDER,
+        folder=f"{HOME_FOLDER}/{launch.name}",
+        create=f'{gcloud} {shlex.join(create_words(launch))} "${{place[@]}}"',
+        delete=f"{gcloud} queued-resources delete {launch.name} {place} --force",
+    )
