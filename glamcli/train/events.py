@@ -34,7 +34,7 @@ from glamcli.train import identity, programs
 from glamcli.train.heldout import Heldout, mean_nats
 from glamcli.train.meter import Meter
 from glamcli.train.metrics import FAILED_TASKS
-from glamcli.train.retry import Clock, Retry
+from glamcli.train.retry import LOOK_SECONDS, Clock, Retry
 from glamcli.train.state import State, abstract_state
 from glamcli.trained import Trained
 
@@ -200,7 +200,9 @@ class Save:
     def __init__(self, running: Running, checkpoints: Checkpoints, clock: Clock | None = None):
         self._running = running
         self._checkpoints = checkpoints
-        self._retry = Retry(running.recipe.checkpoints.retry_seconds, clock or Clock())
+        self._clock = clock or Clock()
+        self._retry = Retry(running.recipe.checkpoints.retry_seconds, self._clock)
+        self._next_look = 0.0
         self.is_owed = False
         """whether a save failed and none was started since."""
         self._is_saving = False
@@ -216,15 +218,20 @@ class Save:
     def poll(self) -> None:
         """Notices how the save in progress ended; call once per training step."""
         run = self._running
-        if run.host.is_first and _is_gone(run.run_dir):
-            raise CheckpointError(
-                f"the run folder {run.run_dir} is gone: deleted or renamed while the run trained",
-                hint="put it back, or start again elsewhere with `--run`",
-            )
+        if self._clock.now() >= self._next_look:
+            self._look_for_folder()
         self._note(self._checkpoints.poll)
         if self._is_saving and (taken := self._retry.slow()) is not None:
             run.progress.warn(
                 f"a save has taken {taken} so far; {self._retry.age} of training not saved"
+            )
+
+    def _look_for_folder(self) -> None:
+        run, self._next_look = self._running, self._clock.now() + LOOK_SECONDS
+        if run.host.is_first and _is_gone(run.run_dir):
+            raise CheckpointError(
+                f"the run folder {run.run_dir} is gone: deleted or renamed while the run trained",
+                hint="put it back, or start again elsewhere with `--run`",
             )
 
     def run(self, step: int, state: State) -> bool:
@@ -232,6 +239,7 @@ class Save:
         then."""
         run = self._running
         run.watchdog.beat(f"saving step {step}", LONG)
+        self._look_for_folder()  # a save would make another one
         run.meter.flush()
         self._awaits_good_weights = not (run.meter.health.is_good or self._is_last)
         if self._awaits_good_weights:

@@ -15,6 +15,8 @@ WAITS = (5.0, 15.0, 60.0, 120.0)
 """seconds before the attempt after the first, second, ... failure in a row; the last one stays."""
 SLOW_SECONDS = 60.0
 """a save that takes this long is told, and again whenever its time has doubled."""
+LOOK_SECONDS = 1.0
+"""between looks for the run folder, which a file server may take long to answer."""
 
 
 @dataclass

@@ -53,7 +53,7 @@ def test_a_closed_terminal_saves_and_ends_with_75(recipe, train, uninterrupted, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("during", ["training", "saving"])
-def test_a_run_whose_folder_is_deleted_ends_at_the_next_step_with_clear_words(
+def test_a_run_whose_folder_is_deleted_ends_within_seconds_with_clear_words(
     train, tmp_path, during
 ):
     run = train(tmp_path / "run", "--set", "train.steps=100000")
@@ -67,7 +67,7 @@ def test_a_run_whose_folder_is_deleted_ends_at_the_next_step_with_clear_words(
     assert code == 4
     assert f"the run folder {tmp_path / 'run'} is gone" in err
     assert "Traceback" not in err
-    assert last < 100
+    assert last < 10_000
 
 
 def mount(folder, size):

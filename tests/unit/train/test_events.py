@@ -11,6 +11,7 @@ from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.progress import Silent
+from glamcli.train import events
 from glamcli.train.events import Save
 from glamcli.train.retry import Clock
 from glamcli.train.times import Times
@@ -183,13 +184,27 @@ def test_a_slow_save_is_told_and_again_when_its_time_has_doubled(run, monkeypatc
     assert (heard.said, len(heard.warned)) == (["step 1: saved"], 3)
 
 
-def test_a_run_folder_that_is_deleted_ends_the_run_at_the_next_step(run, tmp_path):
-    save, _, _, _ = run
+def test_a_run_folder_that_is_deleted_ends_the_run_within_a_second_and_at_a_save(
+    run, tmp_path, monkeypatch
+):
+    save, _, _, clock = run
+    looks = []
+    is_gone = events._is_gone
+    monkeypatch.setattr(events, "_is_gone", lambda path: looks.append(path) or is_gone(path))
     save.poll()
     tmp_path.rename(tmp_path.with_name("elsewhere"))
+    for _ in range(100):
+        save.poll()
+        clock.pass_(0.009)
+    assert len(looks) == 1
+    with pytest.raises(CheckpointError, match=f"the run folder {tmp_path} is gone"):
+        save.run(1, STATE)
+    assert not tmp_path.exists()
+    clock.pass_(1)
     with pytest.raises(CheckpointError, match=f"the run folder {tmp_path} is gone"):
         save.poll()
     tmp_path.with_name("elsewhere").rename(tmp_path)
+    clock.pass_(1)
     save.poll()
 
 
