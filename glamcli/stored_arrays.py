@@ -35,6 +35,11 @@ SHOWN_ARRAYS = 3
 # Reasons of this machine and not of the files: an older step would not be read either.
 _NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NO_THREAD = "can't start new thread"
+# Coroutines of orbax that never start when a save fails before them.
+_UNSTARTED = (
+    "_create_paths|cancellable|_async_serialize_shardings|_serialize_arrays|JsonCheckpointHandler"
+    "|BasePyTreeCheckpointHandler|Store"
+)
 _ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
 
 Made = TypeVar("Made")
@@ -232,10 +237,12 @@ def os_error(error: Exception) -> int | None:
 def ignore_abandoned_work() -> None:
     """Leaves out, from now on, what is reported, perhaps late, of other arrays when one cannot be
     read or written: orbax closes the event loop in which TensorStore's threads are at work."""
-    hook = sys.unraisablehook
+    hook, known = sys.unraisablehook, _ABANDONED  # the module may be gone when it is called
     sys.unraisablehook = lambda raised: (
-        None if str(raised.exc_value).startswith(_ABANDONED) else hook(raised)
+        None if str(raised.exc_value).startswith(known) else hook(raised)
     )
+    message = rf"coroutine '({_UNSTARTED}).*' was never awaited"
+    warnings.filterwarnings("ignore", message, RuntimeWarning)
 
 
 @functools.cache
