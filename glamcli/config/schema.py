@@ -12,6 +12,7 @@ from pydantic import Field
 from glamcli.config.devices import Mesh, Pipeline
 from glamcli.config.guard import Guard
 from glamcli.config.run import RunSettings
+from glamcli.config.runtime import Runtime
 from glamcli.config.settings import (
     MAX_NEW_TOKENS,
     Count,
@@ -222,22 +223,6 @@ class Data(Settings):
     """folder of tokenizers and prepared rows; None is the user's cache folder."""
     prepare_processes: CountOrZero = 0
     """processes that tokenise and pack; 0 means one per core."""
-
-
-class Runtime(Settings):
-    """How processes start, wait for each other and end; nothing here changes results."""
-
-    huge_pages: Literal["auto", "off"] = "auto"
-    """Linux on CPU: ask the C library for huge pages (the process restarts itself once)."""
-    compile_cache: bool = True
-    """keep compiled programs in the cache folder, so that the next start is fast."""
-    join_seconds: Positive = 300.0
-    """on several hosts: how long to wait for all processes to connect."""
-    heartbeat_seconds: Count = 100
-    """on several hosts: how long a process may be silent before the others end."""
-    step_timeout_seconds: Positive | None = 600.0
-    """on several hosts: a process that makes no progress for so long prints its stacks and exits
-    with 86; compiling, restoring and saving may take ten times as long. null disables this."""
 
 
 class PlanSettings(Settings):

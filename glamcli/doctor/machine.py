@@ -14,6 +14,8 @@ import jax
 
 import glamcli
 from glamcli import hugepages
+from glamcli.config.chips import chip_of
+from glamcli.config.xla_flags import flags_for
 from glamcli.data.cache import user_cache_dir
 from glamcli.data.workers import num_cores
 
@@ -43,8 +45,15 @@ def machine_facts() -> dict[str, str]:
         "huge pages": huge_pages(),
         "cache folder": _folder(user_cache_dir()),
         "run folders": _folder(Path.cwd() / "runs"),
+        **xla_flags(jax.devices()[0].device_kind),
         **{name: _version(name) for name in SHOWN_LIBRARIES},
     }
+
+
+def xla_flags(device_kind: str) -> dict[str, str]:
+    """What is known of flags of XLA for such devices, by name."""
+    known = flags_for(chip.name) if (chip := chip_of(device_kind)) else {}
+    return known or {"XLA flags": "none are known for these devices (runtime.xla_flags sets any)"}
 
 
 def huge_pages() -> str:

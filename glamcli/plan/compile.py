@@ -139,7 +139,7 @@ def matrix_flops(jaxpr: Any, num_devices: int) -> float:
 
 
 def _cache_file(
-    recipe: Recipe, target: Target, lowered: Lowered, options: dict[str, str | bool], mesh: Mesh
+    recipe: Recipe, target: Target, lowered: Lowered, options: dict[str, Any], mesh: Mesh
 ) -> Path | None:
     """The file that caches what the compiler reports of this program: named by its text, by the
     coordinates of the devices, by the versions of the compiler, and by our own sources, because the
@@ -173,9 +173,7 @@ def _write_cached(path: Path, found: dict[str, Any]) -> None:
         atomic.write(path, gzip.compress(json.dumps(found).encode()))
 
 
-def _compiled(
-    lowered: Lowered, target: Target, options: dict[str, str | bool]
-) -> tuple[Compiled, str]:
+def _compiled(lowered: Lowered, target: Target, options: dict[str, Any]) -> tuple[Compiled, str]:
     """The executable and its optimized HLO.
 
     For TPUs the compiler writes the HLO into a file itself. `as_text` would hand it over to
@@ -183,12 +181,12 @@ def _compiled(
     most programs for v5p, v6e and 7x).
     """
     if target.kind != "tpu":
-        compiled = lowered.compile(options)
+        compiled = programs.compiled(lowered, options)
         return compiled, compiled.as_text() or ""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # With jax's own cache of programs on it writes these too, and cannot read them again.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiled = lowered.compile({**options, **dump})
+        compiled = programs.compiled(lowered, {**options, **dump})
         written = sorted(Path(folder).glob("*.after_codegen.txt"))
         return compiled, written[-1].read_text() if written else compiled.as_text() or ""

@@ -127,7 +127,7 @@ class HeldoutLoss:
         with run.progress.phase("compiling the held-out step"), run.meter.times.spent("compile"):
             num_sources = len(run.dataset.source_names)
             lowered = programs.lower_heldout_step(run.decoder, run.recipe, num_sources, run.mesh)
-            return lowered.compile(programs.compiler_options(run.recipe, run.mesh))
+            return programs.compiled(lowered, programs.compiler_options(run.recipe, run.mesh))
 
 
 class TaskScores:

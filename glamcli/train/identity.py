@@ -120,9 +120,10 @@ def other_bits(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for part in ("versions", "topology")
         for key, before, after in _unequal(saved.get(part, {}), now.get(part, {}))
     ]
+    bits = (*LAYOUT, "runtime.xla_flags")
     sizes = ("mesh.auto", *(f"mesh.{axis}" for axis in MESH_AXES))  # part of the topology
     settings = _settings(saved["recipe"], now["recipe"])
-    found += [text for key, text in settings if _is_under(key, LAYOUT) and key not in sizes]
+    found += [text for key, text in settings if _is_under(key, bits) and key not in sizes]
     if _draws(saved) != _draws(now):
         found.append("second experts are drawn differently")
     return found

@@ -226,7 +226,8 @@ def _compiled_step(run: Running, checkpoints: Checkpoints) -> Checked:
         restarts = tuple(stage.from_step for stage in run.dataset.mixture.stages)
         traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh, restarts)
         _ = run.stacked
-        step = traced.lower().compile(programs.compiler_options(run.recipe, run.mesh))
+        options = programs.compiler_options(run.recipe, run.mesh)
+        step = programs.compiled(traced.lower(), options)
     if run.recipe.guard.replica_steps is not None and run.mesh.size == 1:
         run.progress.warn("`guard.replica_steps` compares nothing: there is one device")
     return Checked(step, run.recipe.guard, run.mesh, run.host.name)

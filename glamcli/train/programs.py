@@ -6,18 +6,21 @@ sharding where `jit` would silently compile once more.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.stages import Lowered, Traced
+from jax.stages import Compiled, Lowered, Traced
 
 from glamcli import faults
 from glamcli.config.schema import Recipe
 from glamcli.config.sharding import check_divides, indivisible
 from glamcli.data.rows import TOKEN_FIELDS
+from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
 from glamcli.parallel.axes import Layout
 from glamcli.train.state import abstract_state, state_shardings
@@ -53,11 +56,30 @@ def trace_train_step(
         return step.trace(state, training_batch(recipe, mesh))
 
 
-def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, str | bool]:
-    """Options of XLA for both programs."""
+def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
+    """Options of XLA for both programs: what the recipe's own settings mean, and its
+    `runtime.xla_flags`."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
     # MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any.
-    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if off else {}
+    whole = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if off else {}
+    return whole | recipe.runtime.xla_flags
+
+
+def compiled(lowered: Lowered, options: Mapping[str, Any]) -> Compiled:
+    """The executable.
+
+    Raises: RecipeError when this compiler does not know one of the options or refuses its value.
+    """
+    try:
+        return lowered.compile(dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        named = re.search(r"(?:No such compile option: '|While setting option )(\w+)", said)
+        if named is None or named[1] not in options:
+            raise
+        key = "runtime.xla_flags"
+        hint = "`glam doctor` lists flags that are known for the devices here"
+        raise RecipeError(f"the compiler refuses a flag of `{key}`: {said}", hint, key) from error
 
 
 def lower_heldout_step(decoder: Decoder, recipe: Recipe, num_sources: int, mesh: Mesh) -> Lowered:

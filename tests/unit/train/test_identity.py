@@ -160,3 +160,12 @@ def test_every_setting_that_changes_bits_alone_is_said(now, expected):
 def test_the_hash_depends_on_every_value():
     assert recipe_hash(RECIPE) == recipe_hash(load_recipe("test-tiny").recipe)
     assert recipe_hash(RECIPE) != recipe_hash(load_recipe("test-tiny", ["about=x"]).recipe)
+
+
+def test_another_flag_of_the_compiler_is_allowed_and_said():
+    flagged = layout()
+    flagged["recipe"]["runtime"]["xla_flags"] = {"xla_some_flag": True}
+    assert differences(layout(), flagged) == []
+    assert other_bits(layout(), flagged) == [
+        "`runtime.xla_flags.xla_some_flag` was absent, is true"
+    ]
