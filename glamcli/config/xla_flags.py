@@ -53,8 +53,8 @@ XLA_FLAGS = (
         "xla_tpu_enable_async_collective_fusion",
         True,
         ("v5e", "v5p", "v6e", "7x"),
-        "collectives are fused with the computations they run beside; not on v4, whose compiler "
-        "warns of wrong results and hangs",
+        "collectives are fused with the computations they run beside; not for v4, where it was "
+        "reported to compute wrongly",
         _MAXTEXT,
     ),
 )
