@@ -8,6 +8,8 @@ import jax
 from glamcli.errors import PlanError
 
 _MARK = "RESOURCE_EXHAUSTED"
+# A computation on CPUs whose argument was never made.
+_PASSED_ON = "INTERNAL: Error dispatching computation: Out of memory"
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def explaining_memory(hint: Callable[[], str]) -> Iterator[None]:
         text = " ".join(str(error).split("\n")[0].split())[:240]
         if isinstance(error, MemoryError):
             what = f"out of memory: {text}" if text else "out of memory"
-        elif _MARK in text:
+        elif _MARK in text or text.startswith(_PASSED_ON):
             what = f"out of device memory: {text.partition(_MARK)[2].lstrip(': ') or text}"
         else:
             raise

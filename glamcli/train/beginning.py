@@ -84,7 +84,8 @@ class Beginning:
         watchdog.beat("initialising", LONG)
         with self.progress.phase("initialising"):
             optimizer, seed = self.recipe.optimizer, self.recipe.seed
-            state = init_state(self.decoder, optimizer, seed, self.mesh)
+            # Awaited: without memory for it, it fails here.
+            state = jax.block_until_ready(init_state(self.decoder, optimizer, seed, self.mesh))
         run_identity = identity.identity(self.recipe, self.dataset, self.mesh)
         return First(0, 0, {}, {**run_identity, "skipped_batches": []}, state)
 

@@ -156,6 +156,10 @@ def test_of_several_processes_the_first_one_counts(tmp_path):
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx"),
             "out of device memory: Out of memory allocating 9 bytes.",
         ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory x"),
+            "out of device memory: INTERNAL: Error dispatching computation: Out of memory x",
+        ),
         (MemoryError("Unable to allocate 7 GiB"), "out of memory: Unable to allocate 7 GiB"),
         (MemoryError(), "out of memory"),
     ],
