@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from glamcli.errors import RecipeError, redacted
+
 EXTRA = "pip install 'glamcli[remote]'"
 _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _REFUSED = (401, 403)
@@ -31,10 +33,19 @@ def is_url(text: object) -> bool:
 
 def place(text: str) -> Path:
     """What a text means: a local path, or the `Remote` of a URL. That is no `Path`, and has those
-    methods of one that are asked of files which may be behind a URL."""
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    return cast(Path, Remote(text)) if is_url(text) else Path(text)
+    methods of one that are asked of files which may be behind a URL.
+
+    Raises: RecipeError for a URL that does not end in a path, or in one that would be changed.
+    """
+    if not is_url(text):
+        return Path(text)
+    scheme, rest = text.split("://", 1)
+    if scheme.lower() == "file" and rest.startswith("/"):
+        return Path(rest)
+    if scheme.lower() == "file" or re.search(r"[?#]|//", rest):
+        hint = "write SCHEME://SERVER/PATH without `?`, `#` and `//` in it, or file:///PATH"
+        raise RecipeError(f"not the URL of a file: `{redacted(text)}`", hint)
+    return cast(Path, Remote(text))
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -88,10 +99,11 @@ class Remote(PurePosixPath):
 
     def read(self, max_bytes: int) -> bytes:
         """Raises: OSError, also when it is larger than `max_bytes`."""
-        with self._asking() as (fs, path):
-            if (fs.info(path)["size"] or 0) > max_bytes:
-                raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(self))
-            return fs.cat_file(path)
+        with self._asking() as (fs, path), fs.open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(self))
+        return data
 
     def reading(self) -> IO[bytes]:
         """For reading from the start, a block at a time."""
@@ -124,6 +136,4 @@ def _in_words(error: Exception, url: str) -> OSError:
         return OSError(errno.ENOPKG, f"a package is missing: {EXTRA}", url)
     if isinstance(error, PermissionError) or code in _REFUSED or reason.startswith("Forbidden"):
         return PermissionError(errno.EACCES, f"no permission: {reason}", url)
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return error
     return OSError(errno.EIO, f"no answer, or none that helps: {reason}", url)

@@ -10,9 +10,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from lower rows and from its own package. The first matching prefix counts.
 ROWS = (
+    ("glamcli.errors", -2),
     ("glamcli.storage", -1),
     ("glamcli.atomic", 0),
-    ("glamcli.errors", 0),
     ("glamcli.progress", 0),
     ("glamcli.hugepages", 0),
     ("glamcli.libtpu", 0),

@@ -108,6 +108,16 @@ def test_what_is_wrong_with_a_url_is_said_in_words(bucket, capsys):
         assert words in capsys.readouterr().err, url
 
 
+@pytest.mark.parametrize(
+    "url", ["https://h/r.yaml?sig=a//b", "gs://b//k", "https://h/a#b", "file://host/x"]
+)
+def test_a_url_that_a_path_would_change_is_refused(url, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["recipe", "check", url])
+    assert ended.value.code == 2
+    assert "not the URL of a file" in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(OSError, match=r"pip install 'glamcli\[remote\]'"):
