@@ -81,7 +81,7 @@ class ProcessLogger:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
+                [sys.executable, "-P", "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -98,7 +98,7 @@ class ProcessLogger:
             project=recipe.run.project,
             name=_logged_as(run_dir),
             folder=str(run_dir.absolute()),
-            config=json.loads(redacted(json.dumps(recipe.model_dump(mode="json")))),
+            config=_redacted(recipe.model_dump(mode="json")),
             linger_seconds=LINGER_SECONDS,
         )
 
@@ -117,8 +117,10 @@ class ProcessLogger:
         if (process := self._process) is None:
             return
         until = time.monotonic() + CLOSE_SECONDS
+        taking = select.poll()  # `select.select` knows no descriptor above 1,023
         while self._unsent and (left := until - time.monotonic()) > 0:
-            select.select([], [_fd(process.stdin)], [], left)
+            taking.register(_fd(process.stdin), select.POLLOUT)
+            taking.poll(left * 1000)
             self._pump()
         with suppress(OSError):
             _opened(process.stdin).close()
@@ -185,6 +187,15 @@ class ProcessLogger:
 
 _lingering: list[subprocess.Popen[bytes]] = []
 """processes that were left to themselves."""
+
+
+def _redacted(value: Any) -> Any:
+    """The same JSON value without the credentials in the URLs of its texts and names."""
+    if isinstance(value, dict):
+        return {redacted(name): _redacted(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_redacted(each) for each in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 def _opened(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -84,7 +84,6 @@ def train(
         RecipeError: a logger is missing, or the processes differ in recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    check_loggers(recipe)
     with listening(progress) as stop:
         while True:
             try:
@@ -121,6 +120,7 @@ def _attempt(
             if saved_step >= last:
                 return Outcome(saved_step)
             after_rewinds(run_dir, saved_step, saved, last, host)
+        host.alike("loggers", lambda: check_loggers(recipe) if host.is_first else None)
         dataset = times.of("data", open_data_together, recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False

@@ -1,6 +1,9 @@
 """Trackio and Weights & Biases: what they get, and that nothing they do reaches training."""
 
+import fcntl
 import json
+import os
+import resource
 import time
 
 import pytest
@@ -58,7 +61,7 @@ def logged(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(site)
     recipe = load_recipe("test-tiny", ["about=from https://user:secret@example.org"]).recipe
 
-    def logged(module="trackio", first=1, last=3, **does):
+    def logged(module="trackio", first=1, last=3, recipe=recipe, **does):
         actions = {"log": "", "finish": "", "init": "", **does}
         (site / f"{module}.py").write_text(FAKE.format(calls=str(path), **actions))
         heard, run_dir = Heard(), tmp_path / "my run"
@@ -105,6 +108,42 @@ def test_what_is_sent_and_kept_has_no_credentials(logged, tmp_path):
     assert options["config"]["model"]["num_layers"] == 2
     assert "secret" not in json.dumps(options)
     assert json.loads((tmp_path / "my run" / LOGGED_AS).read_text()) == {"name": options["id"]}
+
+
+def test_an_address_with_a_query_in_quotes_reaches_a_logger_without_it(logged):
+    prompt = 'see "https://example.org/?key=secret" now'
+    recipe = load_recipe("test-tiny", [f"finish.prompt={prompt}"]).recipe
+    (_, options), *_ = logged(recipe=recipe)[0]
+    assert options["config"]["finish"]["prompt"] == 'see "https://example.org/?***" now'
+
+
+def test_a_logger_runs_no_module_of_the_working_folder(logged, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    calls, heard = logged()
+    assert (len(calls), heard.warned) == (5, [])
+
+
+def test_a_run_with_many_open_files_still_waits_for_its_loggers(logged, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    close = ProcessLogger.close
+
+    def closing(logger):
+        if (process := logger._process) is not None:
+            high = fcntl.fcntl(process.stdin, fcntl.F_DUPFD_CLOEXEC, 1500)
+            process.stdin.close()
+            process.stdin = os.fdopen(high, "wb", buffering=0)
+            logger._send(step=4, numbers={"x": 1.0}, more=" " * (1 << 19))
+            assert logger._unsent
+        close(logger)
+
+    monkeypatch.setattr(ProcessLogger, "close", closing)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        calls, heard = logged()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (calls[-2:], heard.warned) == ([["log", {"x": 1.0}, 4], ["finish"]], [])
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"name": "../x"}', '{"name": 5}'])

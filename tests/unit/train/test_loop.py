@@ -16,7 +16,7 @@ from board import curves, events_in
 from glamcli import faults
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
-from glamcli.errors import CheckpointError, DataError, Preempted, SaveFailed
+from glamcli.errors import CheckpointError, DataError, Preempted, RecipeError, SaveFailed
 from glamcli.progress import Silent
 from glamcli.train import loop
 from glamcli.train.go_back import GoBack
@@ -186,6 +186,14 @@ def test_other_data_under_the_same_names_is_refused(folder, tmp_path):
             train(recipe(folder, "train.steps=1000"), tmp_path / "run", Silent())
     finally:
         text.write_text(before)
+
+
+def test_a_missing_logger_refuses_a_run_but_not_one_that_is_finished(folder, tmp_path):
+    logged = recipe(folder, "run.loggers=[trackio]")
+    with pytest.raises(RecipeError, match="`trackio` is not installed"):
+        train(logged, tmp_path / "run", Silent())
+    train(recipe(folder), tmp_path / "run", Silent())
+    assert train(logged, tmp_path / "run", Silent()).model is None
 
 
 def test_checkpoints_that_are_all_damaged_never_become_a_fresh_start(folder, tmp_path):
