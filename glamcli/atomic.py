@@ -4,7 +4,9 @@ They survive the death of the process, not a power failure: nothing is synced to
 """
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 
@@ -17,13 +19,20 @@ def write(path: Path, content: str | bytes) -> None:
     Every call first writes under a name of its own, so threads, processes and hosts may write the
     same file at once.
 
-    Raises: OSError; what was there before is then still there, and nothing else.
+    A link stays, and what it points to is replaced.
+
+    Raises: OSError, also where something is that is not a regular file; what was there before is
+        then still there, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
     if isinstance(path, Remote):
         path.write(data)
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):  # root could replace a device
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         unfinished.write_bytes(data)

@@ -1,5 +1,6 @@
 """Files are whole whoever writes them, and a failed write changes nothing."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,3 +44,25 @@ def test_text_is_utf_8_and_bytes_are_as_given(tmp_path):
     atomic.write(tmp_path / "bytes", b"\xff\r\n")
     assert (tmp_path / "text").read_bytes() == b"\xc3\xa9\n"
     assert (tmp_path / "bytes").read_bytes() == b"\xff\r\n"
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "folder" / "link"
+    target.write_text("old")
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / "target")
+    atomic.write(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert [path.name for path in link.parent.iterdir()] == ["link"]
+
+
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path in (pipe, loop, tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            atomic.write(path, "new")
+    assert pipe.is_fifo()
+    assert {*tmp_path.iterdir()} == {pipe, loop}
