@@ -4,6 +4,7 @@ Steps become tokens and FLOPs in the page, both being multiples of them.
 """
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from glamcli.errors import printable
 from glamcli.report.curves import Point, significant
 from glamcli.report.events import EVENT_KINDS
 from glamcli.report.run import ReportRun
+from glamcli.train.metric_files import as_number
 
 PER_OCTAVE, FAIR, MOST = 32, 128, 255
 """A load is drawn as FAIR + PER_OCTAVE x log2(share x experts), from 1 to MOST, which is a
@@ -68,7 +70,7 @@ class Chart:
             "unit": self.unit,
             "log": self.is_log,
             "zero": self.from_zero,
-            "levels": [[printable(name), value] for name, value in self.levels],
+            "levels": [[printable(n), y] for n, y in self.levels if math.isfinite(y)],
             "lines": [each.to_json() for each in self.lines],
         }
 
@@ -187,11 +189,11 @@ def load_charts(runs: Sequence[ReportRun]) -> list[LoadChart]:
 def run_json(run: ReportRun) -> dict[str, Any]:
     """What the page needs of a run beside its curves: the sizes of a step, and its marks."""
     per_step = run.tokens_per_step
-    flops = None if run.recipe is None else flops_per_token(run.recipe).training
+    flops = None if run.recipe is None else as_number(flops_per_token(run.recipe).training)
     return {
         "last": run.step,
         "tokens": per_step,
-        "flops": None if flops is None or per_step is None else flops * per_step,
+        "flops": None if flops is None or per_step is None else as_number(flops * per_step),
         "marks": [
             [each.step, each.kind, EVENT_KINDS[each.kind][0], printable(each.text)[:300]]
             for each in run.events

@@ -1,8 +1,8 @@
 """The numbers of a run over its steps, thinned while they are read, in bounded memory.
 
 A curve has at most `MAX_POINTS` points. While there are more, steps are taken together in twos,
-fours, eights, ...; a point is then the mean of its steps, and keeps their least and greatest value,
-so that no spike is lost.
+fours, eights, ...; a point is then the mean of what was logged in its steps, and keeps the
+least and greatest value of it, so that no spike is lost.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from glamcli.train.metric_files import as_number
 
 MAX_POINTS = 1000
 MAX_COLUMNS = 240
@@ -20,9 +22,11 @@ MAX_LOADS = 1 << 16
 MAX_STEP = 1 << 53
 """Steps are exact in JavaScript below."""
 LOAD = "load_by_layer"
-_HUGE = 1e300  # so that a sum of several stays finite
+EVALUATIONS = ("eval/", "heldout/", "unigram/")
+"""How names of numbers begin that were measured at just one step."""
 
-_Sums = dict[str, list[float]]
+_Range = tuple[int, int, float, float, float]
+"""the last step of a range, how many numbers, their sum, the least, the greatest"""
 
 
 class Point(NamedTuple):
@@ -35,82 +39,71 @@ class Point(NamedTuple):
 
 
 class Curves:
-    """Curves by name. All of them have their points in the same ranges of `width` steps."""
+    """Curves by name. Each is thinned by itself: numbers that are rare keep all their points."""
 
     def __init__(self) -> None:
-        self.width = 1
         self.num_left_out = 0
         """numbers of names beyond the first `MAX_NAMES`."""
         self.latest: dict[str, float] = {}
-        self._ends: dict[int, int] = {}
-        """by range, its last step."""
-        self._sums: dict[int, _Sums] = {}
-        """by range and name: how many, sum, least, greatest."""
+        self._curves: dict[str, _Curve] = {}
+
+    @property
+    def width(self) -> int:
+        """The most steps that are taken together in a curve."""
+        return max((curve.width for curve in self._curves.values()), default=1)
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Takes the numbers of a line; everything else in it is passed over."""
-        at = step // self.width
-        sums = self._sums.setdefault(at, {})
-        self._ends[at] = max(step, self._ends.get(at, 0))
         for name, value in values.items():
             number = as_number(value)
             if number is None or name == "step":
                 continue
-            if name not in self.latest and len(self.latest) >= MAX_NAMES:
-                self.num_left_out += 1
-                continue
+            if name not in self._curves:
+                if len(self._curves) >= MAX_NAMES:
+                    self.num_left_out += 1
+                    continue
+                self._curves[name] = _Curve(name.startswith(EVALUATIONS))
             self.latest[name] = number
-            if name in sums:
-                _add(sums[name], 1, number, number, number)
-            else:
-                sums[name] = [1, number, number, number]
-        while len(self._sums) > MAX_POINTS:
-            self._widen()
+            self._curves[name].add(step, number)
 
     def points(self, name: str) -> list[Point]:
         """A curve in order of steps; empty for one that is not there."""
-        found = []
-        for at in sorted(self._sums):
-            if name in self._sums[at]:
-                count, total, low, high = self._sums[at][name]
-                found.append(Point(self._ends[at], total / count, low, high))
-        return found
+        return self._curves[name].points() if name in self._curves else []
 
     def names(self, prefix: str) -> list[str]:
         """The names that begin so, in the order they came."""
         return [name for name in self.latest if name.startswith(prefix)]
 
-    def _widen(self) -> None:
-        self.width *= 2
-        sums: dict[int, _Sums] = {}
-        ends: dict[int, int] = {}
-        for at, each in self._sums.items():
-            ends[at // 2] = max(self._ends[at], ends.get(at // 2, 0))
-            wide = sums.setdefault(at // 2, {})
-            for name, more in each.items():
-                if name in wide:
-                    _add(wide[name], *more)
-                else:
-                    wide[name] = more
-        self._sums, self._ends = sums, ends
 
+class _Curve:
+    """One curve, in ranges of `width` steps. Of evaluations each range keeps the newest alone: a
+    mean of several was measured at no step."""
 
-def _add(have: list[float], count: float, total: float, low: float, high: float) -> None:
-    have[0] += count
-    have[1] += total
-    if low < have[2]:
-        have[2] = low
-    if high > have[3]:
-        have[3] = high
+    def __init__(self, of_evaluations: bool) -> None:
+        self.width = 1
+        self._of_evaluations = of_evaluations
+        self._ranges: dict[int, _Range] = {}
 
+    def add(self, step: int, number: float) -> None:
+        self._put(step // self.width, (step, 1, number, number, number))
+        while len(self._ranges) > MAX_POINTS:
+            self.width *= 2
+            before, self._ranges = self._ranges, {}
+            for at, each in before.items():
+                self._put(at // 2, each)
 
-def as_number(value: Any) -> float | None:
-    """A JSON number as a float; None for anything else, and where it is not finite."""
-    if type(value) is float:
-        return value if -_HUGE < value < _HUGE else None
-    if type(value) is int:  # not `True`
-        return float(value) if -_HUGE < value < _HUGE else None
-    return None
+    def _put(self, at: int, more: _Range) -> None:
+        have = self._ranges.get(at)
+        if have is not None and self._of_evaluations:
+            more = max(more, have, key=lambda each: each[0])
+        elif have is not None:
+            (a, n, total, low, high), (b, m, other, least, most) = have, more
+            more = max(a, b), n + m, total + other, min(low, least), max(high, most)
+        self._ranges[at] = more
+
+    def points(self) -> list[Point]:
+        ordered = (self._ranges[at] for at in sorted(self._ranges))
+        return [Point(step, total / n, low, high) for step, n, total, low, high in ordered]
 
 
 class Loads:

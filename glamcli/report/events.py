@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from glamcli.errors import GlamError
-from glamcli.report.curves import as_number
 from glamcli.saved_steps import saved_steps
 from glamcli.train.ending import FAILURES
-from glamcli.train.rewind import rewinds
+from glamcli.train.metric_files import as_number
+from glamcli.train.rewind import Rewind
 from glamcli.untrusted import parse_json, read_file
 
 EVENT_KINDS = {
@@ -28,7 +28,8 @@ MAX_EVENTS = 300
 """of a kind; of more, the newest are kept."""
 _START = "seconds/start"
 _RESTARTED_SECONDS = 0.25
-"""No start of the program is shorter, and nothing else adds to `seconds/start`."""
+"""No start of the program is shorter. A run that goes back by itself starts again as well, without
+the program."""
 _MAX_BYTES = 1 << 20
 
 
@@ -44,21 +45,25 @@ class Event:
 class Noticed:
     """The events that the lines of the metrics tell of."""
 
-    def __init__(self) -> None:
+    def __init__(self, rewinds: Sequence[Rewind]) -> None:
         self.events: list[Event] = []
         self.num_left_out = 0
         """older ones, of which there are too many."""
+        self._went_back = [each.unix_seconds for each in rewinds if each.automatic]
         self._started: float | None = None
+        self._heard = 0.0
         self._skipped: tuple[int, int] | None = None
 
     def line(self, step: int, values: Mapping[str, Any]) -> None:
         """Takes a line; they come in order."""
         started = as_number(values.get(_START))
         if started is not None:
-            if self._started is not None and started - self._started > _RESTARTED_SECONDS:
+            heard = as_number(values.get("unix_seconds")) or 0.0
+            is_longer = self._started is not None and started - self._started > _RESTARTED_SECONDS
+            if is_longer and not any(self._heard <= at <= heard for at in self._went_back):
                 when = clock_text(values.get("unix_seconds"))
                 self._add(Event(step, "restart", f"started again; first line {when}"))
-            self._started = started
+            self._started, self._heard = started, heard
         if as_number(values.get("bad_steps")):
             self._skip(step, "a spike" if values.get("spike") == 1 else "not finite")
         alarms = values.get("alarms")
@@ -105,15 +110,16 @@ def saves(run_dir: Path) -> list[Event]:
     ]
 
 
-def went_back(run_dir: Path) -> list[Event]:
-    """The rewinds of a run. Raises: GlamError naming a record that cannot be read."""
+def went_back(rewinds: Iterable[Rewind]) -> list[Event]:
+    """The rewinds of a run."""
     found = []
-    for each in rewinds(run_dir):
+    for each in rewinds:
         by = "the run itself" if each.automatic else "hand"
         skip = f", left out {each.skip_batches:,} batches" if each.skip_batches else ""
         why = f": {each.reason}" if each.reason else ""
         when = clock_text(each.unix_seconds)
-        text = f"back from step {each.from_step:,} by {by}{skip}{why} ({when})"
+        newest = f"back to step {each.to_step:,} (newest save: {each.from_step:,})"
+        text = f"{newest} by {by}{skip}{why} ({when})"
         found.append(Event(each.to_step, "rewind", text))
     return found
 
@@ -121,7 +127,7 @@ def went_back(run_dir: Path) -> list[Event]:
 def failed(run_dir: Path) -> list[Event]:
     """The failures in a row that the newest starts ended with.
 
-    Raises: GlamError when their file cannot be read.
+    Raises: OSError or GlamError when their file cannot be read.
     """
     path = run_dir / FAILURES
     try:
@@ -133,7 +139,7 @@ def failed(run_dir: Path) -> list[Event]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise GlamError(f"{path.name} cannot be read: {error}") from None
 
 

@@ -86,12 +86,13 @@ def _figure(chart: AnyChart, charts: list[AnyChart]) -> str:
 def _controls(runs: Sequence[ReportRun]) -> str:
     """What a reader may choose; the script draws anew."""
     kinds = {each.kind for run in runs for each in run.events}
+    over = "tokens" if all(run.tokens_per_step for run in runs) else "steps"
 
     def choice(kind: str, name: str, value: str, label: str, is_on: bool) -> str:
         on = " checked" * is_on
         return f"<label><input type={kind} name={name} value={value}{on}>{label}</label>"
 
-    axis = "".join(choice("radio", "x", v, label, v == "tokens") for v, label in AXES.items())
+    axis = "".join(choice("radio", "x", v, label, v == over) for v, label in AXES.items())
     marks = "".join(
         choice("checkbox", "mark", kind, f"<b>{sign}</b> {name}", True)
         for kind, (sign, name) in EVENT_KINDS.items()
@@ -113,9 +114,10 @@ def _about(runs: Sequence[ReportRun]) -> str:
     else:
         sizes = ", ".join(f"{width:,}" for width in widths)
         drawn = (
-            f"A curve has {MAX_POINTS:,} points at most: each is the mean of {sizes} steps, "
-            "and the band around the curve goes from the least to the greatest of them, so "
-            "that no spike is lost."
+            f"A curve has {MAX_POINTS:,} points at most: each is the mean of the numbers logged in "
+            f"up to {sizes} steps, and the band around the curve goes from the least to the "
+            "greatest of them, so that no spike is lost. Scores and held-out losses stand at the "
+            "steps at which they were measured."
         )
     return (
         "<section id=reading><h2>How to read this</h2><p class=soft>"

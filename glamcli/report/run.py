@@ -1,22 +1,22 @@
 """A run folder as one value for the page. What is missing or damaged is said, and never an error,
 but a folder without any number of a run."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from glamcli.config.load import leaves, load_recipe
 from glamcli.config.schema import Recipe
 from glamcli.config.settings import Settings
 from glamcli.errors import CheckpointError, GlamError
 from glamcli.report import events, mixture, scores
-from glamcli.report.curves import LOAD, MAX_STEP, Curves, Loads, as_number
+from glamcli.report.curves import LOAD, MAX_STEP, Curves, Loads
 from glamcli.report.events import Event, Noticed
 from glamcli.report.mixture import ReadRows
 from glamcli.report.scores import ScoreCurve
-from glamcli.train.metric_files import metric_lines
+from glamcli.train.metric_files import as_number, metric_lines
+from glamcli.train.rewind import Rewind, rewinds
 from glamcli.train.times import TIME_KINDS
 from glamcli.untrusted import open_regular, parse_json, read_file
 
@@ -63,16 +63,16 @@ class ReportRun:
         """What `read` returns; None, with a note, where that is not possible."""
         try:
             return read()
-        except (GlamError, OSError) as error:
+        except OSError as error:
+            name = f"{Path(error.filename).name}: " if error.filename else ""
+            self.notes.append(f"{what}: {name}{_reason(error)}")
+        except GlamError as error:
             self.notes.append(f"{what}: {error}")
-            return None
+        return None
 
 
-@contextmanager
-def run_file(run_dir: Path, name: str) -> Iterator[IO[bytes]]:
-    """A file of a run, opened for reading. Raises: OSError when it cannot be read."""
-    with open_regular(run_dir / name) as file:
-        yield file
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def read_run(run_dir: Path, name: str) -> ReportRun:
@@ -81,11 +81,12 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
     Raises: CheckpointError when the folder has no number of a run.
     """
     run = ReportRun(name, run_dir)
+    records = run.try_to("rewinds are left out", lambda: rewinds(run_dir)) or []
     try:
-        noticed = _read_metrics(run)
+        noticed = _read_metrics(run, records)
     except OSError as error:
         raise CheckpointError(
-            f"{run_dir} is no run folder: {METRICS}: {(error.strerror or str(error)).lower()}",
+            f"{run_dir} is no run folder: {METRICS}: {_reason(error)}",
             hint="give the folder of a run, such as runs/quickstart",
         ) from error
     if not run.step:
@@ -95,10 +96,9 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
         )
     run.about = run.try_to("versions and devices are left out", lambda: _about(run_dir)) or {}
     _read_recipe(run)
-    found = noticed.events
+    found = noticed.events + events.went_back(records)
     for what, read in (
         ("saved steps are left out", events.saves),
-        ("rewinds are left out", events.went_back),
         ("failures are left out", events.failed),
     ):
         found += run.try_to(what, lambda read=read: read(run_dir)) or []
@@ -118,11 +118,11 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
     return run
 
 
-def _read_metrics(run: ReportRun) -> Noticed:
+def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
     """Fills curves and loads; raises OSError when there is no such file."""
-    noticed, num_damaged = Noticed(), 0
+    noticed, num_damaged = Noticed(records), 0
     routers: Mapping[str, Any] = {}
-    with run_file(run.folder, METRICS) as file:
+    with open_regular(run.folder / METRICS) as file:
         for line, values in metric_lines(file):
             if values is None or not 0 < values["step"] < MAX_STEP:
                 num_damaged += line.endswith(b"\n")  # the last may be half written

@@ -10,7 +10,7 @@ from glamcli.evals.results.scores import Measured, Reported
 from glamcli.evals.results.store import RESULTS_FOLDER, load_results
 from glamcli.evals.scoring.totals import published_at
 from glamcli.evals.tasks.suites import TASKS, load_suite
-from glamcli.report.curves import Curves
+from glamcli.report.curves import MAX_STEP, Curves
 from glamcli.train.metrics import FAILED_TASKS
 
 MAX_FILES = 500
@@ -65,7 +65,7 @@ def score_curves(run_dir: Path, curves: Curves) -> tuple[list[ScoreCurve], list[
             wrong.append(error.what)
             continue
         step = results.model.get("step")
-        if not isinstance(step, int):
+        if type(step) is not int or not 0 <= step < MAX_STEP:
             continue
         for score in results.scores:
             for each in score.measured:

@@ -68,8 +68,8 @@ def _facts(run: ReportRun) -> dict[str, str]:
         found["model FLOPs utilization"] = f"{100 * latest['mfu']:.1f} %"
     if latest.get("seconds_left"):
         found["left, at this speed"] = duration(latest["seconds_left"])
-    day, _, time = clock_text(latest.get("unix_seconds")).partition(" ")
-    found[f"last line written, {day}"] = time
+    if "unix_seconds" in latest:
+        found["last line written"] = clock_text(latest["unix_seconds"])
     return found
 
 

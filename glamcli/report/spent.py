@@ -6,9 +6,9 @@ from itertools import cycle
 from glamcli.config.chips import PUE, WATTS_PER_CHIP, Chip, chip_of
 from glamcli.progress import duration
 from glamcli.report.charts import curve_charts
-from glamcli.report.curves import as_number
 from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
 from glamcli.report.run import ReportRun
+from glamcli.train.metric_files import as_number
 from glamcli.train.times import TIME_KINDS
 from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
 

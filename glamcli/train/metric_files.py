@@ -26,6 +26,7 @@ TAIL_BYTES = 1 << 22
 """of a long file that are read to know its newest lines."""
 RECENT_LINES = 4
 """lines of one step: its own, of alarms, of the held-out loss, of the tasks."""
+_HUGE = 1e300  # so that a sum of several stays finite
 
 
 class _Output:
@@ -191,6 +192,15 @@ def run_seconds(values: Mapping[str, Any] | None) -> float:
     """What a run had taken by a line of its metrics, all kinds of time; 0 if it does not say."""
     each = [value for name, value in (values or {}).items() if name.startswith("seconds/")]
     return sum(value for value in each if isinstance(value, float) and math.isfinite(value))
+
+
+def as_number(value: Any) -> float | None:
+    """A JSON number as a float; None for anything else, and where it is not finite."""
+    if type(value) is float:
+        return value if -_HUGE < value < _HUGE else None
+    if type(value) is int:  # not `True`
+        return float(value) if -_HUGE < value < _HUGE else None
+    return None
 
 
 def _values(line: bytes) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """`glam report`: one page of runs that are finished, training, damaged or hostile."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ from html.parser import HTMLParser
 import pytest
 
 from cli.run_folder import make_run
+from glamcli.evals.results.scores import Measured, Reported, Results, Score
+from glamcli.evals.results.store import keep_results
+from glamcli.progress import Silent
 from glamcli.report.page import report_page
 from glamcli.report.run import read_run
 
@@ -196,12 +200,48 @@ def test_what_happened_is_listed_and_marked(run):
     assert marks[3, "skipped"] == "from step 2 on, update skipped: a spike"
     listed = section(page, "Events")
     for text in (
+        "back to step 2 (newest save: 9) by the run itself",
         "expert layer 1: collapsed",
         "bad text",
         "left out 3 batches",
         "no memory (exit 5",
     ):
         assert text in listed
+
+
+@pytest.mark.parametrize(("automatic", "expected"), [(True, []), (False, [2])])
+def test_a_run_that_went_back_by_itself_did_not_start_again(run, automatic, expected):
+    rewind = {"unix_seconds": 1.7e9 + 1.5, "from_step": 3, "to_step": 1, "skip_batches": 2,
+              "reason": "", "set_aside": {}, "automatic": automatic}  # fmt: skip
+    (run / "rewinds.jsonl").write_text(json.dumps(rewind) + "\n")
+    write(run, [line(1), line(2, **{"seconds/start": 8.0}), line(3, **{"seconds/start": 8.0})])
+    marks = data_of(page_of(run))["runs"][0]["marks"]
+    assert [step for step, kind, *_ in marks if kind == "restart"] == expected
+
+
+def test_the_page_opens_by_steps_where_tokens_are_not_known(run, tmp_path):
+    def opened(page):
+        return re.search(r"name=x value=(\w+) checked", page)[1]
+
+    bare = write(tmp_path / "bare", [{"step": 1, "loss": 2.0}])
+    assert opened(page_of(run)) == "tokens"
+    assert opened(page_of(bare)) == opened(page_of(run, bare)) == "steps"
+
+
+def test_what_is_missing_is_told_in_words(tmp_path):
+    bare = write(tmp_path / "bare", [{"step": 1, "loss": 2.0}])
+    overview = section(page_of(bare), "Overview")
+    assert "left out: run.json: no such file or directory" in overview
+    assert "Errno" not in overview
+    assert "last line written" not in overview
+
+
+def test_the_newest_line_of_runs_is_one_row_with_its_date(run, tmp_path):
+    other = write(tmp_path / "other", [line(1, unix_seconds=1.8e9)])
+    overview = section(page_of(run, other), "Overview")
+    row = "<tr><td>last line written</td>"
+    cells = "2023-11-14 22:13:23 UTC", "2027-01-15 08:00:00 UTC"
+    assert row + "".join(f"<td class=n>{cell}</td>" for cell in cells) in overview
 
 
 def test_planned_and_realised_shares_are_those_of_the_saved_step(run):
@@ -233,6 +273,33 @@ def test_scores_stand_beside_those_that_were_published(run):
     assert "<td class=n>81.4?</td>" in listed
     levels = charts_of(page)["piqa, 1 shots"]["levels"]
     assert ["GLaM 64B/64E", 81.4] in levels
+
+
+def keep(run, step, baselines=None, published=()):
+    """A result as `glam eval` keeps it in the run folder."""
+    measured = Measured("accuracy", 0.75, 0.1, baselines or {}, None, published)
+    score = Score("t", 0, "0", (measured,), 9, 0, 0, 0, (), {}, ())
+    keep_results(Results("s", {"step": step}, (score,), ()), run, Silent())
+
+
+def test_a_kept_result_replaces_the_score_of_its_step_in_a_long_run(tmp_path):
+    name = "eval/t/accuracy/0_shots"
+    lines = [{"step": step, "loss": 1.0} for step in range(1, 2101)]
+    lines += [{"step": step, name: 0.5} for step in (1000, 2000)]
+    run = write(tmp_path / "long", sorted(lines, key=lambda each: each["step"]))
+    keep(run, 2000)
+    (drawn,) = charts_of(page_of(run))["t, 0 shots"]["lines"]
+    assert drawn["at"] == [1000, 2000]
+    assert drawn["mean"] == [50.0, 75.0]
+
+
+def test_numbers_that_are_not_finite_are_left_out(run):
+    for step in (1, 2):
+        keep(run, step, {"random": math.nan}, (Reported("M", math.inf, True),))
+    write(run, [line(1, tokens_seen=9e299)])
+    page = page_of(run)
+    assert charts_of(page)["t, 0 shots"]["levels"] == []
+    assert data_of(page)["runs"][0]["flops"] is None
 
 
 def test_money_and_energy_are_shown_where_the_chip_has_a_price(run):

@@ -13,8 +13,8 @@ from glamcli.report.curves import (
     MAX_POINTS,
     Curves,
     Loads,
-    as_number,
 )
+from glamcli.train.metric_files import as_number
 
 
 def filled(num_steps, value):
@@ -92,3 +92,22 @@ def test_a_heat_map_tells_a_dead_expert_from_one_with_few_tokens():
     chart = LoadChart("load", 0, [1], shares).to_json()
     cells = list(base64.b64decode(chart["cells"]))
     assert cells[:6] == [128, 128 + chart["octave"], 128 - chart["octave"], 0, 1, 255]
+
+
+def test_every_number_stands_at_its_own_step_and_evaluations_are_not_averaged():
+    curves = Curves()
+    for step in range(1, 20_101):
+        curves.add(step, {"loss": 1.0})
+        if step % 5000 == 0:
+            curves.add(step, {"eval/t/accuracy/0_shots": step / 1e5, "alarm": 1.0})
+        if step % 10 == 0:
+            curves.add(step, {"heldout/words": float(step)})
+    assert curves.width > 10
+    assert [each.step for each in curves.points("alarm")] == [5000, 10_000, 15_000, 20_000]
+    scores = curves.points("eval/t/accuracy/0_shots")
+    assert [(each.step, each.mean) for each in scores] == [
+        (5000, 0.05), (10_000, 0.1), (15_000, 0.15), (20_000, 0.2),
+    ]  # fmt: skip
+    heldout = curves.points("heldout/words")
+    assert MAX_POINTS // 2 <= len(heldout) <= MAX_POINTS
+    assert all(each.mean == each.low == each.high == each.step for each in heldout)
