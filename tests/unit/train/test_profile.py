@@ -1,5 +1,8 @@
 """A profile has the steps asked for, once, whatever else happens, and never costs one."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +38,20 @@ def double(x):
 
 
 @pytest.fixture(autouse=True)
-def fitting(monkeypatch):
+def pretended(monkeypatch):
+    """Traces that hold nothing: in a process that has loaded a libtpu which does not fit, as other
+    tests do, JAX's own would end it."""
+    folders = []
+
+    def stop():
+        session = folders[-1] / "plugins/profile/now"
+        session.mkdir(parents=True)
+        for name in ("host.xplane.pb", "host.trace.json.gz"):
+            (session / name).write_bytes(b"")
+
     monkeypatch.setattr(libtpu, "unfit", lambda: None)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: folders.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop)
 
 
 def running(tmp_path: Path, steps: str, host: Host = ALONE) -> Any:
@@ -63,22 +78,40 @@ def sessions(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "profile/plugins/profile").glob("*"))
 
 
+REAL = """
+import sys
+from pathlib import Path
+from unit.train.test_profile import running, train
+run = running(Path(sys.argv[1]), "3:5")
+train(run)
+print(run.progress.said[0])
+"""
+
+
 def test_the_steps_asked_for_and_no_others_are_traced(tmp_path):
-    run = running(tmp_path, "3:5")
-    x = train(run)
-    plain = train(running(tmp_path / "plain", "null"))
-    assert x.tobytes() == plain.tobytes()
+    said = subprocess.run(
+        [sys.executable, "-c", REAL, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert sessions(tmp_path) == ["3-5"]
-    assert sessions(tmp_path / "plain") == []
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(trace)).planes
     events = [event for plane in planes for line in plane.lines for event in line.events]
     assert [dict(e.stats)["step_num"] for e in events if e.name == "train"] == [3, 4, 5]
     assert b"doubling" in trace.read_bytes()
-    assert str(trace.parent) in run.progress.said[0]
+    assert str(trace.parent) in said
     assert [path.suffixes for path in (tmp_path / "profile").rglob("*.gz")] == [
         [".trace", ".json", ".gz"]
     ]
+
+
+def test_without_a_profile_the_steps_are_the_same(tmp_path):
+    traced, plain = train(running(tmp_path, "3:5")), train(running(tmp_path / "plain", "null"))
+    assert traced.tobytes() == plain.tobytes()
+    assert sessions(tmp_path / "plain") == []
 
 
 @pytest.mark.parametrize(
