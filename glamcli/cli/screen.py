@@ -1,11 +1,17 @@
 """A part of the terminal that is drawn again and again."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+
+
+def is_drawable() -> bool:
+    """Whether stdout is a terminal that can go back and draw again."""
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
 class Screen(AbstractContextManager["Screen"]):

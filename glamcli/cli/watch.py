@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,8 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import run_argument
 from glamcli.cli.render import in_one_line
-from glamcli.cli.screen import Screen
+from glamcli.cli.screen import Screen, is_drawable
+from glamcli.config.files import is_path
 from glamcli.errors import CheckpointError, first_of
 from glamcli.progress import duration
 from glamcli.train.watching import Numbers, WatchedRun
@@ -41,12 +41,12 @@ def command(run: Path, once: bool) -> None:
     """
     watched = WatchedRun(run)
     watched.refresh()
-    if once or not sys.stdout.isatty():
-        if watched.state in ("absent", "empty"):
-            raise CheckpointError(
-                f"{run} {_STATES[watched.state](watched)}",
-                hint="give the folder of a run, such as runs/quickstart",
-            )
+    if watched.state in ("absent", "empty"):
+        raise CheckpointError(
+            f"{run} {_STATES[watched.state](watched)}",
+            hint="give the folder of a run, such as runs/quickstart",
+        )
+    if once or not is_drawable():
         for line in run_page(watched, render.width(), time.time()):
             click.echo(line)
         return
@@ -58,8 +58,11 @@ def command(run: Path, once: bool) -> None:
 
 
 def run_page(run: WatchedRun, width: int, now: float) -> list[str]:
-    """What is known of a run, in lines of at most `width` columns; `now` in seconds since 1970."""
+    """What is known of a run, in lines of at most `width` columns, but for the command to paste;
+    `now` in seconds since 1970."""
     lines = list(_wrapped("", [in_one_line(str(run.folder)), _STATES[run.state](run)], width))
+    if run.state == "stopped":
+        lines.append("to go on".ljust(_LABEL) + _command(run.folder))
     for label, parts in _rows(run, width, now):
         if isinstance(parts, str):
             lines += _wrapped(label, parts.split(), width, " ")
@@ -84,10 +87,10 @@ def _rows(run: WatchedRun, width: int, now: float) -> _Rows:
     numbers = run.numbers
     if run.failure is not None and run.state == "failed":
         yield "failure", in_one_line(run.failure[1])
-    if run.state == "stopped":
-        yield "to go on", f"glam train {in_one_line(shlex.quote(str(run.folder)))}"
     yield "steps", list(_progress(run, width, now))
     yield "loss", list(_loss(numbers, width))
+    for step, text in list(numbers.events)[-SHOWN_EVENTS:]:
+        yield "event", f"step {step:,}: {in_one_line(text)}"
     yield "held-out", _newest(numbers, "heldout/", "{:.4g}")
     yield "optimizer", list(_shown(numbers, _OPTIMIZER))
     yield "routers", list(_shown(numbers, _ROUTERS))
@@ -95,8 +98,12 @@ def _rows(run: WatchedRun, width: int, now: float) -> _Rows:
     if run.saved is not None:
         yield "saved", [f"step {run.saved[0]:,}", f"{_age(run.saved[1], now)} ago"]
     yield "scores", _newest(numbers, "eval/", "{:.3g}")
-    for step, text in list(numbers.events)[-SHOWN_EVENTS:]:
-        yield "event", f"step {step:,}: {in_one_line(text)}"
+
+
+def _command(folder: Path) -> str:
+    """What trains the run on; a name without a slash would be that of a shipped recipe."""
+    path = str(folder) if is_path(str(folder)) else f"./{folder}"
+    return f"glam train {in_one_line(shlex.quote(path))}"
 
 
 _OPTIMIZER = {
@@ -199,6 +206,7 @@ def _wrapped(label: str, parts: Iterable[str], width: int, gap: str = "  ") -> I
 
 
 def _cut(text: str, columns: int) -> str:
+    columns = max(columns, 1)
     if _columns(text) <= columns:
         return text
     while _columns(text) > columns - 1:

@@ -24,6 +24,8 @@ LINE_BYTES = 1 << 24
 """a longer line was not written by a run."""
 TAIL_BYTES = 1 << 22
 """of a long file that are read to know its newest lines."""
+_MARK_BYTES = 1 << 12
+"""the last ones read, by which a file that was cut and has grown since is known."""
 RECENT_LINES = 4
 """lines of one step: its own, of alarms, of the held-out loss, of the tasks."""
 _HUGE = 1e300  # so that a sum of several stays finite
@@ -165,7 +167,7 @@ class MetricsTail:
         self._path = path
         self._file: int | None = None
         """the inode."""
-        self._read_to = 0
+        self._read_to, self._mark = 0, b""
 
     def new_lines(self) -> tuple[bool, list[dict[str, Any]]]:
         """Whether this is another file than before, or one that was cut; and its lines that are
@@ -174,7 +176,7 @@ class MetricsTail:
         try:
             with open_regular(self._path) as file:
                 status = os.fstat(file.fileno())
-                is_other = status.st_ino != self._file or status.st_size < self._read_to
+                is_other = status.st_ino != self._file or self._mark != self._read_before(file)
                 known = 0 if is_other else self._read_to
                 self._file = status.st_ino
                 self._read_to = file.seek(max(known, status.st_size - TAIL_BYTES))
@@ -183,9 +185,16 @@ class MetricsTail:
                         break
                     self._read_to = file.tell()
                     lines += [values] if values is not None else []
+                self._mark = self._read_before(file)
         except OSError:
             is_other, self._file = self._file is not None, None
         return is_other, lines
+
+    def _read_before(self, file: IO[bytes]) -> bytes:
+        """What is in the file before the point that was read to."""
+        start = max(0, self._read_to - _MARK_BYTES)
+        file.seek(start)
+        return file.read(self._read_to - start)
 
 
 def run_seconds(values: Mapping[str, Any] | None) -> float:

@@ -27,7 +27,10 @@ _CAPACITY = (
     "or `moe.balance_coef` (now {moe.balance_coef:g})"
 )
 _KINDS = {
-    "first_frac": ("{value:.0%} of tokens choose the same expert of {E} first", _BALANCE),
+    "first_frac": (
+        "the most popular expert of {E} gets {value:.0%} of first choices, in the mean of steps",
+        _BALANCE,
+    ),
     "starving_frac": ("{starving} of {E} experts get hardly a token ({experts})", _BALANCE),
     "dropped_first_frac": ("{value:.0%} of first choices are dropped", _CAPACITY),
     "dropped_second_frac": ("{value:.0%} of second choices are dropped", _CAPACITY),

@@ -104,10 +104,10 @@ class WatchedRun:
             return "training" if heard >= _changed(self.folder / NAME) else "starting"
         if not self.folder.is_dir():
             return "absent"
-        if self.recipe is not None and self.numbers.step >= self.recipe.train.steps:
-            return "finished"
         if self.failure is not None and self.failure[0] >= heard:
             return "failed"
+        if self.recipe and self.saved and self.saved[0] >= self.recipe.train.steps:
+            return "finished"
         return "stopped" if self.numbers.step else "empty"
 
     def _read_recipe(self) -> None:

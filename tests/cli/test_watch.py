@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,8 +43,8 @@ LINE = {
     "router_alarms": 1,
 }
 ALARM = (
-    "expert layer 2: 90% of tokens choose the same expert of 64 first; raise `moe.balance_coef` "
-    "(now 0.01); the limit is `guard.routers.first_frac` (0.5)"
+    "expert layer 2: the most popular expert of 64 gets 90% of first choices, in the mean of "
+    "steps; raise `moe.balance_coef` (now 0.01); the limit is `guard.routers.first_frac` (0.5)"
 )
 WIDE = """\
 runs/mine  stopped
@@ -51,15 +52,15 @@ to go on  glam train runs/mine
 steps     ███████████████░░░░░░░░░░░░░░░  50/100  50.0%  12,800 tokens
           newest line 1:00 ago
 loss      █▁  4.2500  perplexity 70.1
+event     step 50: expert layer 2: the most popular expert of 64 gets 90% of
+          first choices, in the mean of steps; raise `moe.balance_coef` (now
+          0.01); the limit is `guard.routers.first_frac` (0.5)
 held-out  web 4.3  books 4.5  (step 50)
 optimizer rate 0.03  gradient norm 1.5  skipped 2
 routers   top expert 5.1%  entropy 2.90 nats  balance 1.04  first drops 1.0%
           second drops 30.0%  dead experts 3  alarms 1
 speed     2,466 tokens/s  0.831 s/step  MFU 41.3%  goodput 92.0%
-scores    arc/accuracy/0_shots 0.512  (step 50)
-event     step 50: expert layer 2: 90% of tokens choose the same expert of 64
-          first; raise `moe.balance_coef` (now 0.01); the limit is
-          `guard.routers.first_frac` (0.5)"""
+scores    arc/accuracy/0_shots 0.512  (step 50)"""
 
 
 @pytest.fixture
@@ -93,6 +94,26 @@ def drawn(folder, width):
 
 def test_everything_is_on_a_page_of_80_columns(run):
     assert "\n".join(drawn(run, 80)) == WIDE
+
+
+@pytest.mark.parametrize("width", [1, 9, 10, 11])
+def test_a_terminal_too_narrow_for_a_page_gets_one(run, width):
+    assert drawn(run, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("run12", "glam train ./run12"),
+        ("my  run", "glam train './my  run'"),
+        ("runs/" + "long" * 20, "glam train runs/" + "long" * 20),
+    ],
+)
+def test_the_command_to_go_on_can_be_pasted(run, name, command):
+    folder = run.rename(run.parents[1] / name)
+    watched = WatchedRun(folder.relative_to(run.parents[1]))
+    watched.refresh()
+    assert f"to go on  {command}" in run_page(watched, 40, NOW)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -147,28 +168,47 @@ def test_a_sparkline_is_of_means_from_lowest_to_highest():
     assert sparkline([3.0, 3.0], 40) == "▁▁"
 
 
-def test_it_draws_again_until_ctrl_c_also_when_the_run_is_deleted(run):
+@contextmanager
+def watching(folder, term):
+    """`glam watch` in a terminal of this kind, and what it draws there."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "from glamcli.cli.main import run; run()"]
-    size = {"COLUMNS": "80", "LINES": "40", "TERM": "xterm"}
+    size = {"COLUMNS": "80", "LINES": "40", "TERM": term}
     with subprocess.Popen(
-        [*command, "watch", "runs/mine"],
+        [*command, "watch", folder],
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         env={**os.environ, **size},
         start_new_session=True,
     ) as process:
         os.close(theirs)
         try:
-            shows(ours, "50/100")
-            write(run, {"step": 60, "loss": 3.0})
-            shows(ours, "60/100")
-            shutil.rmtree(run)
-            shows(ours, "is no folder")
-            process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            yield process, ours
         finally:
             process.kill()
     os.close(ours)
+
+
+def test_it_draws_again_until_ctrl_c_also_when_the_run_is_deleted(run):
+    with watching("runs/mine", "xterm") as (process, terminal):
+        shows(terminal, "50/100")
+        write(run, {"step": 60, "loss": 3.0})
+        shows(terminal, "60/100")
+        shutil.rmtree(run)
+        shows(terminal, "is no folder")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "term", "shown", "code"),
+    [("runs/mine", "dumb", "50/100", 0), ("runs/nine", "xterm", "runs/nine is no folder", 4)],
+)
+def test_in_a_terminal_it_ends_where_it_cannot_draw_or_there_is_no_run(
+    run, folder, term, shown, code
+):
+    with watching(folder, term) as (process, terminal):
+        shows(terminal, shown)
+        assert process.wait(30) == code
 
 
 def shows(terminal, text):

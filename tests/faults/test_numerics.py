@@ -223,10 +223,10 @@ def test_a_router_that_sends_every_token_to_one_expert_is_told_with_layer_and_ad
     experts = ("moe={num_experts: 4, group_tokens: 32}", "model.num_layers=4", "model.ffn_dim=8")
     heard, _, error = running(*experts, "guard.routers.mean_steps=1", "train.steps=1")
     assert error is None
-    (collapse,) = [text for text in heard.warned if "choose the same expert" in text]
+    (collapse,) = [text for text in heard.warned if "most popular expert" in text]
     assert collapse.startswith(
-        "step 1: expert layer 2: 100% of tokens choose the same expert of 4 first; raise "
-        "`moe.balance_coef` (now 0.01)"
+        "step 1: expert layer 2: the most popular expert of 4 gets 100% of first choices, in the "
+        "mean of steps; raise `moe.balance_coef` (now 0.01)"
     )
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
     assert lines[0]["max_first_frac_by_layer"][0] < lines[0]["max_first_frac_by_layer"][1] == 1

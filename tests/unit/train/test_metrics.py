@@ -97,8 +97,8 @@ def test_a_dense_model_has_no_router_numbers():
 def test_alarms_name_the_layer_and_the_knob():
     collapse, starving, dropped = RouterAlarms(RECIPE, {}).notice(summary(SUMS))
     assert collapse.startswith(
-        "expert layer 2: 90% of tokens choose the same expert of 4 first; "
-        "raise `moe.balance_coef` (now 0.01)"
+        "expert layer 2: the most popular expert of 4 gets 90% of first choices, in the mean of "
+        "steps; raise `moe.balance_coef` (now 0.01)"
     )
     assert starving.startswith("expert layer 2: 2 of 4 experts get hardly a token (3, 4); raise")
     assert dropped.startswith(

@@ -36,7 +36,8 @@ def step(**second):
 TROUBLE = {
     "max_first_frac": (
         0.9,
-        "90% of tokens choose the same expert of 4 first; raise `moe.balance_coef` (now 0.01); "
+        "the most popular expert of 4 gets 90% of first choices, in the mean of steps; "
+        "raise `moe.balance_coef` (now 0.01); "
         "the limit is `guard.routers.first_frac` (0.5)",
     ),
     "load": (

@@ -29,6 +29,13 @@ def write(folder, *lines, unix_seconds=1e9, mode="a"):
             file.write(json.dumps({"unix_seconds": unix_seconds, **line}) + "\n")
 
 
+def save(folder, step):
+    for item in ("state/_METADATA", "meta/metadata"):
+        path = folder / f"checkpoints/{step}/{item}"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"step": step, "format": 3, "tree": {}}))
+
+
 def seen(folder):
     watched = WatchedRun(folder)
     watched.refresh()
@@ -45,7 +52,18 @@ def test_a_run_is_alive_while_a_process_holds_it(run):
     assert seen(run).state == "stopped"
     with locked(run):  # to look at it took nothing away
         write(run, {"step": 8})
+        save(run, 8)
     assert seen(run).state == "finished"
+
+
+def test_a_run_is_finished_when_its_last_step_is_saved(run):
+    write(run, {"step": 8})
+    save(run, 4)
+    assert seen(run).state == "stopped"
+    save(run, 8)
+    assert seen(run).state == "finished"
+    (run / FAILURES).write_text(json.dumps({"time": 2e9, "failures": [["out of memory", 5]]}))
+    assert seen(run).state == "failed"
 
 
 def test_what_is_left_of_a_killed_process_holds_nothing(run):
@@ -135,6 +153,14 @@ def test_a_line_is_taken_once_and_when_it_is_whole(run):
     assert (is_other, steps_of(lines)) == (True, [2])
     path.unlink()
     assert [tail.new_lines(), tail.new_lines()] == [(True, []), (False, [])]
+
+
+def test_a_file_that_was_cut_and_has_grown_again_is_another_one(run):
+    tail = MetricsTail(run / "metrics.jsonl")
+    tail.new_lines()
+    write(run, *({"step": step, "loss": 1.0} for step in range(1, 9)), mode="r+")
+    is_other, lines = tail.new_lines()
+    assert (is_other, steps_of(lines)) == (True, [*range(1, 9)])
 
 
 def test_of_a_long_file_only_the_end_is_read(run, monkeypatch):
