@@ -98,7 +98,13 @@ class _Curve:
             more = max(more, have, key=lambda each: each[0])
         elif have is not None:
             (a, n, total, low, high), (b, m, other, least, most) = have, more
-            more = max(a, b), n + m, total + other, min(low, least), max(high, most)
+            more = (
+                a if a > b else b,
+                n + m,
+                total + other,
+                low if low < least else least,
+                high if high > most else most,
+            )
         self._ranges[at] = more
 
     def points(self) -> list[Point]:

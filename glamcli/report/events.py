@@ -9,10 +9,10 @@ from typing import Any
 
 from glamcli.errors import GlamError
 from glamcli.saved_steps import saved_steps
-from glamcli.train.ending import FAILURES
+from glamcli.train.ending import noted_failures
 from glamcli.train.metric_files import as_number
 from glamcli.train.rewind import Rewind
-from glamcli.untrusted import parse_json, read_file
+from glamcli.train.watching import FAILURES
 
 EVENT_KINDS = {
     "restart": ("R", "restart"),
@@ -30,7 +30,6 @@ _START = "seconds/start"
 _RESTARTED_SECONDS = 0.25
 """No start of the program is shorter. A run that goes back by itself starts again as well, without
 the program."""
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,13 @@ def failed(run_dir: Path) -> list[Event]:
     """
     path = run_dir / FAILURES
     try:
-        noted = parse_json(read_file(path, _MAX_BYTES))
-        when, step = clock_text(noted.get("time")), int(noted["step"])
-        return [
-            Event(step, "failure", f"{str(what)[:500]} (exit {int(code)}; by {when})")
-            for what, code in noted["failures"]
-        ]
+        of, when, found = noted_failures(path)
+        by = f"by {clock_text(when)}"
+        step = int(of["step"])
+        return [Event(step, "failure", f"{what[:500]} (exit {code}; {by})") for what, code in found]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise GlamError(f"{path.name} cannot be read: {error}") from None
 
 

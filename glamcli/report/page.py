@@ -124,6 +124,7 @@ def _about(runs: Sequence[ReportRun]) -> str:
         f"{drawn} Drag across a chart to look closer, double-click to go back; click a name below "
         "a chart to hide its curve. FLOPs are those that the model needs for its tokens, padding "
         "included, not those that the hardware executes (<code>glam recipe show</code>). In heat "
-        "maps a column is the mean of its steps. The file needs no network and sends nothing."
+        "maps a column is the mean of what was logged in its steps. The file needs no "
+        "network and sends nothing."
         "</p></section>"
     )

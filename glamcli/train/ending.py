@@ -99,12 +99,24 @@ def _refuse_a_fourth(run_dir: Path, start: int, known: list[Any]) -> None:
 def _failures(path: Path, asked: dict[str, Any]) -> list[Any]:
     """The failures in a row of just this: (text, exit code) of each."""
     try:
-        saved = parse_json(read_file(path, _MAX_BYTES))
-        found, age = saved.pop("failures"), time.time() - saved.pop("time")
-        counts = saved == asked and 0 <= age <= LAPSE_SECONDS
-        return [(str(what), int(code)) for what, code in found] if counts else []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        of, when, found = noted_failures(path)
+    except (OSError, ValueError):
         return []
+    return found if of == asked and 0 <= time.time() - when <= LAPSE_SECONDS else []
+
+
+def noted_failures(path: Path) -> tuple[dict[str, Any], float, list[tuple[str, int]]]:
+    """Of which start failures in a row were noted, when (seconds since 1970), and the text and exit
+    code of each.
+
+    Raises: OSError; ValueError for a file that says something else.
+    """
+    saved = parse_json(read_file(path, _MAX_BYTES))
+    try:
+        found = [(str(what), int(code)) for what, code in saved.pop("failures")]
+        return saved, float(saved.pop("time")), found
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"no failures in a row: {error!r}") from None
 
 
 def _described(error: Exception) -> tuple[str, int]:
