@@ -24,6 +24,7 @@ from glamcli.cli.several import one_of_several
 from glamcli.config.files import run_folder
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Finish
+from glamcli.config.settings import first_and_last
 from glamcli.errors import DataError, GlamError, printable
 from glamcli.evals.tasks.suites import check_suites
 from glamcli.progress import Progress, Silent
@@ -31,6 +32,16 @@ from glamcli.progress import Progress, Silent
 if TYPE_CHECKING:
     from glamcli.train.loop import Outcome
     from glamcli.trained import Trained
+
+
+def _is_span(ctx: click.Context, param: click.Parameter, steps: str | None) -> str | None:
+    """Raises: click.BadParameter for what is not `FIRST:LAST`."""
+    try:
+        if steps is not None:
+            first_and_last(steps)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return steps
 
 
 @click.command()
@@ -47,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--profile",
     metavar="FIRST:LAST",
+    callback=_is_span,
     help="Trace these steps for xprof and TensorBoard, into RUN/profile (every.profile_steps).",
 )
 @click.option(

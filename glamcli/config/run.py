@@ -1,10 +1,19 @@
 """The section `run` of a recipe: where its numbers go beside `metrics.jsonl`."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from glamcli.config.settings import Settings
+
+_PROJECT = r"^[\w. -]{1,128}$"
+
+
+def _is_project(name: str) -> str:
+    if not re.fullmatch(_PROJECT, name):
+        raise ValueError("write 1 to 128 letters, digits, spaces and any of `_.-`, as in my-models")
+    return name
 
 
 class RunSettings(Settings):
@@ -13,5 +22,7 @@ class RunSettings(Settings):
     loggers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ("tensorboard",)
     """`tensorboard`: event files in the run folder; `trackio`, `wandb` (Weights & Biases): as those
     packages are set up on this machine. They may fail, and training goes on."""
-    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w. -]+$")] = "glam"
+    project: Annotated[
+        str, Field(json_schema_extra={"pattern": _PROJECT}), AfterValidator(_is_project)
+    ] = "glam"
     """project of Trackio and Weights & Biases."""

@@ -88,7 +88,10 @@ class Profiled(AbstractContextManager["Profiled"]):
         session = run.run_dir / FOLDER / "plugins" / "profile" / steps
         with self._tolerating():
             jax.profiler.stop_trace()
-            for path in self._folder.rglob("*.*.*"):
+            traces = [*self._folder.rglob("*.*.*")]
+            if not traces:
+                raise RuntimeError("the profiler wrote no file")
+            for path in traces:
                 # Several processes of one host would all write files of its name.
                 own = f"process{run.host.index}-" if run.host.count > 1 else ""
                 atomic.write(session / (own + path.name), path.read_bytes())

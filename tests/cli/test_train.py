@@ -144,6 +144,13 @@ def test_on_a_full_disk_it_still_says_that_the_model_is_saved(
     )
 
 
+@pytest.mark.parametrize("steps", ["5", "null", "", "5:1", "0:3"])
+def test_steps_to_profile_that_are_no_span_are_refused_by_the_option(steps, elsewhere, capsys):
+    assert glam("train", "test-tiny", *OFF, "--profile", steps) == 2
+    what = "error: invalid value for `--profile`: write FIRST:LAST, both included, as in 100:105\n"
+    assert capsys.readouterr().err.startswith(what)
+
+
 def test_fresh_renames_the_earlier_run(trained, elsewhere, capsys):
     for expected in ([], ["mine.1"], ["mine.1", "mine.2"]):
         assert glam("train", "test-tiny", *OFF, "--run", "mine", "--fresh") == 0

@@ -173,6 +173,8 @@ def test_set_values_are_read_as_yaml(assignment, value):
         ("mesh=aut", "a section of `key: value` lines or `auto`", "did you mean `auto`?"),
         ("mesh.data=aut", "a whole number or `auto`", "did you mean `auto`?"),
         ("extends=quickstart", "`extends` belongs in a recipe file", None),
+        ("run.project=a/b", "`run.project`: write 1 to 128 letters, digits, spaces", None),
+        (f"run.project={'a' * 129}", "`run.project`: write 1 to 128 letters", None),
         ("train.steps", "expected key=value, got `train.steps`", "for example"),
         ("=3", "expected key=value", None),
         (".=3", "expected key=value", None),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,24 @@ def test_a_profile_that_cannot_be_written_costs_a_warning_and_no_step(tmp_path, 
     run = running(tmp_path / "other", "2:3")
     train(run)
     assert run.progress.warned == ["no profile: the profiler is busy; training goes on"]
+
+
+def test_a_profiler_that_writes_nothing_is_told_of(tmp_path, monkeypatch):
+    stop = jax.profiler.stop_trace
+
+    def without_files():
+        stop()
+        for path in made.rglob("*.*.*"):
+            path.unlink()
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", without_files)
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: str(made))
+    run = running(tmp_path / "run", "2:3")
+    train(run)
+    assert run.progress.warned == ["no profile: the profiler wrote no file; training goes on"]
+    assert run.progress.said == []
 
 
 def test_a_libtpu_that_would_end_the_process_is_not_asked_for_a_trace(tmp_path, monkeypatch):
