@@ -19,19 +19,20 @@ def write(path: Path, content: str | bytes) -> None:
     Every call first writes under a name of its own, so threads, processes and hosts may write the
     same file at once.
 
-    A link stays, and what it points to is replaced.
+    A link is replaced as well, and what it points to stays: folders from somebody else are written
+    to, and nothing outside of them.
 
-    Raises: OSError, also where something is that is not a regular file; what was there before is
-        then still there, and nothing else.
+    Raises: OSError, also where something is that is neither a regular file nor a link; what was
+        there before is then still there, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
     if isinstance(path, Remote):
         path.write(data)
         return
-    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.lstat().st_mode):  # root could replace a device
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root could replace a device
             raise OSError(errno.EINVAL, "not a regular file", str(path))
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
