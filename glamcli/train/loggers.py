@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol
 from glamcli import atomic
 from glamcli.config.schema import Recipe
 from glamcli.errors import RecipeError, redacted
+from glamcli.hosts.join import Host
 from glamcli.progress import Progress
 from glamcli.train.metric_files import TensorBoard, curves
 from glamcli.untrusted import parse_json, read_file
@@ -50,12 +51,14 @@ class Writer(Protocol):
         """Ends it."""
 
 
-def check_loggers(recipe: Recipe) -> None:
-    """Raises: RecipeError for a logger that is not installed."""
-    for module in recipe.run.loggers:
-        if module in NAMES and importlib.util.find_spec(module) is None:
-            what = f"`run.loggers` asks for {NAMES[module]}, but `{module}` is not installed"
-            raise RecipeError(what, hint=f"pip install 'glamcli[{module}]'", key="run.loggers")
+def check_loggers(recipe: Recipe, host: Host) -> None:
+    """Raises: RecipeError, in all processes, for a logger that is not installed where the first of
+    them runs."""
+    wanted = [module for module in recipe.run.loggers if module in NAMES]
+    missing = [module for module in wanted if importlib.util.find_spec(module) is None]
+    for module in host.gather("missing loggers", missing)[0]:
+        what = f"`run.loggers` asks for {NAMES[module]}, but `{module}` is not installed"
+        raise RecipeError(what, hint=f"pip install 'glamcli[{module}]'", key="run.loggers")
 
 
 def open_loggers(recipe: Recipe, run_dir: Path, step: int, progress: Progress) -> list[Writer]:

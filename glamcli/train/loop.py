@@ -120,7 +120,7 @@ def _attempt(
             if saved_step >= last:
                 return Outcome(saved_step)
             after_rewinds(run_dir, saved_step, saved, last, host)
-        host.alike("loggers", lambda: check_loggers(recipe) if host.is_first else None)
+        check_loggers(recipe, host)
         dataset = times.of("data", open_data_together, recipe, progress, host)
         identity.refuse_differences(host, dataset.fingerprint)
         stop.at_once = False

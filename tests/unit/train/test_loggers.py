@@ -5,13 +5,14 @@ import json
 import os
 import resource
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import RecipeError
-from glamcli.hosts.join import ALONE
+from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.progress import Silent
 from glamcli.train import loggers
@@ -216,10 +217,22 @@ def test_a_logger_ends_with_a_killed_run(logged, monkeypatch, tmp_path):
 def test_a_missing_package_is_an_error_before_anything_starts():
     recipe = load_recipe("test-tiny", ["run.loggers=[tensorboard, trackio]"]).recipe
     with pytest.raises(RecipeError) as caught:
-        check_loggers(recipe)
+        check_loggers(recipe, ALONE)
     assert str(caught.value).startswith("`run.loggers` asks for Trackio, but `trackio` is not")
     assert caught.value.hint == "pip install 'glamcli[trackio]'"
-    check_loggers(load_recipe("test-tiny").recipe)
+    check_loggers(load_recipe("test-tiny").recipe, ALONE)
+
+
+@pytest.mark.parametrize("is_first_without", [True, False])
+def test_only_the_first_process_needs_a_package_and_all_hear_of_it(monkeypatch, is_first_without):
+    def gathered(host, name, mine):
+        return [mine, []] if is_first_without else [[], mine]
+
+    monkeypatch.setattr(Host, "gather", gathered)
+    recipe = load_recipe("test-tiny", ["run.loggers=[trackio]"]).recipe
+    refused = pytest.raises(RecipeError) if is_first_without else nullcontext()
+    with refused:
+        check_loggers(recipe, Host(1, 2))
 
 
 def test_without_loggers_only_the_metrics_are_written(tmp_path):
