@@ -112,7 +112,7 @@ def start(
 
     from glamcli.launch import ending, request
     from glamcli.launch.control import Control
-    from glamcli.launch.gcloud import Gcloud
+    from glamcli.launch.gcloud import Gcloud, default_project
     from glamcli.launch.package import local_paths
     from glamcli.launch.record import Record
 
@@ -122,8 +122,13 @@ def start(
     asked = request.make_launch(loaded, target, name=name, run=run, setup=setup, **where)
     if kind is not None:
         return _write(loaded, asked, setup)
-    cloud, record, progress = Gcloud(zone, project), Record(asked.name), render.make_progress()
-    cloud.check()
+    Gcloud(zone, project).check()
+    asked.project = project or default_project()
+    cloud, record, progress = (
+        Gcloud(zone, asked.project),
+        Record(asked.name),
+        render.make_progress(),
+    )
     sizes = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
     progress.say(f"{loaded.name} on {target.words}, {'spot, ' * spot}in {zone}; mesh {sizes}")
     progress.say(_price(asked))
@@ -155,6 +160,7 @@ def _begin(loaded: Loaded, asked: Launch, record: Record, setup: str | None) -> 
 
     record.begin()
     if (before := record.load()) is not None:
+        before.closed()
         asked.spans = before.spans  # what slices of this name cost
     asked.digest = write_package(record.folder / "package", loaded, asked.run, setup)
     record.save(asked)
@@ -179,11 +185,11 @@ def _look_after(control: Control) -> int:
         progress.say(error.what)
         return 0
     except LaunchError:
-        if launch.ended is None:
+        if not launch.gone:
             progress.warn(f"the slice may exist and cost money; `{stop}` ends it")
         raise
     progress.say(f"{launch.name}: {launch.ended}; step {launch.step}, {cost_words(launch)}")
-    if control.keep:
+    if launch.kept:
         progress.warn(f"the slice is kept and costs money; `{stop}` deletes it")
     return code
 
@@ -226,17 +232,28 @@ def _say_plan(asked: Launch, goes_on: bool) -> None:
 def stop(name: str, zone: str | None, project: str | None) -> None:
     """Let the run save, then delete the slice."""
     from glamcli.launch import ending
-    from glamcli.launch.gcloud import Gcloud
+    from glamcli.launch.gcloud import Gcloud, default_project
     from glamcli.launch.record import Launch, Record
     from glamcli.launch.request import check_name
 
     record, progress = Record(name), render.make_progress()
     launch = record.load()
-    if launch is None and zone is not None:
-        launch = Launch(check_name(name), "a slice", zone, project, slices=1)
+    if zone is not None and (launch is None or launch.gone):
+        spans = launch.spans if launch else []
+        project = project or default_project()
+        launch = Launch(check_name(name), "a slice", zone, project, slices=1, spans=spans)
         record.save(launch)
+        progress.warn(
+            "a launcher that still runs on another machine asks for a slice again, unless this one "
+            "was ready and its workers could be reached: end it there, too"
+        )
     if launch is None:
         raise unknown(name, "`--zone ZONE` says where it is if it was launched elsewhere")
+    if (zone or launch.zone, project or launch.project) != (launch.zone, launch.project):
+        raise LaunchError(
+            f"`{name}` was launched in zone {launch.zone} of project {launch.project}",
+            f"`glam launch stop {name}` ends it there; only then `--zone` can name another slice",
+        )
     cloud = Gcloud(launch.zone, launch.project)
     launch = ending.end_launch(record, launch, cloud, progress, ending.PATIENCE)
     progress.say(f"{name}: {launch.ended}; no slice is left; {cost_words(launch)}")

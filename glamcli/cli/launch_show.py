@@ -24,11 +24,11 @@ name_argument = click.argument("name")
 def status(name: str, as_json: bool) -> None:
     """Say how a launch and its slice are."""
     from glamcli.launch.decisions import SlicePhase
-    from glamcli.launch.ending import NO_SLICE
+    from glamcli.launch.ending import NO_SLICE, seen
     from glamcli.launch.workers import SliceWorkers
 
     record, launch, cloud = _known(name)
-    found = cloud.find(name)
+    found = seen(record, launch, cloud)
     told = SliceWorkers(launch, cloud).ask(0) if found.phase is SlicePhase.READY else {}
     if as_json:
         workers = {worker: each and each.code for worker, each in told.items()}
@@ -57,9 +57,9 @@ def _known(name: str) -> tuple[Record, Launch, Gcloud]:
 
 def unknown(name: str, hint: str | None) -> LaunchError:
     """The error for a launch that this machine knows nothing of, with the nearest one it knows."""
-    from glamcli.launch.record import all_launches
+    from glamcli.launch.record import all_records
 
-    names = [launch.name for _, launch in all_launches()]
+    names = [record.name for record in all_records()]
     what = f"nothing called `{name}` was launched from this machine"
     return LaunchError(what, did_you_mean(name, names, hint or "`glam launch list` lists them"))
 
@@ -94,30 +94,37 @@ def logs(name: str, worker: int | None) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List all launches from this machine, with the state of their slices and what they cost."""
-    from glamcli.launch.ending import NO_SLICE, slice_words
-    from glamcli.launch.record import all_launches
+    from glamcli.launch.ending import slice_words
+    from glamcli.launch.record import all_records
 
-    rows, num_slices = [], 0
-    for record, launch in all_launches():
+    rows = []
+    for record in all_records():
+        try:
+            launch = record.load()
+        except LaunchError as error:
+            render.make_progress().warn(f"{error.what}; {error.hint}")
+            rows.append((record.name, "?", "unknown", "its record cannot be read", "?", "?"))
+            continue
+        if launch is None:
+            continue
         try:
             state = slice_words(record, launch)
         except LaunchError as error:
             state = f"unknown: {error.what}"
-        num_slices += state != NO_SLICE
         if as_json:
             render.emit("launch", **_values(launch, state))
         dollars = "-" if launch.dollars is None else f"{launch.dollars:,.2f}"
         how = launch.ended or "goes on"
         rows.append((launch.name, launch.target, state, how, f"{launch.hours:.2f}", dollars))
     if not as_json:
-        note = "hours and dollars are at most: list price on demand, until the slice was seen gone"
+        note = "hours and dollars are about right: US list price on demand, as far as was seen"
         columns = ("launch", "of", "slice", "run", ">hours", ">dollars")
         render.print_table(columns, rows, note=note if rows else "nothing was launched from here")
 
 
 def cost_words(launch: Launch) -> str:
-    """Hours and dollars; of a spot slice at most."""
+    """Hours and dollars, by the list price on demand."""
     hours = f"{launch.hours:.2f} hours of {launch.target}"
     if launch.dollars is None:
         return hours
-    return f"{hours}, {'at most ' * launch.spot}{launch.dollars:,.2f} dollars"
+    return f"{hours}, about {launch.dollars:,.2f} dollars by US list price"

@@ -32,6 +32,8 @@ class SlicePhase(Enum):
 def phase(request: str | None, node: str | None) -> SlicePhase:
     """Of the state of a queued resource and of its node, each None where there is none."""
     if request is None:
+        if node == "DELETING":
+            return SlicePhase.LEAVING
         return SlicePhase.ABSENT if node is None else SlicePhase.LOST
     if request in ("SUSPENDING", "SUSPENDED"):
         return SlicePhase.LOST

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from glamcli.errors import CloudError, LaunchError
 from glamcli.launch.decisions import SlicePhase
-from glamcli.launch.gcloud import Gcloud, Slice, TryAgain
+from glamcli.launch.gcloud import Gcloud, Slice, delete_commands
+from glamcli.launch.meaning import TryAgain
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.workers import SliceWorkers
 from glamcli.progress import Progress, duration
@@ -15,17 +16,20 @@ from glamcli.progress import Progress, duration
 @dataclass(frozen=True)
 class Patience:
     """How often to look, in seconds, and for how long workers may be silent, a worker outlive
-    another one, a slice be on its way out, a run save."""
+    another one, a slice be on its way out, a run save, another process create a slice."""
 
     look: float = 15.0
     silence: float = 900.0
     apart: float = 1200.0
     leaving: float = 1200.0
     saving: float = 900.0
+    creating: float = 180.0
 
 
 PATIENCE = Patience()
 NO_SLICE = "none"
+MAX_SILENT = 5
+"""looks in a row at which a worker may be silent before the run is not waited for."""
 
 
 def bill(launch: Launch, found: Slice) -> bool:
@@ -49,18 +53,23 @@ def give_back(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patie
                     raise LaunchError(f"it is not gone after {duration(patience.leaving)}")
                 time.sleep(min(patience.look, 5.0))
     except LaunchError as error:
-        project = f" --project={launch.project}" if launch.project else ""
         raise CloudError(
             f"slice `{launch.name}` may still cost money: {error.what}",
-            f"gcloud compute tpus queued-resources delete {launch.name} --zone={launch.zone}"
-            f"{project} --force",
+            delete_commands(launch.name, launch.zone, launch.project),
         ) from error
-    launch.closed()
+    launch.has_none()
+
+
+def is_anothers(launch: Launch, found: Slice) -> bool:
+    """Whether a slice that was found is labelled as that of another launch."""
+    return bool(launch.id and found.label) and found.label != launch.id
 
 
 def _is_gone(launch: Launch, cloud: Gcloud, last_try: bool) -> bool:
     try:
         found = cloud.find(launch.name)
+        if is_anothers(launch, found):
+            return True
         bill(launch, found)
         if found.phase not in (SlicePhase.ABSENT, SlicePhase.LEAVING):
             cloud.delete(launch.name)
@@ -77,14 +86,23 @@ def slice_words(record: Record, launch: Launch) -> str:
 
     Raises: LaunchError when Google does not say.
     """
-    if launch.ended is not None and not launch.costs:
+    if launch.gone:
         return NO_SLICE
-    found = Gcloud(launch.zone, launch.project).find(launch.name)
-    if found.phase is SlicePhase.ABSENT and launch.costs:
+    return seen(record, launch, Gcloud(launch.zone, launch.project)).words or NO_SLICE
+
+
+def seen(record: Record, launch: Launch, cloud: Gcloud) -> Slice:
+    """The launch's slice as it is now; the launch's cost is that of now, too.
+
+    Raises: LaunchError when Google does not say.
+    """
+    found = cloud.find(launch.name)
+    bill(launch, found)  # not saved: whoever looks after the launch starts the run by it
+    if found.phase is SlicePhase.ABSENT and (launch.costs or launch.ended is not None):
         with contextlib.suppress(LaunchError), record.looking_after():
-            launch.closed()
+            launch.closed() if launch.ended is None else launch.has_none()
             record.save(launch)
-    return found.words or NO_SLICE
+    return found
 
 
 def end_launch(
@@ -93,35 +111,58 @@ def end_launch(
     """Ends a launch: its run saves, its slice is deleted, whoever else looks after it leaves. What
     became of it.
 
-    Raises: CloudError when the slice may still be there.
+    Raises: CloudError when the slice may still be there, or one of this name is not the launch's.
     """
-    record.stop()
+    creates = record.stop(progress.say, patience.creating)
     launch = record.load() or launch  # as whoever looked after it left it
-    if not launch.slices:  # there may be another's of this name
-        return launch
-    try:
-        _save_run(launch, cloud, progress, patience)
-    except CloudError as error:
-        progress.warn(f"the run could not be asked to save: {error.what}")
-    give_back(launch, cloud, progress, patience)
+    if launch.gone or not launch.slices:
+        _check_absent(launch, cloud)
+    else:
+        try:
+            _save_run(launch, cloud, progress, patience)
+        except CloudError as error:
+            progress.warn(f"the run could not be asked to save: {error.what}")
+        give_back(launch, cloud, progress, patience)
     launch.ended = launch.ended or "stopped"
+    launch.has_none()
+    launch.gone = creates is None
     record.save(launch)
+    if creates:
+        raise CloudError(
+            f"{creates}, `{launch.name}`, which may still come",
+            delete_commands(launch.name, launch.zone, launch.project),
+        )
     return launch
+
+
+def _check_absent(launch: Launch, cloud: Gcloud) -> None:
+    found = cloud.find(launch.name)
+    if found.phase is not SlicePhase.ABSENT:
+        raise CloudError(
+            f"there is a slice `{launch.name}` ({found.words}), and it is not of this launch",
+            f"if it is yours: {delete_commands(launch.name, launch.zone, launch.project)}",
+        )
 
 
 def _save_run(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> None:
     """Asks the command on the workers to save and waits for its end."""
-    if cloud.find(launch.name).phase is not SlicePhase.READY:
+    found = cloud.find(launch.name)
+    if found.phase is not SlicePhase.READY or is_anothers(launch, found):
         return
-    workers, until = SliceWorkers(launch, cloud), time.monotonic() + patience.saving
+    workers, until, silent = SliceWorkers(launch, cloud), time.monotonic() + patience.saving, 0
     with progress.phase("waiting for the run to save"):
-        while time.monotonic() < until:
-            told = [each for each in workers.ask(0).values() if each is not None and each.attempt]
+        while time.monotonic() < until and silent < MAX_SILENT:
+            answers = workers.ask(0)
+            told = [each for each in answers.values() if each is not None and each.attempt]
             launch.step = max([launch.step, *(each.step for each in told)])
-            if all(each.code is not None for each in told):
-                return
+            missing = [each for each in range(found.num_workers) if each not in answers]
+            silent = silent + 1 if missing else 0
             workers.stop()
+            if not missing and all(each.code is not None for each in told):
+                break
             time.sleep(min(patience.look, 5.0))
-    progress.warn(
-        f"the run did not end in {duration(patience.saving)}; its last checkpoint is whole"
-    )
+        else:
+            how = f"worker {missing[0]} did not answer" if silent else "the run did not end"
+            progress.warn(f"{how}; what it saved before is whole, and the rest is lost")
+    if not launch.id:  # its launcher is elsewhere, and sees on the workers that it is to end
+        time.sleep(2 * patience.look)

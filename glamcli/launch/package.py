@@ -21,7 +21,8 @@ from glamcli.config.mixtures import load_mixture
 from glamcli.errors import LaunchError
 
 DISTRIBUTION = "glamcli"
-EXTRAS = "tpu,remote"
+EXTRAS = ("tpu", "remote")
+LOGGER_EXTRAS = ("trackio", "wandb")
 SHIPPED = ("recipes", "data_mixtures")
 _CHOSEN_BY_JAX = {DISTRIBUTION, "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt"}
 # A zip file cannot hold an earlier time; without the real ones equal files are equal wheels.
@@ -101,7 +102,8 @@ def write_package(folder: Path, loaded: Loaded, run: str, setup: str | None) -> 
     files, texts = wheel_files(), recipe_files(loaded)
     wheel = f"{DISTRIBUTION}-{glamcli.__version__}-py3-none-any.whl"
     pins, python = constraints(), f"{sys.version_info.major}.{sys.version_info.minor}"
-    facts = {"run": run, "setup": setup, "python": python, "extras": EXTRAS, "wheel": wheel}
+    extras = ",".join([*EXTRAS, *(e for e in loaded.recipe.run.loggers if e in LOGGER_EXTRAS)])
+    facts = {"run": run, "setup": setup, "python": python, "extras": extras, "wheel": wheel}
     seen = {name: _digest(data) for name, data in files.items()}
     text = json.dumps([seen, texts, pins, facts], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -109,6 +111,7 @@ def write_package(folder: Path, loaded: Loaded, run: str, setup: str | None) -> 
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        folder.chmod(0o700)  # the secret of the run is in it
         with ZipFile(folder / wheel, "w", ZIP_DEFLATED) as archive:
             for name, data in files.items():
                 archive.writestr(ZipInfo(name, _TIME), data, ZIP_DEFLATED)

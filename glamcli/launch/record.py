@@ -13,7 +13,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +47,8 @@ class Launch:
     image: str = ""
     spot: bool = False
     run: str = ""
+    id: str = ""
+    """the label of its slices; none where it was launched from another machine."""
     request: str = ""
     """digest of what was asked for: the same command has the same."""
     digest: str = ""
@@ -64,13 +66,17 @@ class Launch:
     ended: str | None = None
     """how; None while it goes on."""
     code: int = 0
+    gone: bool = False
+    """whether Google said since the end that no slice is left."""
+    kept: bool = False
+    """whether a slice was left on purpose at the end."""
     slices: int = 0
     """how many were asked for."""
     spans: list[Span] = field(default_factory=list)
 
     @property
     def hours(self) -> float:
-        """Hours of slices so far; at most, where a slice was lost while nobody looked."""
+        """Hours of slices so far, about: one may have come or gone while nobody looked."""
         now = time.time()
         return sum((span.until or now) - span.since for span in self.spans) / HOUR
 
@@ -89,6 +95,11 @@ class Launch:
         before = self.spans[-1].until if self.spans else None
         self.spans.append(Span(max(since, before or 0)))
 
+    def has_none(self) -> None:
+        """Google said after the end that no slice is left."""
+        self.closed()
+        self.gone, self.kept = True, False
+
     def closed(self) -> None:
         """No slice costs money any more."""
         if self.costs:
@@ -104,6 +115,10 @@ def launches_dir() -> Path:
 
 class Stopped(LaunchError):
     """Somebody asked for the end of this launch meanwhile."""
+
+
+class Creating(LaunchError):
+    """Another process creates a slice for this launch just now."""
 
 
 class Record:
@@ -144,12 +159,30 @@ class Record:
         with self._writing():
             atomic.write(self.folder / "launch.json", json.dumps(asdict(launch), indent=1) + "\n")
 
-    def stop(self) -> None:
-        """From here on nothing is created for the launch; waits for a creation that has begun."""
+    def save_unless_stopped(self, launch: Launch) -> None:
+        """Raises: Stopped, LaunchError."""
+        if self.stopped:
+            raise Stopped(f"`{self.name}` was stopped")
+        self.save(launch)
+
+    def stop(self, say: Callable[[str], object], seconds: float) -> str | None:
+        """From here on nothing is created for the launch; waits so long for a creation that has
+        begun. The process that still creates then, in words."""
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self.creating():
-                (self.folder / "stopped").touch()
+            (self.folder / "stopped").touch()
+        until, said = time.monotonic() + seconds, False
+        while True:
+            try:
+                with self.creating():
+                    return None
+            except Creating as error:
+                if time.monotonic() > until:
+                    return error.what
+                if not said:
+                    say(f"waiting: {error.what}")
+                said = True
+                time.sleep(0.2)
 
     def begin(self) -> None:
         """A launch of this name may create slices again."""
@@ -160,8 +193,17 @@ class Record:
 
     @contextmanager
     def creating(self) -> Iterator[IO[str]]:
-        """The lock of creation. A gcloud that has it open holds it beyond our own end."""
-        with hold(self.folder / ".creating", lambda holder: None) as file:
+        """The lock of creation. A gcloud that has it open holds it beyond our own end.
+
+        Raises: Creating when another process holds it.
+        """
+
+        def refuse(holder: str) -> None:
+            raise Creating(f"{holder} is creating the slice")
+
+        with self._writing():
+            file = hold(self.folder / ".creating", refuse)
+        with file:
             yield file
 
     @contextmanager
@@ -189,12 +231,6 @@ class Record:
             raise LaunchError(f"{self.folder} cannot be written: {error.strerror}") from error
 
 
-def all_launches() -> Iterator[tuple[Record, Launch]]:
-    """Every launch of this user, by name.
-
-    Raises: LaunchError when one cannot be read.
-    """
-    for path in sorted(launches_dir().glob("*/launch.json")):
-        record = Record(path.parent.name)
-        if (launch := record.load()) is not None:
-            yield record, launch
+def all_records() -> list[Record]:
+    """The record of every launch of this user, by name; one may be damaged."""
+    return [Record(path.parent.name) for path in sorted(launches_dir().glob("*/launch.json"))]

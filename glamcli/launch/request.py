@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import secrets
+import shlex
 from pathlib import Path
 
 from glamcli.config.chips import load_chips
@@ -88,7 +90,7 @@ def make_launch(
             raise RecipeError(f"--{option} {value!r}: not the name of one")
     _, chip = slice_of(target)
     accelerator = accelerator_type(target)
-    asked = [recipe_files(loaded), run, setup, accelerator, zone, project, spot]
+    asked = [recipe_files(loaded), run, setup, accelerator, zone, spot]
     return Launch(
         name=name,
         target=target.name,
@@ -98,6 +100,7 @@ def make_launch(
         project=project,
         spot=spot,
         run=run,
+        id=secrets.token_hex(4),
         request=hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         digest="",
         dollars_per_hour=None if chip.price is None else chip.price * target.num_chips,
@@ -110,20 +113,38 @@ def going_on(record: Record, asked: Launch, cloud: Gcloud) -> Launch | None:
     Raises: LaunchError when the name is taken by another one, here or in the cloud.
     """
     known = record.load()
+    if known is not None and not known.gone and record.stopped:
+        what = f"`{asked.name}` was being stopped, which was not finished"
+        raise LaunchError(what, f"glam launch stop {asked.name}")
+    if known is not None and known.ended is not None and not known.gone and _is_left(known, asked):
+        return known
     if known is not None and known.ended is None:
-        if record.stopped:
-            what = f"`{asked.name}` was being stopped, which was not finished"
-            raise LaunchError(what, f"glam launch stop {asked.name}")
-        if known.request != asked.request:
+        if (known.request, known.project) != (asked.request, asked.project):
             raise LaunchError(
                 f"`{asked.name}` is launched already, with another recipe, slice or run",
                 f"choose another `--name`, or `glam launch stop {asked.name}` first",
             )
         return known
     if cloud.find(asked.name).phase is not SlicePhase.ABSENT:
-        whose = "of a launch that has ended" if known is not None and known.slices else "not ours"
+        place = shlex.join(["--zone", asked.zone, "--project", asked.project or ""])
         raise LaunchError(
-            f"there is a slice `{asked.name}` in {asked.zone} already, {whose}",
-            f"choose another `--name`, or `glam launch stop {asked.name} --zone {asked.zone}`",
+            f"there is a slice `{asked.name}` in {asked.zone} already, not of this launch",
+            f"choose another `--name`, or `glam launch stop {asked.name} {place}`",
         )
     return None
+
+
+def _is_left(known: Launch, asked: Launch) -> bool:
+    """Whether a launch that has ended is the one asked for, and only its slice is to be deleted.
+
+    Raises: LaunchError when it is not, and has left a slice.
+    """
+    same = (known.request, known.project) == (asked.request, asked.project)
+    if same and not known.kept:
+        return True
+    if Gcloud(known.zone, known.project).find(known.name).phase is not SlicePhase.ABSENT:
+        raise LaunchError(
+            f"the slice of `{known.name}`, which has ended, is still in {known.zone}",
+            f"`glam launch stop {known.name}` deletes it; or choose another `--name`",
+        )
+    return False

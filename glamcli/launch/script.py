@@ -21,9 +21,12 @@ cd "$(dirname "$0")"
 place=({place})
 
 {create}
-until [ "$(gcloud compute tpus queued-resources describe {name} "${{place[@]}}" \\
-        --format='value(state.state)')" = ACTIVE ]; do
-    sleep 30
+state=
+until [ "$state" = ACTIVE ]; do
+    state=$(gcloud compute tpus queued-resources describe {name} "${{place[@]}}" \\
+        --format='value(state.state)')
+    case $state in FAILED | SUSPEND*) echo "the request is $state" >&2; exit 1 ;; esac
+    [ "$state" = ACTIVE ] || sleep 30
 done
 
 on_all() {{ gcloud compute tpus tpu-vm ssh {name} "${{place[@]}}" --worker=all --command="$1"; }}

@@ -12,9 +12,6 @@ _IMAGES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-CHIPS_PER_HOST = 4
-CHIPS_OF_ONE_HOST = 8
-"""of a v5e or v6e slice that has one machine only."""
 
 
 def slice_of(target: Target) -> tuple[Target, Chip]:
@@ -24,7 +21,7 @@ def slice_of(target: Target) -> tuple[Target, Chip]:
     if target.num_slices > 1:
         raise PlanError(
             f"`{target.name}` is {target.num_slices} slices, and one is launched at a time",
-            "`--write gke` or a launcher of your own starts several; docs/hosts.md",
+            "a launcher of your own, such as Kubernetes, starts several; docs/hosts.md",
         )
     return target, target.chip
 
@@ -43,13 +40,8 @@ def image_of(target: Target) -> str:
     """
     target, chip = slice_of(target)
     if chip.name not in _IMAGES:
-        raise PlanError(f"Google offers {chip.name} in Kubernetes only", "`--write gke`")
+        raise PlanError(
+            f"Google offers {chip.name} in Kubernetes only",
+            "start `glam train` there on every machine yourself; docs/hosts.md",
+        )
     return _IMAGES[chip.name]
-
-
-def num_hosts(target: Target) -> int:
-    """Machines of the slice."""
-    target, chip = slice_of(target)
-    if chip.torus == 2 and chip.name_counts == "chips" and target.num_chips <= CHIPS_OF_ONE_HOST:
-        return 1
-    return max(1, target.num_chips // CHIPS_PER_HOST)

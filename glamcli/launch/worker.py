@@ -21,6 +21,8 @@ MIN_FREE_BYTES = 8 * 10**9
 MAX_LOG_BYTES = 1 << 16
 ANSWER = "glam-worker "
 """before the one line of an answer: ssh and gcloud print their own."""
+STOPPED = HERE / "stopped"
+"""somebody asked for the end of the launch, maybe from a machine that the launcher is not on."""
 LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
 
 
@@ -34,7 +36,15 @@ def _package():
 
 def _install():
     """Runs the setup, makes an environment and installs glam in it."""
-    package = _package()
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)  # with all that it starts, for `kill`
+    with open(str(HERE / "install.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (HERE / "install.group").write_text(str(os.getpgrp()))
+        _install_package(_package())
+
+
+def _install_package(package):
     free = shutil.disk_usage(str(HERE)).free
     if free < MIN_FREE_BYTES:
         sys.exit(f"only {free / 1e9:.1f} GB are free on the disk, 8 are needed")
@@ -88,7 +98,7 @@ def _code(attempt):
 def _start(attempt):
     """Starts the command as an attempt of that number, unless it or a later one was started."""
     before = _attempt()
-    if before < attempt:
+    if before < attempt and not STOPPED.exists():
         _kill(before)
         with contextlib.suppress(OSError):  # of a dead process, it would keep ours from the TPU
             LIBTPU_LOCK.unlink()
@@ -96,7 +106,7 @@ def _start(attempt):
             fcntl.flock(lock, fcntl.LOCK_EX)
             with open(str(_of(attempt, "log")), "ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, __file__, "supervise", str(attempt)],
+                    [sys.executable, __file__, "supervise", str(attempt), str(lock.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -108,14 +118,18 @@ def _start(attempt):
     _answer("{}")
 
 
-def _supervise(attempt):
-    """Runs the command to its end and writes its exit code. Its parent is gone."""
+def _supervise(attempt, lock):
+    """Runs the command to its end and writes its exit code. Its parent is gone. The command holds
+    the lock (a file descriptor), too: it may outlive this process."""
     package = _package()
     command = [str(HERE / "venv/bin/glam"), "train", str(HERE / "recipe.yaml")]
     environment = dict(os.environ, GLAM_SECRET=package["secret"])
     try:
         process = subprocess.Popen(
-            [*command, "--run", package["run"]], env=environment, stdin=subprocess.DEVNULL
+            [*command, "--run", package["run"]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
         )
     except OSError as error:
         sys.stderr.write(f"{error}\n")
@@ -130,6 +144,7 @@ def _supervise(attempt):
 
 def _stop():
     """Asks the newest attempt to save and end, once: a second signal would end it at once."""
+    STOPPED.touch()
     attempt = _attempt()
     asked, process = _of(attempt, "asked"), _of(attempt, "pid")
     if attempt and _code(attempt) is None and process.exists() and not asked.exists():
@@ -140,14 +155,23 @@ def _stop():
 
 def _kill(attempt):
     """Ends all processes of an attempt at once and waits until they are gone."""
+    _end_group(_of(attempt, "group"), _of(attempt, "lock"))
+
+
+def _end_group(group, lock):
     try:
-        group = int(_of(attempt, "group").read_text())
-        if _is_held(_of(attempt, "lock")):
-            os.killpg(group, signal.SIGKILL)
+        if _is_held(lock):
+            os.killpg(int(group.read_text()), signal.SIGKILL)
     except (OSError, ValueError):
         return
-    while _is_held(_of(attempt, "lock")):
+    while _is_held(lock):
         time.sleep(0.05)
+
+
+def _kill_all():
+    """Ends what runs of the newest attempt and of an installation."""
+    _kill(_attempt())
+    _end_group(HERE / "install.group", HERE / "install.lock")
 
 
 def _status(offset):
@@ -170,6 +194,7 @@ def _status(offset):
         "digest": installed.read_text() if installed.exists() else None,
         "attempt": attempt,
         "code": code,
+        "stopped": STOPPED.exists(),
         "step": max((int(name) for name in names if name.isdigit()), default=0),
         "clock": time.time(),
         "offset": offset + len(text),
@@ -185,6 +210,6 @@ if __name__ == "__main__":
         "start": _start,
         "supervise": _supervise,
         "stop": _stop,
-        "kill": lambda: _kill(_attempt()),
+        "kill": _kill_all,
         "status": _status,
     }[sys.argv[1]](*map(int, sys.argv[2:]))

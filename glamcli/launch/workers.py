@@ -37,6 +37,8 @@ class Told:
     rest: int
     """bytes of the log after that."""
     text: str
+    stopped: bool = False
+    """whether somebody asked for the end of the launch."""
 
 
 class SliceWorkers:
@@ -53,7 +55,7 @@ class SliceWorkers:
         said = self._run(f"{unsent}; {self._python('status', offset)}", SSH_SECONDS)
         return {worker: answer for worker, text in said.items() for answer in _answers(text)}
 
-    def send(self, record: Record) -> None:
+    def send(self, record: Record, num_workers: int) -> None:
         """Sends the package and installs it.
 
         Raises: CloudError with what the first worker said on which that failed.
@@ -63,14 +65,14 @@ class SliceWorkers:
         self._run(f"{end}; rm -rf {self._folder} && mkdir -p {HOME_FOLDER}", SSH_SECONDS)
         self._cloud.scp(self._name, record.folder / "package", self._folder, INSTALL_SECONDS)
         said = self._run(self._python("install"), INSTALL_SECONDS)
-        for worker, text in said.items():
-            if ANSWER not in text:
-                last = [line for line in text.splitlines() if line.strip()][-3:]
-                raise CloudError(f"worker {worker}: glam was not installed: {'; '.join(last)}")
+        if failed := _failed(said, num_workers):
+            raise CloudError(f"{failed[0]}: glam was not installed: {failed[1]}")
 
-    def start(self, attempt: int) -> None:
-        """Starts the command on every worker where this start, or a later one, is not known."""
-        self._run(self._python("start", attempt), SSH_SECONDS)
+    def start(self, attempt: int, num_workers: int) -> tuple[str, str]:
+        """Starts the command on every worker where this start, or a later one, is not known; the
+        first worker on which that failed, and its words."""
+        said = self._run(self._python("start", attempt), SSH_SECONDS)
+        return _failed(said, num_workers) or ("no worker", "all took it")
 
     def stop(self) -> None:
         """Asks the command to save and to end."""
@@ -92,6 +94,16 @@ class SliceWorkers:
 
     def _run(self, command: str, seconds: float) -> dict[int, str]:
         return self._cloud.ssh(self._name, command, seconds)
+
+
+def _failed(said: dict[int, str], num_workers: int) -> tuple[str, str] | None:
+    """The first worker that did not answer, if any, and what it said last."""
+    for worker in range(num_workers):
+        text = said.get(worker, "")
+        if ANSWER not in text:
+            last = [line for line in text.splitlines() if line.strip()][-3:]
+            return f"worker {worker}", "; ".join(last) or "no word in time"
+    return None
 
 
 def _answers(text: str) -> list[Told | None]:

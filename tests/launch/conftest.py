@@ -27,6 +27,12 @@ class Cloud:
     def slices(self) -> list[str]:
         return [path.stem for path in (self.folder / "requests").glob("*.json")]
 
+    def rent(self, name: str, label: str) -> None:
+        """A slice that is ready, without a launch."""
+        request = {"state": "ACTIVE", "labels": {"glam": label}, "todo": [], "port": 0}
+        (self.folder / "requests").mkdir(exist_ok=True)
+        (self.folder / "requests" / f"{name}.json").write_text(json.dumps(request))
+
     def calls(self, *words: str) -> list[str]:
         lines = (self.folder / "calls").read_text().splitlines()
         return [line for line in lines if all(word in line for word in words)]

@@ -7,6 +7,10 @@ Its state is under $FAKE_CLOUD. What it does is in `plan.json` there, which a te
     create       what `create` says instead, call by call: text of an error, or null
     fail         what any call says whose words contain a key: text of an error
     unreachable  workers that do not answer ssh
+    failures     how many requests fail, the first ones
+    late         what `create` says instead of nothing, when the slice has come to be
+    project      gcloud's default one
+    no_request   machines are there without a request
     preempt      saved steps of the run at which a slice is taken away, one after the other
     run          the run's folder, for `preempt`
 
@@ -25,6 +29,7 @@ import time
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
+OWN_PLACE = ("z", "p")
 
 
 def plan():
@@ -38,6 +43,10 @@ def refuse(command, said):
 
 def requests(name):
     return CLOUD / "requests" / f"{name}.json"
+
+
+def plain(name):
+    return name.rpartition(".")[2]
 
 
 def read(path):
@@ -106,11 +115,15 @@ def queued(verb, words, options):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         todo = [*plan().get("states", ["WAITING_FOR_RESOURCES", "PROVISIONING"]), "ACTIVE"]
-        kind = options["accelerator-type"]
-        write(requests(name), {"state": "CREATING", "todo": todo, "port": port, "kind": kind})
+        todo = ["FAILED"] if number < plan().get("failures", 0) else todo
+        label = dict([options["labels"].split("=")])
+        common = {"state": "CREATING", "labels": label, "kind": options["accelerator-type"]}
+        write(requests(name), {**common, "todo": todo, "port": port})
+        if said := plan().get("late"):
+            refuse(command, said)
         return
-    if not requests(name).exists():
-        refuse(command, f"NOT_FOUND: Resource 'projects/p/{name}' was not found")
+    if not requests(name).exists() or plan().get("no_request"):
+        refuse(command, f"NOT_FOUND: Resource 'projects/p/{plain(name)}' was not found")
     if verb == "delete":
         request = read(requests(name))
         if request["state"] == "ACTIVE" and "force" not in options:
@@ -120,11 +133,12 @@ def queued(verb, words, options):
     elif verb == "describe":
         request = advance(name)
         if request is None:
-            refuse(command, f"NOT_FOUND: Resource 'projects/p/{name}' was not found")
+            refuse(command, f"NOT_FOUND: Resource 'projects/p/{plain(name)}' was not found")
         state = {"state": request["state"]}
         if request["state"] == "FAILED":
             state["failedData"] = {"error": {"message": "internal error"}}
-        found = json.dumps({"name": f"projects/p/{name}", "state": state})
+        spec = {"nodeSpec": [{"nodeId": name, "node": {"labels": request["labels"]}}]}
+        found = json.dumps({"name": f"projects/p/{name}", "state": state, "tpu": spec})
         sys.stdout.write(found if options["format"] == "json" else state["state"])
 
 
@@ -133,11 +147,16 @@ def machine(verb, words, options):
     name = (words[1].partition(":") if verb == "scp" else (words[0],))[0]
     request = read(requests(name))
     if request is None or request["state"] != "ACTIVE":
-        refuse(command, f"NOT_FOUND: Resource 'projects/p/nodes/{name}' was not found")
+        refuse(command, f"NOT_FOUND: Resource 'projects/p/nodes/{plain(name)}' was not found")
     number = plan().get("workers", 2)
     if verb == "describe":
         ends = [{"ipAddress": "127.0.0.1"} for _ in range(number)]
-        sys.stdout.write(json.dumps({"state": "READY", "networkEndpoints": ends}))
+        node = {"state": "READY", "networkEndpoints": ends, "labels": request["labels"]}
+        sys.stdout.write(json.dumps(node))
+        return
+    if verb == "delete":
+        turn_off(name)
+        requests(name).unlink()
         return
     silent = plan().get("unreachable", [])
     reached = [worker for worker in range(number) if worker not in silent]
@@ -201,8 +220,14 @@ def main(arguments):
     if words[:2] == ["auth", "list"]:
         sys.stdout.write(json.dumps(plan().get("accounts", [{"account": "me@example.com"}])))
         return
+    if words[:2] == ["config", "get"]:
+        sys.stdout.write(plan().get("project", "p") + "\n")
+        return
     kind, verb, *rest = words[2:]
     assert "zone" in options, "gcloud would ask for a zone"
+    place = (options["zone"], options.get("project", plan().get("project", "p")))
+    if place != OWN_PLACE and verb != "scp":
+        rest[0] = ".".join([*place, rest[0]])
     {"queued-resources": queued, "tpu-vm": machine}[kind](verb, rest, options)
 
 

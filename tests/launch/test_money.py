@@ -108,7 +108,7 @@ def test_a_slice_that_google_does_not_delete_is_told_with_the_command_that_does(
     code, _, err = glam("launch", "stop", "glam-run")
     assert code == 7
     assert "slice `glam-run` may still cost money" in err
-    assert "queued-resources delete glam-run --zone=z --force" in err
+    assert "queued-resources delete glam-run --zone=z --project=p --force" in err
     cloud.plan()
     assert glam("launch", "stop", "glam-run")[0] == 0
     assert cloud.slices() == []

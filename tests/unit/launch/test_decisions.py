@@ -8,7 +8,7 @@ from glamcli.launch.decisions import End, SlicePhase, end_of, phase, wait_second
 from glamcli.launch.gcloud import TryAgain, meaning
 from glamcli.launch.record import Launch
 from glamcli.launch.request import launch_name
-from glamcli.launch.slices import accelerator_type, image_of, num_hosts
+from glamcli.launch.slices import accelerator_type, image_of
 from glamcli.plan.topology import parse_target
 
 CHIPS = load_chips()
@@ -81,23 +81,19 @@ def test_words_of_gcloud_are_kept_and_those_that_may_pass_are_tried_again(said, 
 
 
 @pytest.mark.parametrize(
-    ("name", "accelerator", "image", "hosts"),
+    ("name", "accelerator", "image"),
     [
-        ("v3-8", "v3-8", "tpu-ubuntu2204-base", 1),
-        ("v4-32", "v4-32", "tpu-ubuntu2204-base", 4),
-        ("v5e-8", "v5litepod-8", "v2-alpha-tpuv5-lite", 1),
-        ("v5e-64", "v5litepod-64", "v2-alpha-tpuv5-lite", 16),
-        ("v5p-8", "v5p-8", "v2-alpha-tpuv5", 1),
-        ("v6e-16", "v6e-16", "v2-alpha-tpuv6e", 4),
+        ("v3-8", "v3-8", "tpu-ubuntu2204-base"),
+        ("v4-32", "v4-32", "tpu-ubuntu2204-base"),
+        ("v5e-8", "v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v5e-64", "v5litepod-64", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-16", "v6e-16", "v2-alpha-tpuv6e"),
     ],
 )
-def test_a_slice_has_the_names_that_google_gives_it(name, accelerator, image, hosts):
+def test_a_slice_has_the_names_that_google_gives_it(name, accelerator, image):
     target = parse_target(name, CHIPS)
-    assert (accelerator_type(target), image_of(target), num_hosts(target)) == (
-        accelerator,
-        image,
-        hosts,
-    )
+    assert (accelerator_type(target), image_of(target)) == (accelerator, image)
 
 
 @pytest.mark.parametrize("name", ["8xh100", "2xv4-32", "cpu:8"])
