@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from glamcli import checkpoint, step_folders
+from glamcli import step_folders, stored_arrays
 from glamcli.checkpoint import Checkpoints
 from glamcli.hosts.lock import locked
 
@@ -67,7 +67,7 @@ def test_list_imports_neither_jax_nor_orbax(folder):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(step_folders, "examined"), (checkpoint, "complete_meta"), (checkpoint, "read_arrays")],
+    [(step_folders, "examined"), (stored_arrays, "complete_meta"), (stored_arrays, "read_arrays")],
 )
 def test_a_step_that_training_deletes_meanwhile_is_left_out(
     glam, folder, monkeypatch, module, name
@@ -105,7 +105,7 @@ def test_running_out_of_memory_is_explained(glam, folder, monkeypatch, arguments
     def read_arrays(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr(checkpoint, "read_arrays", read_arrays)
+    monkeypatch.setattr(stored_arrays, "read_arrays", read_arrays)
     code, out, err = glam("checkpoint", *arguments)
     assert (code, out) == (5, "")
     assert "Out of memory allocating 9 bytes" in err

@@ -218,7 +218,7 @@ def test_lm_evals_tasks_need_an_extra_that_one_line_names(glam, run, monkeypatch
     for name in ("glamcli.cli.harness", "glamcli.evals.harness"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     code, _, err = glam(run, "--harness", "piqa")
-    assert code == 2
+    assert code == 2, err
     assert "error: lm-eval is not installed" in err
     assert "glamcli[harness]" in err
 

@@ -25,7 +25,8 @@ NOISE = np.random.default_rng(0).normal(size=(3, 2000))
 
 
 @functools.cache
-def judging(restarts=(), settings=RECIPE):
+def judging(restarts=(), guard=RECIPE.guard):
+    settings = RECIPE.model_copy(update={"guard": guard})
     return jax.jit(functools.partial(judge, settings, restarts))
 
 
@@ -100,8 +101,8 @@ def test_an_explosion_needs_no_window():
     limit = explosion(RECIPE)
     assert limit == pytest.approx(2 * np.log(512) + 10)
     assert spikes(np.array([6.7, limit + 0.1, limit - 0.1, 192_647.0])) == [2, 4]
-    off = RECIPE.model_copy(update={"guard": Guard(spike_deviations=None)})
-    assert spikes(np.array([6.7, 192_647.0, *falling(60), 30.0]), settings=off) == []
+    off = Guard(spike_deviations=None)
+    assert spikes(np.array([6.7, 192_647.0, *falling(60), 30.0]), guard=off) == []
 
 
 def filled(state):
