@@ -153,6 +153,7 @@ class Checkpoints:
         full = {**meta, "format": CHECKPOINT_FORMAT, "step": step, "tree": described_leaves(named)}
         full = json.loads(json.dumps({**full, "digests": digests(named)}))
         full["checksum"] = step_folders.checksum(full)
+        self.clean()  # orbax's other writes may have outlived the failure of one
         try:
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(nested(named)),

@@ -199,6 +199,7 @@ def _main(folder: Path) -> None:
             break
         except CheckpointError as error:
             failures.append(error.what)
+            time.sleep(0.5)  # a run waits for seconds; orbax's other writes end in that time
     sys.stdout.write(json.dumps(failures) + "\n")
     _leave_threads_behind(0)
 
