@@ -83,7 +83,7 @@ class Control:
         if isinstance(error, NoLogin):
             if not self.launch.slices:
                 raise error
-            if error.what != self._said:
+            if f"{error.what}; trying again" != self._said:
                 self.progress.warn(f"nobody looks after the slice until you log in: {error.hint}")
         if self._unclear >= MAX_UNCLEAR:
             raise error

@@ -100,7 +100,8 @@ def seen(record: Record, launch: Launch, cloud: Gcloud) -> Slice:
     bill(launch, found)  # not saved: whoever looks after the launch starts the run by it
     if found.phase is SlicePhase.ABSENT and (launch.costs or launch.ended is not None):
         with contextlib.suppress(LaunchError), record.looking_after():
-            launch.closed() if launch.ended is None else launch.has_none()
+            launch.closed()
+            launch.gone = launch.ended is not None
             record.save(launch)
     return found
 
@@ -118,10 +119,7 @@ def end_launch(
     if launch.gone or not launch.slices:
         _check_absent(launch, cloud)
     else:
-        try:
-            _save_run(launch, cloud, progress, patience)
-        except CloudError as error:
-            progress.warn(f"the run could not be asked to save: {error.what}")
+        _try_to_save(launch, cloud, progress, patience)
         give_back(launch, cloud, progress, patience)
     launch.ended = launch.ended or "stopped"
     launch.has_none()
@@ -142,6 +140,18 @@ def _check_absent(launch: Launch, cloud: Gcloud) -> None:
             f"there is a slice `{launch.name}` ({found.words}), and it is not of this launch",
             f"if it is yours: {delete_commands(launch.name, launch.zone, launch.project)}",
         )
+
+
+def _try_to_save(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> None:
+    for left in reversed(range(MAX_SILENT)):
+        try:
+            _save_run(launch, cloud, progress, patience)
+            return
+        except CloudError as error:
+            if not left or not isinstance(error, TryAgain):
+                progress.warn(f"the run could not be asked to save: {error.what}")
+                return
+            time.sleep(min(patience.look, 5.0))
 
 
 def _save_run(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> None:

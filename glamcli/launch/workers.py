@@ -65,14 +65,14 @@ class SliceWorkers:
         self._run(f"{end}; rm -rf {self._folder} && mkdir -p {HOME_FOLDER}", SSH_SECONDS)
         self._cloud.scp(self._name, record.folder / "package", self._folder, INSTALL_SECONDS)
         said = self._run(self._python("install"), INSTALL_SECONDS)
-        if failed := _failed(said, num_workers):
+        if failed := self._failed(said, num_workers):
             raise CloudError(f"{failed[0]}: glam was not installed: {failed[1]}")
 
     def start(self, attempt: int, num_workers: int) -> tuple[str, str]:
         """Starts the command on every worker where this start, or a later one, is not known; the
         first worker on which that failed, and its words."""
         said = self._run(self._python("start", attempt), SSH_SECONDS)
-        return _failed(said, num_workers) or ("no worker", "all took it")
+        return self._failed(said, num_workers) or ("no worker", "all took it")
 
     def stop(self) -> None:
         """Asks the command to save and to end."""
@@ -89,21 +89,20 @@ class SliceWorkers:
                     atomic.write(record.folder / "logs" / name, told.text)
         return found
 
+    def _failed(self, said: dict[int, str], num_workers: int) -> tuple[str, str] | None:
+        """The first worker that did not answer, if any, and what it said last, or gcloud did."""
+        for worker in range(num_workers):
+            text = said.get(worker, "")
+            if ANSWER not in text:
+                last = [line for line in text.splitlines() if line.strip()][-3:]
+                return f"worker {worker}", "; ".join(last) or self._cloud.ssh_error or "no word"
+        return None
+
     def _python(self, *words: object) -> str:
         return shlex.join(["python3", f"{self._folder}/worker.py", *map(str, words)])
 
     def _run(self, command: str, seconds: float) -> dict[int, str]:
         return self._cloud.ssh(self._name, command, seconds)
-
-
-def _failed(said: dict[int, str], num_workers: int) -> tuple[str, str] | None:
-    """The first worker that did not answer, if any, and what it said last."""
-    for worker in range(num_workers):
-        text = said.get(worker, "")
-        if ANSWER not in text:
-            last = [line for line in text.splitlines() if line.strip()][-3:]
-            return f"worker {worker}", "; ".join(last) or "no word in time"
-    return None
 
 
 def _answers(text: str) -> list[Told | None]:

@@ -219,3 +219,8 @@ def test_the_script_that_is_written_asks_for_the_same_and_starts_on_all_machines
     assert "--spot --zone=z --project=p" in created
     assert done.stdout.count('"attempt": 1') == 2
     assert str(scripted.run) in (tmp_path / "glam-run" / "launch.sh").read_text()
+    assert (tmp_path / "glam-run" / "package").stat().st_mode & 0o077 == 0
+    scripted.cloud.plan(states=["FAILED"])
+    shutil.rmtree(scripted.cloud.folder / "requests")
+    failed = subprocess.run(["bash", "glam-run/launch.sh"], capture_output=True, text=True)
+    assert (failed.returncode, "the request is FAILED" in failed.stderr) == (1, True)

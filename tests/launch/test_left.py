@@ -137,6 +137,12 @@ def test_a_slice_is_replaced_for_a_silent_worker_only():
     assert verdicts[-1] is Silence.NEVER
 
 
+def test_a_slice_that_came_while_nobody_looked_is_billed(ours, glam):
+    ours.spans.clear()
+    Record("glam-run").save(ours)
+    assert "about 0.00 dollars" not in glam("launch", "status", "glam-run")[1]
+
+
 def test_a_damaged_record_hides_no_other_launch(ours, glam):
     damaged = Record("glam-a").folder / "launch.json"
     damaged.parent.mkdir()
@@ -177,10 +183,15 @@ def test_a_start_that_never_takes_effect_ends_the_launch(words, cloud, glam, mon
 
 @pytest.mark.slow
 def test_an_installation_that_hangs_ends_the_launch_and_leaves_no_process(
-    words, cloud, glam, monkeypatch
+    words, cloud, glam, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("glamcli.launch.workers.INSTALL_SECONDS", 1.0)
-    code, _, err = glam(*words, "--setup", "echo $$ >> ~/shells; sleep 987")
+    shells = tmp_path / "shells"
+    alive = f'grep -qs sleep "/proc/$each/cmdline" && echo left >> {shells}'
+    setup = f"for each in $(cat {shells}); do {alive} || true; done; echo $$ >> {shells}; sleep 987"
+    shells.touch()
+    code, _, err = glam(*words, "--setup", setup)
     assert (code, cloud.slices()) == (7, [])
-    assert "worker 0: glam was not installed: no word in time (3 times)" in err
-    assert len(cloud.calls("worker.py install")) == 3
+    assert "worker 0: glam was not installed: tpu-vm ssh glam-run: gcloud did not" in err
+    assert "in 1 seconds (3 times)" in err
+    assert len(shells.read_text().split()) == 3, "none was left by the one before"

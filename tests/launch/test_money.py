@@ -1,6 +1,9 @@
 """Nothing costs money unnoticed: whatever dies, in whatever order, `stop` leaves no slice."""
 
+import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,11 +39,15 @@ def launched(cloud, tmp_path, monkeypatch):
         each.wait()
 
 
-def wait_for(cloud, *words: str) -> None:
+def wait_until(is_so) -> None:
     until = time.monotonic() + 60
-    while not ((cloud.folder / "calls").exists() and cloud.calls(*words)):
+    while not is_so():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def wait_for(cloud, *words: str) -> None:
+    wait_until(lambda: (cloud.folder / "calls").exists() and cloud.calls(*words))
 
 
 @pytest.mark.slow
@@ -74,6 +81,38 @@ def test_stop_saves_and_the_launcher_leaves_without_asking_for_another_slice(
     assert len(cloud.calls("queued-resources create")) == 1
     assert (tmp_path / "run" / "checkpoints" / "99").is_dir()
     assert Record("glam-run").load().step == 99
+
+
+@pytest.mark.slow
+def test_a_launcher_leaves_when_another_machine_stops_its_launch(
+    launched, cloud, glam, tmp_path, monkeypatch
+):
+    launcher = launched()
+    wait_for(cloud, "worker.py start")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+        elsewhere.setattr(ending, "PATIENCE", dataclasses.replace(ending.PATIENCE, look=2.0))
+        code, _, err = glam("launch", "stop", "glam-run", "--zone", "z")
+    assert code == 0, err
+    assert launcher.wait(timeout=30) == 0
+    assert (cloud.slices(), len(cloud.calls("queued-resources create"))) == ([], 1)
+    assert Record("glam-run").load().ended == "stopped from another machine"
+    assert (tmp_path / "run" / "checkpoints" / "99").is_dir()
+
+
+@pytest.mark.slow
+def test_a_command_that_outlives_its_supervisor_is_ended_by_the_next_start(launched, cloud):
+    launcher = launched()
+    homes = cloud.folder / "machines" / "glam-run"
+    folders = [homes / worker / "glam-launch" / "glam-run" for worker in "01"]
+    wait_until(lambda: all((each / "1-pid").exists() for each in folders))
+    supervisor = int((folders[0] / "1-group").read_text())
+    command = int((folders[0] / "1-pid").read_text())
+    launcher.kill()
+    launcher.wait()
+    os.kill(supervisor, signal.SIGKILL)
+    subprocess.run([sys.executable, folders[0] / "worker.py", "start", "2"], check=True)
+    assert not Path(f"/proc/{command}/exe").exists()
 
 
 @pytest.mark.slow

@@ -37,14 +37,15 @@ def test_the_wheel_is_whole_and_its_program_finds_its_recipes(tmp_path):
 
 
 def test_the_recipe_that_is_sent_is_the_resolved_one(recipe, tmp_path):
-    loaded = load_recipe(recipe, ["train.steps=7"])
+    loaded = load_recipe(recipe, ["train.steps=7", "run.loggers=[tensorboard,wandb]"])
     write_package(tmp_path, loaded, "/run", "mount")
     sent = load_recipe(tmp_path / "recipe.yaml").recipe
     mixture = sent.data.mixture
     assert sent.model_copy(update={"data": loaded.recipe.data}) == loaded.recipe
     assert load_mixture(mixture) == load_mixture(loaded.recipe.data.mixture)
     assert local_paths(loaded) == [str(recipe.parent / f"{n}.txt") for n in ("numbers", "words")]
-    assert json.loads((tmp_path / "package.json").read_text())["setup"] == "mount"
+    package = json.loads((tmp_path / "package.json").read_text())
+    assert (package["setup"], package["extras"]) == ("mount", "tpu,remote,wandb")
 
 
 def test_libraries_are_pinned_but_for_what_jax_chooses_and_no_index_has():
