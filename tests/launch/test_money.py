@@ -111,7 +111,9 @@ def test_a_command_that_outlives_its_supervisor_is_ended_by_the_next_start(launc
     launcher.kill()
     launcher.wait()
     os.kill(supervisor, signal.SIGKILL)
-    subprocess.run([sys.executable, folders[0] / "worker.py", "start", "2"], check=True)
+    start = [sys.executable, folders[0] / "worker.py", "start", "2"]
+    marked = {**os.environ, "FAKE_SLICE": str(cloud.folder / "glam-run")}  # ended with the cloud
+    subprocess.run(start, check=True, env=marked)
     assert not Path(f"/proc/{command}/exe").exists()
 
 
