@@ -41,14 +41,15 @@ def complete_steps(folder: Path, but: Container[str] = ()) -> list[int]:
 
 def good_steps(folder: Path, but: Container[str] = ()) -> list[int]:
     """Those of them that were not saved in a bad streak."""
-    return [step for step, meta in _complete(folder, but).items() if meta.get("good", True)]
+    return _good(_complete(folder, but))
 
 
 def surplus_steps(folder: Path, keep: int, but: Container[str] = ()) -> list[int]:
     """The complete steps that need not stay, oldest first: not the newest, nor the newest `keep`
     good ones, at least two."""
-    steps, good = complete_steps(folder, but), good_steps(folder, but)
-    return sorted({*steps} - {*steps[:1], *good[: max(keep, FEWEST_KEPT)]})
+    complete = _complete(folder, but)
+    staying = {*list(complete)[:1], *_good(complete)[: max(keep, FEWEST_KEPT)]}
+    return sorted(complete.keys() - staying)
 
 
 def damaged_steps(folder: Path) -> dict[str, str]:
@@ -272,6 +273,10 @@ def _complete(folder: Path, but: Container[str]) -> dict[int, Meta]:
     found = {int(path.name): examined(path) for path in _folders(folder) if path.name not in but}
     complete = {step: meta for step, meta in found.items() if not isinstance(meta, str)}
     return dict(sorted(complete.items(), reverse=True))
+
+
+def _good(complete: Mapping[int, Meta]) -> list[int]:
+    return [step for step, meta in complete.items() if meta.get("good", True)]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -22,5 +22,5 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 settings.register_profile("laws", deadline=None)
 settings.load_profile("laws")
 
-# Runs of `glam train` in their own processes, and buckets, for every test that wants one.
-pytest_plugins = ("runs", "bucket")
+# The command line, runs of `glam train` in their own processes, and buckets, for every test.
+pytest_plugins = ("command", "runs", "bucket")

@@ -10,6 +10,10 @@ from typing import Any
 _MAXTEXT = "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py"
 _TPUS = ("v4", "v5e", "v5p", "v6e", "7x")
 
+WHOLE_PRODUCTS = ("xla_jf_spmd_threshold_for_windowed_einsum_mib", 1_000_000)
+"""The flag, and MiB of an array from which XLA for TPUs cuts its product into a loop: larger than
+any."""
+
 
 @dataclass(frozen=True)
 class XlaFlag:
@@ -28,8 +32,7 @@ class XlaFlag:
 
 XLA_FLAGS = (
     XlaFlag(
-        "xla_jf_spmd_threshold_for_windowed_einsum_mib",
-        1000000,
+        *WHOLE_PRODUCTS,
         ("v2", "v3", *_TPUS),
         "products are not cut into loops around their collectives",
         "docs/parallelism.md",

@@ -19,6 +19,7 @@ from glamcli.config.files import shipped
 from glamcli.config.load import Loaded
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import LaunchError
+from glamcli.storage import is_url
 
 DISTRIBUTION = "glamcli"
 EXTRAS = ("tpu", "remote")
@@ -91,7 +92,7 @@ def local_paths(loaded: Loaded) -> list[str]:
     sources = load_mixture(data.mixture).sources.values()
     paths = [each.path for each in sources if each.kind != "embedded"]
     paths += [data.tokenizer.path, finish.suite if "/" in (finish.suite or "") else None]
-    return [path for path in paths if path is not None and "://" not in path]
+    return [path for path in paths if path is not None and not is_url(path)]
 
 
 def write_package(folder: Path, loaded: Loaded, run: str, setup: str | None) -> str:

@@ -41,11 +41,6 @@ def check_name(name: str) -> str:
 
 def check_run(run: str) -> str:
     """Raises: RecipeError when the workers would not find it there, or not list its steps."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", run):
-        raise RecipeError(
-            f"--run {run}: a launch cannot follow a run at a URL",
-            "give the path of a folder that all workers mount (docs/tpu.md)",
-        )
     if not run.isprintable():
         raise RecipeError(f"--run {run!r}: not a path in one line")
     if not Path(run).is_absolute():

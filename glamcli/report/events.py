@@ -9,10 +9,9 @@ from typing import Any
 
 from glamcli.errors import GlamError
 from glamcli.saved_steps import saved_steps
-from glamcli.train.ending import noted_failures
+from glamcli.train.failures import FAILURES, noted_failures
 from glamcli.train.metric_files import as_number
 from glamcli.train.rewind import Rewind
-from glamcli.train.watching import FAILURES
 
 EVENT_KINDS = {
     "restart": ("R", "restart"),

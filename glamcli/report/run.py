@@ -15,6 +15,7 @@ from glamcli.report.curves import LOAD, MAX_STEP, Curves, Loads
 from glamcli.report.events import Event, Noticed
 from glamcli.report.mixture import ReadRows
 from glamcli.report.scores import ScoreCurve
+from glamcli.train.identity import by_dotted_key
 from glamcli.train.metric_files import as_number, metric_lines
 from glamcli.train.rewind import Rewind, rewinds
 from glamcli.train.times import TIME_KINDS
@@ -168,7 +169,7 @@ def _read_recipe(run: ReportRun) -> None:
     )
     if loaded is None:
         kept = run.about.get("recipe")
-        run.settings = dict(_flat(kept)) if isinstance(kept, dict) else {}
+        run.settings = by_dotted_key(kept) if isinstance(kept, dict) else {}
         return
     run.recipe, run.settings = loaded.recipe, dict(leaves(loaded.recipe))
     run.origins = dict(_origins(loaded.recipe))
@@ -184,11 +185,3 @@ def _origins(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
         else:
             known = about.get_default(call_default_factory=True)
             yield prefix + name, "default" if value == known else "recipe"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -24,14 +24,12 @@ from glamcli.errors import CrashLoop, DamagedRecord, GlamError, HostError, Preem
 from glamcli.hosts.join import Host
 from glamcli.memory import explaining_memory
 from glamcli.train import identity
+from glamcli.train.failures import FAILURES, noted_failures
 from glamcli.train.rewind import rewind_command
-from glamcli.train.watching import FAILURES
-from glamcli.untrusted import parse_json, read_file
 
 MAX_FAILURES = 3
 LAPSE_SECONDS = 3600.0
 """A launcher starts a failed run again sooner; who comes later may have mended the cause."""
-_MAX_BYTES = 100_000
 
 
 @contextmanager
@@ -103,20 +101,6 @@ def _failures(path: Path, asked: dict[str, Any]) -> list[Any]:
     except (OSError, ValueError):
         return []
     return found if of == asked and 0 <= time.time() - when <= LAPSE_SECONDS else []
-
-
-def noted_failures(path: Path) -> tuple[dict[str, Any], float, list[tuple[str, int]]]:
-    """Of which start failures in a row were noted, when (seconds since 1970), and the text and exit
-    code of each.
-
-    Raises: OSError; ValueError for a file that says something else.
-    """
-    saved = parse_json(read_file(path, _MAX_BYTES))
-    try:
-        found = [(str(what), int(code)) for what, code in saved.pop("failures")]
-        return saved, float(saved.pop("time")), found
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"no failures in a row: {error!r}") from None
 
 
 def _described(error: Exception) -> tuple[str, int]:

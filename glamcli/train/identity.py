@@ -135,7 +135,7 @@ def compared(
     """What differs between two runs: key and both values (None where absent), by the part of the
     identity it is in: recipe, versions, topology, data."""
     parts = ("recipe", "versions", "topology", "data")
-    each = [{part: _flat(run.get(part) or {}) for part in parts} for run in (first, second)]
+    each = [{part: by_dotted_key(run.get(part) or {}) for part in parts} for run in (first, second)]
     return {part: _unequal(each[0][part], each[1][part]) for part in parts}
 
 
@@ -153,7 +153,7 @@ def of_program(host: Host, recipe: Recipe) -> dict[str, Any]:
     """What must be the same in all processes of a run, for JSON: recipe, versions, code."""
     settings = {
         key: value
-        for key, value in _flat(recipe.model_dump(mode="json")).items()
+        for key, value in by_dotted_key(recipe.model_dump(mode="json")).items()
         if not _is_under(key, MAY_DIFFER_BETWEEN_PROCESSES)
     }
     return of_command(host, {"recipe": settings})
@@ -181,12 +181,12 @@ def refuse_differences(host: Host, mine: Mapping[str, Any]) -> None:
     # Only processes that will be compared send everything.
     is_compared = host.index in (*odd[:SHOWN_PROCESSES], digests.index(common))
     each = host.gather("differences", mine if is_compared else None)
-    right = _flat(each[digests.index(common)])
+    right = by_dotted_key(each[digests.index(common)])
     found = []
     for index in odd[:SHOWN_PROCESSES]:
         differing = [
             f"`{key.removeprefix('recipe.')}` is {_short(its)} there, {_short(others)} elsewhere"
-            for key, its, others in _unequal(_flat(each[index]), right)
+            for key, its, others in _unequal(by_dotted_key(each[index]), right)
         ]
         found.append(f"{host.name(index)}: {', '.join(first_of(differing, SHOWN_SETTINGS))}")
     found += [f"and {len(odd) - SHOWN_PROCESSES} more processes"] * (len(odd) > SHOWN_PROCESSES)
@@ -213,7 +213,7 @@ def _settings(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str
         saved = Recipe.model_validate(saved).model_dump(mode="json")
     return [
         (key, f"`{key}` was {_short(before)}, is {_short(after)}")
-        for key, before, after in _unequal(_flat(saved), _flat(now))
+        for key, before, after in _unequal(by_dotted_key(saved), by_dotted_key(now))
     ]
 
 
@@ -245,11 +245,12 @@ def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree of JSON objects, each by the keys that lead to it."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= by_dotted_key(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

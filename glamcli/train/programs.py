@@ -19,6 +19,7 @@ from jax.stages import Compiled, Lowered, Traced
 from glamcli import faults
 from glamcli.config.schema import Recipe
 from glamcli.config.sharding import check_divides, indivisible
+from glamcli.config.xla_flags import WHOLE_PRODUCTS
 from glamcli.data.rows import TOKEN_FIELDS
 from glamcli.errors import RecipeError
 from glamcli.model.decoder import Decoder
@@ -60,8 +61,8 @@ def compiler_options(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
     """Options of XLA for both programs: what the recipe's own settings mean, and its
     `runtime.xla_flags`."""
     off = recipe.mesh.collective_matmul == "off" and mesh.devices.flat[0].platform == "tpu"
-    # MiB of an array from which XLA for TPUs cuts its product into a loop: larger than any.
-    whole = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if off else {}
+    name, size = WHOLE_PRODUCTS
+    whole = {name: str(size)} if off else {}
     return whole | recipe.runtime.xla_flags
 
 

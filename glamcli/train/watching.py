@@ -4,7 +4,6 @@ Read again and again, at a cost that depends neither on how long the run is nor 
 model is; needs neither jax nor orbax. What is missing or damaged is unknown, and no error.
 """
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,11 @@ from glamcli.config.schema import Recipe
 from glamcli.errors import GlamError
 from glamcli.hosts.lock import NAME, holder
 from glamcli.step_folders import examined, step_names
-from glamcli.train.metric_files import MetricsTail
-from glamcli.untrusted import parse_json, read_file
+from glamcli.train.failures import FAILURES, noted_failures
+from glamcli.train.metric_files import MetricsTail, as_number
 
-FAILURES = "failures.json"
-"""the file of the failures in a row that a run ended with."""
 _KEPT_POINTS, _KEPT_EVENTS = 2000, 20
-_MAX_BYTES, _MAX_CHARS = 1 << 20, 500
+_MAX_CHARS = 500
 _MAX_STEP = 10**15
 
 
@@ -52,7 +49,7 @@ class Numbers:
                     kept.pop()
         self.step = step
         found = {
-            name: number for name, each in line.items() if (number := _number(each)) is not None
+            name: number for name, each in line.items() if (number := as_number(each)) is not None
         }
         self.latest |= {name: (step, number) for name, number in found.items()}
         self.unix_seconds = found.get("unix_seconds", self.unix_seconds)
@@ -131,11 +128,11 @@ def _newest_save(folder: Path) -> tuple[int, float] | None:
 
 def _newest_failure(path: Path) -> tuple[float, str] | None:
     try:
-        noted = parse_json(read_file(path, _MAX_BYTES))
-        what, code = noted["failures"][-1]
-        return float(noted["time"]), f"{str(what)[:_MAX_CHARS]} (exit {int(code)})"
-    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+        _, when, found = noted_failures(path)
+        what, code = found[-1]
+    except (OSError, ValueError, LookupError):
         return None
+    return when, f"{what[:_MAX_CHARS]} (exit {code})"
 
 
 def _changed(path: Path) -> float:
@@ -143,9 +140,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
-        return None
-    return float(value) if math.isfinite(value) else None

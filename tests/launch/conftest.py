@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from glamcli.cli import main
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
@@ -58,16 +56,3 @@ def cloud(tmp_path, monkeypatch):
     for name in [*cloud.slices(), *(path.name for path in folder.glob("machines/*"))]:
         delete = "import sys, fake_gcloud; fake_gcloud.turn_off(sys.argv[1])"
         subprocess.run([sys.executable, "-c", delete, name], cwd=HERE, check=True)
-
-
-@pytest.fixture
-def glam(capsys):
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def glam(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return glam
