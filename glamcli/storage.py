@@ -10,10 +10,12 @@ Local paths never come near this module's libraries, which are imported at the f
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import posixpath
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -115,6 +117,61 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             fs.pipe_file(path, data)
 
+    def files(self) -> list[str]:
+        """Names of all objects below this one, relative to it."""
+        with self._asking() as (fs, path):
+            return sorted(name.removeprefix(f"{path}/") for name in fs.find(path))
+
+    def unlink(self) -> None:
+        """Deletes the object; there need be none."""
+        with suppress(FileNotFoundError), self._asking() as (fs, path):
+            fs.rm_file(path)
+
+    def read_at(self) -> tuple[bytes, int]:
+        """The content of an object in a Google bucket, and its generation, a number that every write
+        changes; nothing and 0 when there is none."""
+        with suppress(FileNotFoundError), self._asking() as (fs, path):
+            bucket, _, name = path.partition("/")
+            url = fs._location + "/download/storage/v1/b/{}/o/{}"
+            headers, data = fs.call("GET", url, bucket, name, alt="media")
+            return data, int(headers["X-Goog-Generation"])
+        return b"", 0
+
+    def write_at(self, data: bytes, generation: int) -> int:
+        """Replaces an object in a Google bucket if it is at this generation (0: if there is none);
+        its new generation. `data` must be unlike all that others write: when an answer gets lost,
+        it is how a write is known to have been ours.
+
+        Raises: FileExistsError when it is not at this generation.
+        """
+        with self._asking() as (fs, path):
+            bucket, _, name = path.partition("/")
+            mark = uuid.uuid4().hex
+            parts = (
+                f"--{mark}\nContent-Type: application/json; charset=UTF-8\n\n".encode(),
+                json.dumps({"name": name}).encode(),
+                f"\n--{mark}\nContent-Type: application/octet-stream\n\n".encode(),
+                data,
+                f"\n--{mark}--".encode(),
+            )
+            try:
+                written = fs.call(
+                    "POST",
+                    fs._location + "/upload/storage/v1/b/{}/o",
+                    bucket,
+                    uploadType="multipart",
+                    ifGenerationMatch=generation,
+                    headers={"Content-Type": f"multipart/related; boundary={mark}"},
+                    data=b"".join(parts),
+                    json_out=True,
+                )
+                return int(written["generation"])
+            except FileExistsError:
+                found, at = self.read_at()
+                if found == data:
+                    return at
+                raise
+
     @contextmanager
     def _asking(self) -> Iterator[tuple[Any, str]]:
         try:
@@ -132,6 +189,8 @@ def _in_words(error: Exception, url: str) -> OSError:
     reason = str(error).strip().split("\n")[0][:240] or type(error).__name__
     if isinstance(error, FileNotFoundError) or code == 404:
         return FileNotFoundError(errno.ENOENT, "there is no such object or bucket", url)
+    if isinstance(error, FileExistsError):
+        return FileExistsError(errno.EEXIST, "it was written by another process", url)
     if isinstance(error, ImportError):
         return OSError(errno.ENOPKG, f"a package is missing: {EXTRA}", url)
     if isinstance(error, PermissionError) or code in _REFUSED or reason.startswith("Forbidden"):

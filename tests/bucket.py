@@ -3,15 +3,19 @@
 import json
 import os
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from runs import free_port
+
+NAMES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +28,12 @@ def object_server() -> Iterator[str]:
     command += ["-port", str(port), "-external-url", url, "-backend", "memory"]
     # The wrapper's own class leaves the log in a pipe that nobody reads, and the server waits.
     server = subprocess.Popen([*command, "-log-level", "error"], stderr=subprocess.DEVNULL)
-    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
     try:
         _await(url)
-        os.environ.update(dict.fromkeys(names, url))
+        os.environ.update(dict.fromkeys(NAMES, url))
         yield url
     finally:
-        for name in names:
+        for name in NAMES:
             os.environ.pop(name, None)
         server.kill()
         server.wait()
@@ -55,3 +58,70 @@ def bucket(object_server) -> str:
     request = urllib.request.Request(f"{object_server}/storage/v1/b", body, headers)
     urllib.request.urlopen(request).close()
     return f"gs://{name}"
+
+
+class Weather:
+    """What stands between a client and the server of objects: `fault` is given method and path of a
+    request, and may return a status to answer with instead; `delay` seconds pass before each."""
+
+    def __init__(self, server: str):
+        self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self.delay = 0.0
+        self.requests: list[tuple[str, str]] = []
+        weather = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                weather.requests.append((self.command, self.path))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                time.sleep(weather.delay)
+                if status := weather.fault(self.command, self.path):
+                    self.reply(status, {}, b"")
+                    return
+                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                request = urllib.request.Request(
+                    server + self.path, body or None, headers, method=self.command
+                )
+                try:
+                    with urllib.request.urlopen(request) as answer:
+                        self.reply(answer.status, answer.headers, answer.read())
+                except urllib.error.HTTPError as error:
+                    with error:
+                        self.reply(error.code, error.headers, error.read())
+
+            def reply(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+@pytest.fixture
+def weather(object_server, monkeypatch) -> Iterator[Weather]:
+    """Between this process, with those that it starts, and the server of objects."""
+    made = Weather(object_server)
+    for name in NAMES:
+        monkeypatch.setenv(name, made.url)
+    yield made
+    made.close()

@@ -1,0 +1,149 @@
+"""The small files of a run in a bucket: a working folder on this machine, and their copies.
+
+All that a run writes but its checkpoints is written to the working folder, as on a disk. A thread of
+its own uploads what has changed, each file as one object, on the condition that it is as this run
+left it (`hosts/lease.py` says why). The bucket is the truth: a start fills the folder from it.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from glamcli import atomic
+from glamcli.errors import CheckpointError
+from glamcli.progress import duration
+from glamcli.storage import Remote
+from glamcli.train.retry import WAITS
+
+ELSEWHERE = ("checkpoints/", "results/", "lock.json")
+"""not the mirror's: steps, scores (other processes write them), and the owner."""
+_Stamp = tuple[int, int]
+
+
+class Mirror:
+    """The working folder `folder` of the run at `url`.
+
+    `warn` hears of uploads that fail and are tried again, for as long as it takes; `lost` of a file
+    that another process has written: then nothing is uploaded any more. Both from the thread.
+    """
+
+    def __init__(
+        self,
+        url: Remote,
+        folder: Path,
+        warn: Callable[[str], object],
+        lost: Callable[[str], object],
+        waits: tuple[float, ...] = WAITS,
+    ):
+        self._url, self._folder, self._waits = url, folder, waits
+        self._warn, self._lost = warn, lost
+        self._generations: dict[str, int] = {}
+        self._stamps: dict[str, _Stamp] = {}
+        """size and time of change of each file, as it was uploaded last."""
+        self._changed = threading.Condition()
+        self._num_asked = self._num_done = 0
+        self._over = False
+        self._thread = threading.Thread(target=self._upload, daemon=True)
+
+    def open(self) -> None:
+        """Makes the folder what the bucket has, and starts the thread.
+
+        Raises: CheckpointError when the bucket or the folder cannot be used.
+        """
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+            for name in self._url.files():
+                if not name.startswith(ELSEWHERE):
+                    data, generation = (self._url / name).read_at()
+                    atomic.write(self._folder / name, data)
+                    self._generations[name] = generation
+                    self._stamps[name] = _stamp(self._folder / name)
+        except OSError as error:
+            what = f"{self._url} cannot be copied to {self._folder}: {error.strerror or error}"
+            raise CheckpointError(what) from error
+        self._thread.start()
+
+    def ask(self) -> int:
+        """Asks for all that was written so far; a number for `has`."""
+        with self._changed:
+            self._num_asked += 1
+            self._changed.notify_all()
+            return self._num_asked
+
+    def has(self, number: int) -> bool:
+        """Whether everything that was written when this number was given is in the bucket."""
+        return self._num_done >= number
+
+    def wait(self, number: int, seconds: float) -> bool:
+        """Waits for that, at most so long; whether it is so."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.has(number) or self._over, seconds)
+            return self.has(number)
+
+    def close(self, seconds: float) -> bool:
+        """Uploads what has changed, in at most so many seconds, and ends the thread; whether all is
+        in the bucket."""
+        is_done = self.wait(self.ask(), seconds)
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        return is_done
+
+    def _upload(self) -> None:
+        num_failed, since = 0, 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._over or self._num_asked > self._num_done)
+                if self._over:
+                    return
+                number = self._num_asked
+            try:
+                self._upload_changed()
+            except FileExistsError as error:
+                self._lost(f"{error.filename}: {error.strerror}")
+                with self._changed:
+                    self._over = True
+                    self._changed.notify_all()
+                return
+            except OSError as error:
+                since = since or time.monotonic()
+                wait = self._waits[min(num_failed, len(self._waits) - 1)]
+                num_failed += 1
+                taken = duration(time.monotonic() - since)
+                self._warn(
+                    f"{error.filename}: {error.strerror}; not uploaded for {taken}, trying again "
+                    f"in {duration(wait)}; training goes on"
+                )
+                with self._changed:
+                    self._changed.wait_for(lambda: self._over, wait)
+                continue
+            num_failed, since = 0, 0.0
+            with self._changed:
+                self._num_done = max(self._num_done, number)
+                self._changed.notify_all()
+
+    def _upload_changed(self) -> None:
+        here = {
+            str(path.relative_to(self._folder)): path
+            for path in sorted(self._folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        for name, path in here.items():
+            with suppress(FileNotFoundError):  # renamed meanwhile: its new name is uploaded
+                stamp = _stamp(path)
+                if stamp != self._stamps.get(name):
+                    data, generation = path.read_bytes(), self._generations.get(name, 0)
+                    self._generations[name] = (self._url / name).write_at(data, generation)
+                    self._stamps[name] = stamp
+        for name in self._stamps.keys() - here.keys():
+            (self._url / name).unlink()
+            del self._stamps[name], self._generations[name]
+
+
+def _stamp(path: Path) -> _Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
