@@ -17,6 +17,7 @@ import contextlib
 import errno
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,8 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
-from glamcli import faults, step_folders
+from glamcli import atomic, faults, step_folders
 from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
@@ -69,8 +71,18 @@ class Checkpoints:
     steps aside, in the first process.
     """
 
-    def __init__(self, folder: Path, keep: int = 3, host: Host = ALONE):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        host: Host = ALONE,
+        arrays: str | None = None,
+        published: Callable[[], Callable[[float], bool]] | None = None,
+    ):
         self.folder = folder.absolute()
+        self._arrays, self._publish = arrays, published
+        self._meta: Meta = {}
+        self._is_published: Callable[[float], bool] | None = None
         self.keep = keep
         self.host = host
         self._manager: ocp.CheckpointManager | None = None
@@ -159,6 +171,7 @@ class Checkpoints:
                 state=ocp.args.PyTreeSave(nested(named)),
                 meta=ocp.args.JsonSave(faults.in_save(step, full)),
             )
+            self._meta = full
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
         except DISK_ERRORS as error:
@@ -178,6 +191,10 @@ class Checkpoints:
         """
         if self._saving is None or self._open().is_saving_in_progress():
             return None
+        if self._publish is not None:
+            self._describe(self._saving)
+            if self._is_published is not None and not self._is_published(0.0):
+                return None
         return self.wait()
 
     def wait(self) -> int | None:
@@ -194,12 +211,31 @@ class Checkpoints:
             # What failed after the step was complete was the deletion of an old one.
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
+        if self._publish is not None:
+            self._describe(step)
+            assert self._is_published is not None
+            if not self._is_published(60.0):
+                raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
+            self._is_published = None
         if self.host.is_first:
             if (fault := step_folders.fault(self.folder / str(step))) is not None:
                 raise SaveFailed(f"saving step {step} failed: {fault}")
             self._retire(self.keep)
             faults.saved(self.folder / str(step), step)
         return step
+
+    def _describe(self, step: int) -> None:
+        """Adds a step whose arrays are complete in the bucket."""
+        if self._is_published is None:
+            self._open().wait_until_finished()
+            unfinished = self.folder / f"{step}.orbax-checkpoint-tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            atomic.write(unfinished / "meta" / "metadata", json.dumps(self._meta))
+            url = f"{self._arrays}/{step}/state"
+            atomic.write(unfinished / step_folders.ARRAYS_URL, url)
+            unfinished.rename(self.folder / str(step))
+            assert self._publish is not None
+            self._is_published = self._publish()
 
     def clean(self) -> None:
         """Empties the trash (`step_folders.py`), in the first process."""
@@ -232,10 +268,10 @@ class Checkpoints:
                 time_saves_by_a_steady_clock()
                 self._silence.enter_context(silenced("absl", "asyncio"))
                 self._manager = ocp.CheckpointManager(
-                    self.folder,
+                    epath.Path(self._arrays or self.folder),
                     options=ocp.CheckpointManagerOptions(
                         cleanup_tmp_directories=True,
-                        temporary_path_class=_Durable,
+                        temporary_path_class=_Durable if self._arrays is None else None,
                         lightweight_initialize=True,  # other steps' _CHECKPOINT_METADATA is unread
                     ),
                 )

@@ -31,6 +31,9 @@ TRASH = "trash"
 FEWEST_KEPT = 2
 """good steps that stay whatever happens."""
 
+ARRAYS_URL = "arrays.url"
+"""a file of a step folder: the URL of the arrays, when they are in a bucket and not in `state`."""
+
 Meta = dict[str, Any]
 
 
@@ -137,7 +140,8 @@ def examined(folder: Path) -> Meta | str:
             return "not a folder"
         if any((folder / item).is_symlink() for item in ("state", "meta")):
             return "a part of it is a link to elsewhere"
-        if not (folder / "state" / "_METADATA").is_file():
+        has_state = (folder / "state" / "_METADATA").is_file() or (folder / ARRAYS_URL).is_file()
+        if not has_state:
             return "the state is missing or half written"
         meta = step_meta(folder)
         step, version = meta["step"], meta["format"]
@@ -156,6 +160,14 @@ def examined(folder: Path) -> Meta | str:
     if str(step) != folder.name:
         return f"it holds step {step}"
     return meta
+
+
+def arrays_of(folder: Path) -> str:
+    """The path or URL of the arrays of a step folder. Raises: OSError when it cannot be read."""
+    try:
+        return read_file(folder / ARRAYS_URL).decode()
+    except FileNotFoundError:
+        return str(folder / "state")
 
 
 def step_meta(folder: Path) -> Meta:

@@ -122,6 +122,17 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             return sorted(name.removeprefix(f"{path}/") for name in fs.find(path))
 
+    def folders(self, depth: int) -> list["Remote"]:
+        """Folders so many levels below this one."""
+        with self._asking() as (fs, path):
+            found = fs.glob(path + "/*" * depth)
+            return [Remote(fs.unstrip_protocol(each)) for each in found if fs.isdir(each)]
+
+    def delete(self) -> None:
+        """Deletes all objects below this one."""
+        with self._asking() as (fs, path):
+            fs.rm(path, recursive=True)
+
     def unlink(self) -> None:
         """Deletes the object; there need be none."""
         with suppress(FileNotFoundError), self._asking() as (fs, path):

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from glamcli import step_folders
 from glamcli.errors import CheckpointError, DamagedCheckpoint, causes, first_of
@@ -62,7 +63,8 @@ def read_arrays(
     ignore_abandoned_work()
     try:
         with silenced("absl", "asyncio"), warnings.catch_warnings(action="ignore"):
-            arrays = _read(folder.absolute() / "state", wanted)  # orbax refuses other paths
+            # orbax refuses other paths
+            arrays = _read(step_folders.arrays_of(folder.absolute()), wanted)
     except Exception as error:
         for cause in causes(error):  # orbax wraps what it meets
             if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
@@ -181,7 +183,7 @@ def _fail_together(folder: Path, reason: str | None, host: Host) -> None:
             raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {each}")
 
 
-def _read(state: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _read(state: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     item = nested(wanted)
     args = ocp.args.PyTreeRestore(
         item=item,
@@ -197,7 +199,8 @@ def _read(state: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     # Not through `ocp.Checkpointer`: there processes that have read everything would wait for one
     # that has not.
     with contextlib.closing(reader):
-        return named_leaves(reader.restore(state, args=args))  # pyright: ignore[reportArgumentType]
+        place = epath.Path(state)
+        return named_leaves(reader.restore(place, args=args))  # pyright: ignore[reportArgumentType]
 
 
 def _reason(folder: Path, wanted: Mapping[str, Any], error: Exception) -> str:

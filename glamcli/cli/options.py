@@ -47,7 +47,8 @@ class RunFolder(click.Path):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Raises: RecipeError for a URL."""
-        return super().convert(run_folder(value), param, ctx)
+        folder = run_folder(value)
+        return folder if is_url(folder) else super().convert(folder, param, ctx)
 
 
 run_argument = click.argument("run", type=RunFolder())

@@ -86,6 +86,8 @@ def run_folder(text: str | Path) -> Path:
     Raises: RecipeError for a URL (runs are on a file system, docs/storage.md), and for what no file
         can be called.
     """
+    if str(text).startswith("gs://"):
+        return place(str(text))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
         raise RecipeError(
             f"a run folder cannot be a URL: {text}",

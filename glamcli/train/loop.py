@@ -28,8 +28,10 @@ from glamcli.hosts.signals import Stop, listening
 from glamcli.hosts.watchdog import LONG, make_watchdog
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
+from glamcli.storage import Remote
 from glamcli.train import automesh, identity, programs
 from glamcli.train.beginning import Beginning
+from glamcli.train.bucket import Bucket, owned
 from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
 from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
@@ -84,10 +86,15 @@ def train(
         RecipeError: a logger is missing, or the processes differ in recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    with listening(progress) as stop:
+    check_loggers(recipe)
+    with listening(progress) as stop, ExitStack() as stack:
+        bucket = None
+        if isinstance(run_dir, Remote):
+            bucket = stack.enter_context(owned(run_dir, progress))
+            run_dir = bucket.folder
         while True:
             try:
-                about = (evaluate, strict, stop, Times(since))
+                about = (evaluate, strict, stop, Times(since), bucket)
                 return _attempt(recipe, run_dir, progress, host, *about)
             except GoBack as back:
                 since = back.at
@@ -106,6 +113,7 @@ def _attempt(
     strict: bool,
     stop: Stop,
     times: Times,
+    bucket: Bucket | None,
 ) -> Outcome:
     """The same until it has to go back. Raises: `GoBack`, when the run folder is ready for it."""
     last = recipe.train.steps
@@ -113,7 +121,8 @@ def _attempt(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         stack.enter_context(going_back(run_dir, host, progress))
-        checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host)
+        where = (bucket.arrays, bucket.publish) if bucket else ()
+        checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host, *where)
         saved_step, saved = newest(checkpoints, host)
         with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below
             refuse_other_recipe(run_dir, saved_step, saved, recipe)

@@ -5,6 +5,7 @@ its own uploads what has changed, each file as one object, on the condition that
 left it (`hosts/lease.py` says why). The bucket is the truth: a start fills the folder from it.
 """
 
+import json
 import shutil
 import threading
 import time
@@ -17,9 +18,15 @@ from glamcli.errors import CheckpointError
 from glamcli.progress import duration
 from glamcli.storage import Remote
 from glamcli.train.retry import WAITS
+from glamcli.untrusted import parse_as
 
-ELSEWHERE = ("checkpoints/", "results/", "lock.json")
-"""not the mirror's: steps, scores (other processes write them), and the owner."""
+ELSEWHERE = ("arrays/", "results/", "lock.json")
+"""not the mirror's: arrays of steps, scores (other processes write them), and the owner."""
+STEPS = "steps.json"
+"""the object that has all files below `checkpoints`, small as they are: which steps there are, and
+which are set aside, changes as a whole, and after all other files."""
+_STEPS_FOLDER = "checkpoints/"
+_NOT_STEPS = ("trash", ".orbax-checkpoint-tmp")
 _Stamp = tuple[int, int]
 
 
@@ -36,10 +43,12 @@ class Mirror:
         folder: Path,
         warn: Callable[[str], object],
         lost: Callable[[str], object],
+        published: Callable[[bytes], object] = lambda steps: None,
         waits: tuple[float, ...] = WAITS,
     ):
         self._url, self._folder, self._waits = url, folder, waits
-        self._warn, self._lost = warn, lost
+        self._warn, self._lost, self._published = warn, lost, published
+        self._steps = b"{}"
         self._generations: dict[str, int] = {}
         self._stamps: dict[str, _Stamp] = {}
         """size and time of change of each file, as it was uploaded last."""
@@ -58,12 +67,18 @@ class Mirror:
             self._folder.mkdir(parents=True)
             for name in self._url.files():
                 if not name.startswith(ELSEWHERE):
-                    data, generation = (self._url / name).read_at()
+                    data, self._generations[name] = (self._url / name).read_at()
+                    if name == STEPS:
+                        self._steps = data
+                        files = parse_as(dict[str, str], data)
+                        for path, text in files.items():
+                            atomic.write(self._folder / _STEPS_FOLDER / path, text)
+                        continue
                     atomic.write(self._folder / name, data)
-                    self._generations[name] = generation
                     self._stamps[name] = _stamp(self._folder / name)
-        except OSError as error:
-            what = f"{self._url} cannot be copied to {self._folder}: {error.strerror or error}"
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            what = f"{self._url} cannot be copied to {self._folder}: {reason}"
             raise CheckpointError(what) from error
         self._thread.start()
 
@@ -127,11 +142,13 @@ class Mirror:
                 self._changed.notify_all()
 
     def _upload_changed(self) -> None:
+        steps = self._packed_steps()  # as they are before the files are read
         here = {
             str(path.relative_to(self._folder)): path
             for path in sorted(self._folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         }
+        here = {name: path for name, path in here.items() if not name.startswith(_STEPS_FOLDER)}
         for name, path in here.items():
             with suppress(FileNotFoundError):  # renamed meanwhile: its new name is uploaded
                 stamp = _stamp(path)
@@ -142,6 +159,19 @@ class Mirror:
         for name in self._stamps.keys() - here.keys():
             (self._url / name).unlink()
             del self._stamps[name], self._generations[name]
+        if steps != self._steps:
+            generation = self._generations.get(STEPS, 0)
+            self._generations[STEPS] = (self._url / STEPS).write_at(steps, generation)
+            self._steps = steps
+            self._published(steps)
+
+    def _packed_steps(self) -> bytes:
+        """Raises: FileNotFoundError when a step is renamed meanwhile; it is tried again."""
+        folder = self._folder / _STEPS_FOLDER
+        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
+        kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
+        texts = {name: (folder / name).read_text() for name in kept if (folder / name).is_file()}
+        return json.dumps(texts).encode()
 
 
 def _stamp(path: Path) -> _Stamp:
