@@ -80,7 +80,7 @@ class Checkpoints:
         published: Callable[[], Callable[[float], bool]] | None = None,
     ):
         self.folder = folder.absolute()
-        self._arrays, self._publish = arrays, published
+        self.arrays, self._publish = arrays, published
         self._meta: Meta = {}
         self._is_published: Callable[[float], bool] | None = None
         self.keep = keep
@@ -231,7 +231,7 @@ class Checkpoints:
             unfinished = self.folder / f"{step}.orbax-checkpoint-tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
             atomic.write(unfinished / "meta" / "metadata", json.dumps(self._meta))
-            url = f"{self._arrays}/{step}/state"
+            url = f"{self.arrays}/{step}/state"
             atomic.write(unfinished / step_folders.ARRAYS_URL, url)
             unfinished.rename(self.folder / str(step))
             assert self._publish is not None
@@ -268,10 +268,10 @@ class Checkpoints:
                 time_saves_by_a_steady_clock()
                 self._silence.enter_context(silenced("absl", "asyncio"))
                 self._manager = ocp.CheckpointManager(
-                    epath.Path(self._arrays or self.folder),
+                    epath.Path(self.arrays or self.folder),
                     options=ocp.CheckpointManagerOptions(
                         cleanup_tmp_directories=True,
-                        temporary_path_class=_Durable if self._arrays is None else None,
+                        temporary_path_class=_Durable if self.arrays is None else None,
                         lightweight_initialize=True,  # other steps' _CHECKPOINT_METADATA is unread
                     ),
                 )

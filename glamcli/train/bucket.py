@@ -33,9 +33,13 @@ class Bucket:
 
     folder: Path
     """the working folder."""
-    arrays: str
-    """URL of the folder of this start's arrays."""
+    arrays: Remote
+    """the folder that has one for every attempt, with the arrays of its steps."""
     mirror: Mirror
+
+    def new_arrays(self) -> str:
+        """URL of a folder for the arrays of an attempt: steps of an earlier one stay as they are."""
+        return str(self.arrays / f"{time.time_ns()}")
 
     def publish(self) -> Callable[[float], bool]:
         """Asks for an upload of all that is written; tells, in so many seconds, whether it is done."""
@@ -52,27 +56,28 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
         os._exit(EXIT_PEER_GONE)
 
     folder = user_cache_dir() / "runs" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
-    arrays = url / "arrays" / f"{time.time_ns()}"
+    arrays, began = url / "arrays", time.time_ns()
     lease = Lease(url / "lock.json", progress.say, lost)  # pyright: ignore
-    mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(url, arrays, steps))
+    mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, began, steps))
     try:
         mirror.open()
-        yield Bucket(folder, str(arrays), mirror)
+        yield Bucket(folder, arrays, mirror)
     finally:
         mirror.close(LAST_CHANCE_SECONDS)
         lease.release()
 
 
-def _collect(url: Remote, mine: Remote, steps: bytes) -> None:
-    """Deletes the arrays of steps that are no longer named; this start may be saving a new one."""
+def _collect(arrays: Remote, began: int, steps: bytes) -> None:
+    """Deletes the arrays of steps that are no longer named, but for one that may be being saved: of
+    the newest attempt since this process began, and newer than all of its steps that are named."""
     texts = parse_json(steps)
     named = {text for name, text in texts.items() if name.endswith(ARRAYS_URL)}
     with suppress(OSError):
-        for place in (url / "arrays").folders(2):
-            is_new = place.parent == mine and all(
-                int(place.name) > int(Remote(text).parent.name)
-                for text in named
-                if text.startswith(str(mine))
-            )
+        places = [place for place in arrays.folders(2) if place.name.isdecimal()]
+        newest = max((int(place.parent.name) for place in places), default=0)
+        for place in places:
+            attempt = int(place.parent.name)
+            done = [int(Remote(t).parent.name) for t in named if f"/{attempt}/" in t]
+            is_new = attempt == newest > began and int(place.name) > max(done, default=-1)
             if f"{place}/state" not in named and not is_new:
                 place.delete()

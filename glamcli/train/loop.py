@@ -20,7 +20,13 @@ from glamcli import faults
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
-from glamcli.errors import CheckpointError, DamagedCheckpoint, DamagedRecord, Preempted
+from glamcli.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
+    DamagedRecord,
+    Preempted,
+    RecipeError,
+)
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
@@ -90,6 +96,8 @@ def train(
     with listening(progress) as stop, ExitStack() as stack:
         bucket = None
         if isinstance(run_dir, Remote):
+            if host.count > 1:
+                raise RecipeError("a run in a bucket cannot have several processes yet")
             bucket = stack.enter_context(owned(run_dir, progress))
             run_dir = bucket.folder
         while True:
@@ -121,7 +129,7 @@ def _attempt(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         stack.enter_context(going_back(run_dir, host, progress))
-        where = (bucket.arrays, bucket.publish) if bucket else ()
+        where = (bucket.new_arrays(), bucket.publish) if bucket else ()
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host, *where)
         saved_step, saved = newest(checkpoints, host)
         with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below
