@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from glamcli import atomic, faults, step_folders
-from glamcli.errors import CheckpointError, SaveFailed
+from glamcli.errors import CheckpointError, GlamError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
@@ -174,7 +174,9 @@ class Checkpoints:
             self._meta = full
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
-        except DISK_ERRORS as error:
+        except Exception as error:
+            if not self._may_pass(error):
+                raise
             raise self._failure(step, error) from error
         if not accepted:
             raise CheckpointError(
@@ -207,7 +209,9 @@ class Checkpoints:
             return None
         try:
             self._open().wait_until_finished()
-        except DISK_ERRORS as error:
+        except Exception as error:
+            if not self._may_pass(error):
+                raise
             # What failed after the step was complete was the deletion of an old one.
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
@@ -290,6 +294,12 @@ class Checkpoints:
                 gone.append(step)
         self.clean()
         return gone
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether the disk or the bucket may be the reason of an error; libraries of buckets have
+        many kinds."""
+        ours = isinstance(error, GlamError | jax.errors.JaxRuntimeError | MemoryError)
+        return isinstance(error, DISK_ERRORS) or (self.arrays is not None and not ours)
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:
         # One step makes room for one; the next failure gives up the next.

@@ -122,7 +122,7 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             return sorted(name.removeprefix(f"{path}/") for name in fs.find(path))
 
-    def folders(self, depth: int) -> list["Remote"]:
+    def folders(self, depth: int) -> list[Remote]:
         """Folders so many levels below this one."""
         with self._asking() as (fs, path):
             found = fs.glob(path + "/*" * depth)
@@ -139,8 +139,8 @@ class Remote(PurePosixPath):
             fs.rm_file(path)
 
     def read_at(self) -> tuple[bytes, int]:
-        """The content of an object in a Google bucket, and its generation, a number that every write
-        changes; nothing and 0 when there is none."""
+        """The content of an object in a Google bucket, and its generation, a number that every
+        write changes; nothing and 0 when there is none."""
         with suppress(FileNotFoundError), self._asking() as (fs, path):
             bucket, _, name = path.partition("/")
             url = fs._location + "/download/storage/v1/b/{}/o/{}"

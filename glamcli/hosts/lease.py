@@ -1,7 +1,7 @@
 """A run in a bucket, held by one process at a time: an object that its owner renews.
 
-On disks `lock.py` does this. Here nobody is told when an owner dies, so one that has not renewed the
-object for `STALE_SECONDS` loses it to who waits for it. The clocks of two machines are never
+On disks `lock.py` does this. Here nobody is told when an owner dies, so one that has not renewed
+the object for `STALE_SECONDS` loses it to who waits for it. The clocks of two machines are never
 compared: who waits looks whether the object changes.
 
 A process may sleep through all of that (SIGSTOP, a laptop's lid) and wake in the middle of a write.

@@ -1,8 +1,9 @@
 """The small files of a run in a bucket: a working folder on this machine, and their copies.
 
-All that a run writes but its checkpoints is written to the working folder, as on a disk. A thread of
-its own uploads what has changed, each file as one object, on the condition that it is as this run
-left it (`hosts/lease.py` says why). The bucket is the truth: a start fills the folder from it.
+All that a run writes but the arrays of its steps is written to the working folder, as on a disk. A
+thread of its own uploads what has changed, each file as one object, on the condition that it is as
+this run left it (`hosts/lease.py` says why). The bucket is the truth: a start fills the folder from
+it.
 """
 
 import json

@@ -35,7 +35,10 @@ while time.time() < until:
     data, generation = counter.read_at()
     time.sleep(0.01 + hold)
     try:
-        counter.write(b"%d" % (int(data or b"0") + 1)) if not hold else counter.write_at(b"mine", generation)
+        if hold:
+            counter.write_at(b"mine", generation)
+        else:
+            counter.write(b"%d" % (int(data or b"0") + 1))
         mine += 1
     except FileExistsError:
         print("refused", flush=True)

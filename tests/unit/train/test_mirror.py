@@ -1,4 +1,4 @@
-"""A working folder and its copy in a bucket, on a real server that may be slow, away or throttle."""
+"""A working folder and its copy in a bucket, on a real server that may be away or throttle."""
 
 import time
 from pathlib import Path
