@@ -38,11 +38,11 @@ class Bucket:
     mirror: Mirror
 
     def new_arrays(self) -> str:
-        """URL of a folder for the arrays of an attempt: steps of an earlier one stay as they are."""
+        """URL of a folder for the arrays of an attempt; those of earlier ones stay as they are."""
         return str(self.arrays / f"{time.time_ns()}")
 
     def publish(self) -> Callable[[float], bool]:
-        """Asks for an upload of all that is written; tells, in so many seconds, whether it is done."""
+        """Asks for an upload of all that is written; tells, in so many seconds, if it is done."""
         number = self.mirror.ask()
         return lambda seconds: self.mirror.wait(number, seconds)
 

@@ -1,0 +1,64 @@
+"""A run in a bucket ends as one on a disk, whatever happens to it in between."""
+
+import json
+
+import pytest
+
+from glamcli.storage import place
+from runs import WALL_CLOCK
+
+pytestmark = pytest.mark.slow
+
+HASTY = """
+from glamcli.hosts import lease
+lease.RENEW_SECONDS, lease.STALE_SECONDS = 0.5, 5.0
+"""
+
+
+def outcome(run) -> tuple[list, dict]:
+    """Metrics but for the clock, and the digests of all saved steps by their number."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    metrics = [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+    paths = (run / "checkpoints").glob("*/meta/metadata")
+    return metrics, {path.parts[-3]: json.loads(path.read_text())["digests"] for path in paths}
+
+
+def outcome_in_bucket(url: str, folder) -> tuple[list, dict]:
+    files = json.loads(place(f"{url}/steps.json").read(1 << 30))
+    files = {f"checkpoints/{name}": text.encode() for name, text in files.items()}
+    for name, data in {
+        **files,
+        "metrics.jsonl": place(f"{url}/metrics.jsonl").read(1 << 30),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return outcome(folder)
+
+
+def test_killed_and_asked_to_stop_it_ends_as_a_run_on_a_disk(train, bucket, tmp_path):
+    assert train(tmp_path / "disk").finish()[0] == 0
+    url, options = f"{bucket}/run", {"first": HASTY, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    killed = train(url, **options)
+    killed.until_step(18)
+    killed.process.kill()
+    killed.finish()
+    stopped = train(url, **options)
+    stopped.until_step(24)
+    stopped.process.terminate()
+    assert stopped.finish()[0] == 75
+    # On another machine: without the working folder.
+    options["XDG_CACHE_HOME"] = str(tmp_path / "elsewhere")
+    assert train(url, **options).finish()[0] == 0
+    metrics, digests = outcome(tmp_path / "disk")
+    metrics_there, digests_there = outcome_in_bucket(url, tmp_path / "copy")
+    assert metrics_there == metrics
+    assert digests_there["40"] == digests["40"]
+    assert json.loads(place(f"{url}/lock.json").read(999))["holder"] == "nobody"
+
+
+def test_of_two_starts_one_trains(train, bucket, tmp_path):
+    url, options = f"{bucket}/run", {"first": HASTY, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    runs = [train(url, **options) for _ in range(2)]
+    ends = sorted(run.finish() for run in runs)
+    assert [code for code, _ in ends] == [0, 4]
+    assert f"run folder {url} is in use by process" in ends[1][1]
