@@ -129,7 +129,7 @@ def _attempt(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         stack.enter_context(going_back(run_dir, host, progress))
-        where = (bucket.new_arrays(), bucket.publish) if bucket else ()
+        where = (bucket.new_arrays(), bucket.publish) if bucket else (None, None)
         checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host, *where)
         saved_step, saved = newest(checkpoints, host)
         with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below
