@@ -92,7 +92,6 @@ def train(
         RecipeError: a logger is missing, or the processes differ in recipe, code or libraries.
         KeyboardInterrupt: interrupted before training started; nothing was lost.
     """
-    check_loggers(recipe)
     with listening(progress) as stop, ExitStack() as stack:
         bucket = None
         if isinstance(run_dir, Remote):
