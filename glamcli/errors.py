@@ -5,6 +5,7 @@ about it (`hint`). The command line prints both and exits with `exit_code`; a tr
 user is a bug. Nothing here imports anything else of the project.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -23,6 +24,20 @@ _USER = re.compile(r"(:/{1,2})[^/\s`'\"]+@")
 _QUERY = re.compile(
     r"(https?:/{1,2}[^\s`'\"?]*\?)[^\s`'\")]+|(:/{1,2}[^\s`'\"?]*\?)[^\s`'\")=]*=[^\s`'\")]*"
 )
+_NAMES: dict[str, str] = {}
+
+
+def name_folder(folder: str, name: str) -> None:
+    """Lets all that is told call a folder by another name from now on, and what is in it: the copy
+    of a run in a bucket by its URL."""
+    _NAMES[folder] = _NAMES[json.dumps(folder)[1:-1]] = name
+
+
+def named(text: str) -> str:
+    """The text with these names."""
+    for folder, name in _NAMES.items():
+        text = text.replace(folder, name)
+    return text
 
 
 def redacted(text: str) -> str:
@@ -32,10 +47,10 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with all control characters but line ends escaped. Spaces of every kind stay, and so
-    do joiners and non-joiners, which names in Persian and emoji need."""
+    """The text to be shown: `named`, and all control characters but line ends escaped. Spaces of
+    every kind stay, and so do joiners and non-joiners, which names in Persian and emoji need."""
     return "".join(
-        char if _is_shown(char) else char.encode("unicode_escape").decode() for char in text
+        char if _is_shown(char) else char.encode("unicode_escape").decode() for char in named(text)
     )
 
 
@@ -66,10 +81,10 @@ class GlamError(Exception):
     """whether the user has seen it already, when that could not wait."""
 
     def __init__(self, what: str, hint: str | None = None, key: str | None = None):
-        self.what = redacted(what)
+        self.what = redacted(named(what))
         self.key = key
         """the recipe's key that decides it, when only a caller knows the file (config/load.py)"""
-        self.hint = None if hint is None else redacted(hint)
+        self.hint = None if hint is None else redacted(named(hint))
         super().__init__(self.what)
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from glamcli.cli.streams import Lossy, write_line
-from glamcli.errors import printable
+from glamcli.errors import named, printable
 from glamcli.progress import Phase, Progress, duration
 
 PLAIN_WIDTH = 160
@@ -83,7 +83,7 @@ def in_one_line(text: str) -> str:
 
 def emit(event: str, **values: Any) -> None:
     """Prints a result on stdout as one JSON object; `event` is its kind."""
-    click.echo(json.dumps({"event": event, **values}))
+    click.echo(named(json.dumps({"event": event, **values})))
 
 
 def sample(prompt: str, text: str) -> None:
@@ -255,7 +255,7 @@ class JsonLines(Progress):
         self._stream = stream
 
     def emit(self, event: str, **values: Any) -> None:
-        write_line(self._stream, json.dumps({"event": event, **values}))
+        write_line(self._stream, named(json.dumps({"event": event, **values})))
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glamcli.data.cache import user_cache_dir
-from glamcli.errors import EXIT_PEER_GONE
+from glamcli.errors import EXIT_PEER_GONE, name_folder
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
@@ -56,6 +56,7 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
         os._exit(EXIT_PEER_GONE)
 
     folder = user_cache_dir() / "runs" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
+    name_folder(str(folder), str(url))
     arrays, began = url / "arrays", time.time_ns()
     lease = Lease(url / "lock.json", progress.say, lost)  # pyright: ignore
     mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, began, steps))

@@ -79,7 +79,7 @@ class Mirror:
                     self._stamps[name] = _stamp(self._folder / name)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            what = f"{self._url} cannot be copied to {self._folder}: {reason}"
+            what = f"{self._url} cannot be copied to {self._folder.parent}: {reason}"
             raise CheckpointError(what) from error
         self._thread.start()
 
