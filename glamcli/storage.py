@@ -16,10 +16,11 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from glamcli.errors import RecipeError, redacted
 
@@ -72,6 +73,25 @@ def local_copy(url: str) -> str:
     return str(fsspec.open_local(f"simplecache::{url}"))
 
 
+class Listed(NamedTuple):
+    """What a listing says of an object."""
+
+    version: str
+    """changes with its content."""
+    num_bytes: int
+    unix_seconds: float
+    """when it was written, by the server's clock; 0 where the server does not say."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Listed:
+        """An entry of fsspec, whose file systems have names of their own for these."""
+        written = entry.get("mtime") or entry.get("LastModified")
+        seconds = written.timestamp() if isinstance(written, datetime) else 0.0
+        num_bytes = int(entry.get("size") or 0)
+        version = entry.get("generation") or entry.get("ETag") or f"{num_bytes} {seconds}"
+        return cls(str(version), num_bytes, seconds)
+
+
 class Remote(PurePosixPath):
     """A file or folder behind a URL. Methods that ask the server raise OSError with the reason in
     words, FileNotFoundError and PermissionError where it is that."""
@@ -121,6 +141,25 @@ class Remote(PurePosixPath):
         """Names of all objects below this one, relative to it."""
         with self._asking() as (fs, path):
             return sorted(name.removeprefix(f"{path}/") for name in fs.find(path))
+
+    def listed(self) -> dict[str, Listed]:
+        """The objects directly below this one by name, as one request for each thousand of them and
+        folders has them."""
+        with self._asking() as (fs, path):
+            found = {entry["name"]: entry for entry in fs.ls(path, detail=True)}
+        objects = (each for each in found.values() if each["type"] == "file")
+        return {posixpath.basename(each["name"]): Listed.of(each) for each in objects}
+
+    def tree(self) -> dict[str, Listed]:
+        """The same of all objects below this one, relative to it."""
+        with self._asking() as (fs, path):
+            found = fs.find(path, detail=True)
+        return {name.removeprefix(f"{path}/"): Listed.of(each) for name, each in found.items()}
+
+    def read_from(self, start: int) -> bytes:
+        """The content of an object from a byte on that it has, in one request."""
+        with self._asking() as (fs, path):
+            return fs.cat_file(path, start=start or None)
 
     def folders(self, depth: int) -> list[Remote]:
         """Folders so many levels below this one."""
