@@ -16,51 +16,33 @@ because deleting file by file leaves torn steps behind when the process is kille
 import contextlib
 import errno
 import json
-import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 
-from glamcli import atomic, faults, step_folders
+from glamcli import faults, step_folders
 from glamcli.errors import CheckpointError, GlamError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
-from glamcli.named_leaves import described_leaves, difference, named_leaves, nested
+from glamcli.named_leaves import described_leaves, named_leaves, nested
+from glamcli.restore import restore_state
 from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_meta
+from glamcli.step_writers import BucketWriter, StepsInBucket, disk_writer
 from glamcli.stored_arrays import (
     ignore_abandoned_work,
     one_line,
     os_error,
-    read_arrays,
     silenced,
     time_saves_by_a_steady_clock,
 )
 
-# What Adafactor kept for attention's weights before format 3.
-FACTORS_BEFORE_3 = re.compile(r"opt_state/slots/.*\battention/(query|key|value|out)/v(_row|_col)?")
-# What the guard remembers, which checkpoints before format 4 do not have.
-SINCE_4 = re.compile(r"window")
 # What orbax raises when it cannot write; ValueError is TensorStore's.
 DISK_ERRORS = (OSError, ValueError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A step folder that gets its name when all files in it are on the disk. Orbax syncs those of
-    arrays alone: a power failure could leave a complete step with an empty description."""
-
-    async def finalize(self) -> None:
-        if self.get_final().name.isdecimal():  # an item becomes a part of it before
-            step_folders.sync(Path(self.get()))
-        await super().finalize()
-        step_folders.sync_names(Path(self.get_final()).parent)
 
 
 class Checkpoints:
@@ -76,16 +58,13 @@ class Checkpoints:
         folder: Path,
         keep: int = 3,
         host: Host = ALONE,
-        arrays: str | None = None,
-        published: Callable[[], Callable[[float], bool]] | None = None,
+        bucket: StepsInBucket | None = None,
     ):
         self.folder = folder.absolute()
-        self.arrays, self._publish = arrays, published
-        self._meta: Meta = {}
-        self._is_published: Callable[[float], bool] | None = None
+        self.bucket = bucket
         self.keep = keep
         self.host = host
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: ocp.CheckpointManager | BucketWriter | None = None
         self._saving: int | None = None
         self._damaged: set[str] = set()
         self._silence = contextlib.ExitStack()
@@ -121,36 +100,13 @@ class Checkpoints:
     ) -> Any:
         """The state saved at `step`, placed as `target` says, on any number of devices.
 
-        `target` is the abstract state: every leaf has shape, dtype and sharding, so nothing
-        depends on the devices of the process that saved. Of a checkpoint of format 2 the
-        statistics that have another shape today start at 0, and `warn` is called with that. The
-        description `meta` is read, if None.
+        `target` is the abstract state, and `warn` hears of what starts from zero (`restore.py`).
+        The description `meta` is read, if None.
 
-        Raises:
-            DamagedCheckpoint: it cannot be read, or is not as it was saved.
-            CheckpointError: names, shapes or dtypes are not those of `target`; the first of them.
+        Raises: DamagedCheckpoint, CheckpointError; what reading raises.
         """
         folder = self.folder / str(step)
-        meta, wanted = meta or complete_meta(folder), named_leaves(target)
-        saved, described = meta["tree"], described_leaves(wanted)
-        every = {*saved, *described}
-        other = {name for name in every if saved.get(name) != described.get(name)}
-        factors = {name for name in other if FACTORS_BEFORE_3.fullmatch(name)}
-        factors = factors if meta["format"] < 3 else set()
-        anew = factors | {name for name in other if SINCE_4.fullmatch(name)}
-        _refuse_differences(folder, saved, described, anew)
-        kept = {name: leaf for name, leaf in wanted.items() if name not in anew}
-        arrays = read_arrays(folder, kept, meta, self.host)
-        for name in anew & wanted.keys():
-            arrays[name] = jnp.zeros_like(wanted[name], device=wanted[name].sharding)
-        if factors:
-            num_weights = len({name.rpartition("/")[0] for name in factors})
-            warn(
-                f"{folder} is of format {meta['format']}: weights are carried over, but Adafactor's"
-                f" statistics of {num_weights} attention weights start from zero"
-                " (`optimizer.factor_heads: separate` keeps them)"
-            )
-        return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted])
+        return restore_state(folder, target, self.host, warn, meta or complete_meta(folder))
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing `state`; returns once it is copied off the devices and may be donated to
@@ -171,7 +127,6 @@ class Checkpoints:
                 state=ocp.args.PyTreeSave(nested(named)),
                 meta=ocp.args.JsonSave(faults.in_save(step, full)),
             )
-            self._meta = full
             # False: orbax has a step at least as new, and wrote nothing.
             accepted = self._open().save(step, args=items)
         except Exception as error:
@@ -193,10 +148,6 @@ class Checkpoints:
         """
         if self._saving is None or self._open().is_saving_in_progress():
             return None
-        if self._publish is not None:
-            self._describe(self._saving)
-            if self._is_published is not None and not self._is_published(0.0):
-                return None
         return self.wait()
 
     def wait(self) -> int | None:
@@ -215,31 +166,12 @@ class Checkpoints:
             # What failed after the step was complete was the deletion of an old one.
             if step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
-        if self._publish is not None:
-            self._describe(step)
-            assert self._is_published is not None
-            if not self._is_published(60.0):
-                raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
-            self._is_published = None
         if self.host.is_first:
             if (fault := step_folders.fault(self.folder / str(step))) is not None:
                 raise SaveFailed(f"saving step {step} failed: {fault}")
             self._retire(self.keep)
             faults.saved(self.folder / str(step), step)
         return step
-
-    def _describe(self, step: int) -> None:
-        """Adds a step whose arrays are complete in the bucket."""
-        if self._is_published is None:
-            self._open().wait_until_finished()
-            unfinished = self.folder / f"{step}.orbax-checkpoint-tmp"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            atomic.write(unfinished / "meta" / "metadata", json.dumps(self._meta))
-            url = f"{self.arrays}/{step}/state"
-            atomic.write(unfinished / step_folders.ARRAYS_URL, url)
-            unfinished.rename(self.folder / str(step))
-            assert self._publish is not None
-            self._is_published = self._publish()
 
     def clean(self) -> None:
         """Empties the trash (`step_folders.py`), in the first process."""
@@ -256,7 +188,21 @@ class Checkpoints:
                 self._manager = None
             self._silence.close()
 
-    def _open(self) -> ocp.CheckpointManager:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes them; an error of the run is told rather than what it did to the save in
+        progress."""
+        with contextlib.suppress(*[CheckpointError] if error else []):
+            self.close()
+
+    def _writer(self) -> ocp.CheckpointManager | BucketWriter:
+        if self.bucket is None:
+            return disk_writer(self.folder)
+        return BucketWriter(self.folder, self.bucket, self.host, lambda: self._retire(self.keep))
+
+    def _open(self) -> ocp.CheckpointManager | BucketWriter:
         if self._manager is None:
             try:
                 if self.host.is_first:
@@ -271,14 +217,7 @@ class Checkpoints:
                 ignore_abandoned_work()
                 time_saves_by_a_steady_clock()
                 self._silence.enter_context(silenced("absl", "asyncio"))
-                self._manager = ocp.CheckpointManager(
-                    epath.Path(self.arrays or self.folder),
-                    options=ocp.CheckpointManagerOptions(
-                        cleanup_tmp_directories=True,
-                        temporary_path_class=_Durable if self.arrays is None else None,
-                        lightweight_initialize=True,  # other steps' _CHECKPOINT_METADATA is unread
-                    ),
-                )
+                self._manager = self._writer()
             except (OSError, CheckpointError) as error:
                 reason = getattr(error, "strerror", None) or error
                 what = f"cannot write checkpoints in {self.folder}: {reason}"
@@ -299,7 +238,7 @@ class Checkpoints:
         """Whether the disk or the bucket may be the reason of an error; libraries of buckets have
         many kinds."""
         ours = isinstance(error, GlamError | jax.errors.JaxRuntimeError | MemoryError)
-        return isinstance(error, DISK_ERRORS) or (self.arrays is not None and not ours)
+        return isinstance(error, DISK_ERRORS) or (self.bucket is not None and not ours)
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:
         # One step makes room for one; the next failure gives up the next.
@@ -309,37 +248,3 @@ class Checkpoints:
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
         last += "".join(f", step {old} was deleted to make room" for old in gone)
         return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)
-
-
-def restore_params(
-    folder: Path,
-    target: Callable[[Meta], Any],
-    host: Host = ALONE,
-    meta: Meta | None = None,
-) -> tuple[dict[str, Any], Meta]:
-    """The parameters alone and the meta of a step folder, for scoring and generation.
-
-    `target` makes abstract parameters (a nested dict with shapes, dtypes and shardings) from the
-    meta, which knows the recipe (read here, if None). All processes of `host` must call this alike.
-
-    Raises:
-        DamagedCheckpoint: they cannot be read, or are not as they were saved.
-        CheckpointError: the names, shapes or dtypes in the checkpoint are others.
-    """
-    meta = meta or complete_meta(folder)
-    wanted = named_leaves({"params": target(meta)})
-    saved = {name: it for name, it in meta["tree"].items() if name.startswith("params/")}
-    _refuse_differences(folder, saved, described_leaves(wanted), anew=set())
-    return nested(read_arrays(folder, wanted, meta, host))["params"], meta
-
-
-def _refuse_differences(
-    folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], anew: set[str]
-) -> None:
-    every = sorted({*saved, *wanted} - anew)
-    if names := [name for name in every if saved.get(name) != wanted.get(name)]:
-        raise CheckpointError(
-            f"checkpoint {folder}: {len(names)} arrays differ from this recipe's: "
-            + difference(saved, wanted, names),
-            hint="continue with the recipe that wrote it (`recipe` in its meta)",
-        )

@@ -18,7 +18,6 @@ import numpy as np
 
 import glamcli
 from glamcli import step_folders
-from glamcli.checkpoint import restore_params
 from glamcli.config.load import load_mixture
 from glamcli.config.schema import Pipeline, Recipe
 from glamcli.config.sharding import check_divides, indivisible_widths
@@ -36,6 +35,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.axes import Layout
 from glamcli.parallel.mesh import make_mesh
 from glamcli.progress import Progress, Silent
+from glamcli.restore import restore_params
 from glamcli.step_folders import Meta, find_steps, good_steps
 from glamcli.stored_arrays import newest_usable
 from glamcli.train import automesh

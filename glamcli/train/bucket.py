@@ -2,7 +2,7 @@
 
 gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
                 steps.json           the descriptions of its steps (`mirror.py`)
-                arrays/<start>/<step>/state
+                arrays/ATTEMPT/SAVE-STEP/
                 metrics.jsonl, ...   as in a run folder
 """
 
@@ -19,6 +19,7 @@ from glamcli.errors import EXIT_PEER_GONE, name_folder
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
+from glamcli.step_writers import StepsInBucket
 from glamcli.storage import Remote
 from glamcli.train.mirror import Mirror
 from glamcli.untrusted import parse_json
@@ -37,12 +38,13 @@ class Bucket:
     """the folder that has one for every attempt, with the arrays of its steps."""
     mirror: Mirror
 
-    def new_arrays(self) -> str:
-        """URL of a folder for the arrays of an attempt; those of earlier ones stay as they are."""
-        return str(self.arrays / f"{time.time_ns()}")
+    def new_steps(self) -> StepsInBucket:
+        """Where an attempt saves, after all earlier ones by any clock."""
+        urls = (self.folder / "checkpoints").rglob(ARRAYS_URL)
+        newest = max((_age(url.read_text())[0] for url in urls), default=0)
+        return StepsInBucket(str(self.arrays / f"{max(time.time_ns(), newest + 1)}"), self._publish)
 
-    def publish(self) -> Callable[[float], bool]:
-        """Asks for an upload of all that is written; tells, in so many seconds, if it is done."""
+    def _publish(self) -> Callable[[float], bool]:
         number = self.mirror.ask()
         return lambda seconds: self.mirror.wait(number, seconds)
 
@@ -57,9 +59,9 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
 
     folder = user_cache_dir() / "runs" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
     name_folder(str(folder), str(url))
-    arrays, began = url / "arrays", time.time_ns()
+    arrays = url / "arrays"
     lease = Lease(url / "lock.json", progress.say, lost)  # pyright: ignore
-    mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, began, steps))
+    mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, steps))
     try:
         mirror.open()
         yield Bucket(folder, arrays, mirror)
@@ -68,17 +70,19 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
         lease.release()
 
 
-def _collect(arrays: Remote, began: int, steps: bytes) -> None:
-    """Deletes the arrays of steps that are no longer named, but for one that may be being saved: of
-    the newest attempt since this process began, and newer than all of its steps that are named."""
-    texts = parse_json(steps)
-    named = {text for name, text in texts.items() if name.endswith(ARRAYS_URL)}
-    with suppress(OSError):
-        places = [place for place in arrays.folders(2) if place.name.isdecimal()]
-        newest = max((int(place.parent.name) for place in places), default=0)
-        for place in places:
-            attempt = int(place.parent.name)
-            done = [int(Remote(t).parent.name) for t in named if f"/{attempt}/" in t]
-            is_new = attempt == newest > began and int(place.name) > max(done, default=-1)
-            if f"{place}/state" not in named and not is_new:
-                place.delete()
+def _collect(arrays: Remote, steps: bytes) -> None:
+    """Deletes the arrays that no step names, but for those that may be being saved: they are newer
+    than all that are named."""
+    with suppress(OSError, ValueError):  # the next save tries again
+        texts = parse_json(steps)
+        named = {text for name, text in texts.items() if name.endswith(ARRAYS_URL)}
+        newest = max(map(_age, named), default=(0, 0))
+        for place in map(str, arrays.folders(2)):
+            if place not in named and _age(place) < newest:
+                Remote(place).delete()
+
+
+def _age(url: str) -> tuple[int, int]:
+    """A number of the attempt that saved these arrays and of the save: greater ones are newer."""
+    attempt, save = url.split("/")[-2:]
+    return int(attempt), int(save.split("-")[0])

@@ -21,7 +21,6 @@ from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.data.open import Dataset, open_data_together
 from glamcli.errors import (
-    CheckpointError,
     DamagedCheckpoint,
     DamagedRecord,
     Preempted,
@@ -128,8 +127,8 @@ def _attempt(
         identity.refuse_differences(host, identity.of_program(host, recipe))
         take_folder(run_dir, host, stack)
         stack.enter_context(going_back(run_dir, host, progress))
-        where = (bucket.new_arrays(), bucket.publish) if bucket else (None, None)
-        checkpoints = Checkpoints(run_dir / "checkpoints", recipe.checkpoints.keep, host, *where)
+        steps, keep = bucket.new_steps() if bucket else None, recipe.checkpoints.keep
+        checkpoints = Checkpoints(run_dir / "checkpoints", keep, host, steps)
         saved_step, saved = newest(checkpoints, host)
         with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below
             refuse_other_recipe(run_dir, saved_step, saved, recipe)
@@ -146,7 +145,7 @@ def _attempt(
         begin = Beginning(recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host)
         start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start, times))
-        stack.enter_context(_closing(checkpoints))
+        stack.enter_context(checkpoints)
         folder, pace, pulse = run_dir if host.is_first else None, Pace(host.name), Pulse()
         about = (recipe, dataset.source_names, folder, start, progress, pace)
         meter = stack.enter_context(Meter(*about, checkpoints, saved, times, [*mesh.devices.flat]))
@@ -185,18 +184,6 @@ def _attempt(
         _leave_if_asked(run, stop, step)
         model = run.trained(step, state)
         return Outcome(step, model, heldout.nats, heldout.rows.unigram_nats, tasks.num_failed)
-
-
-@contextmanager
-def _closing(checkpoints: Checkpoints) -> Iterator[None]:
-    """Closes them; an error of the run is told rather than what it did to the save in progress."""
-    try:
-        yield
-    except BaseException:
-        with suppress(CheckpointError):
-            checkpoints.close()
-        raise
-    checkpoints.close()
 
 
 @contextmanager

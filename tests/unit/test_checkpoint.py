@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glamcli.checkpoint import Checkpoints, restore_params
+from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Optimizer
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
+from glamcli.restore import restore_params
 from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, damaged_steps, find_step, find_steps
 from glamcli.stored_arrays import verify
 from glamcli.train.optimizer import checked_update, init_opt_state

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli.checkpoint import Checkpoints, restore_params
+from glamcli.checkpoint import Checkpoints
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves
+from glamcli.restore import restore_params
 from glamcli.step_folders import CHECKPOINT_FORMAT, find_steps, newest_first
 from glamcli.stored_arrays import newest_usable, verify
 from glamcli.train.folder import newest

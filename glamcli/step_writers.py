@@ -1,0 +1,139 @@
+"""What writes the arrays of a step while training goes on: on a disk orbax's own manager of
+checkpoints, in a bucket a thread that does the same with fewer requests.
+
+Both have the methods of `ocp.CheckpointManager` that are used: `save` returns when the arrays are
+copied off the devices, `is_saving_in_progress` and `wait_until_finished` tell how it ended. A
+bucket is written from threads alone, so no request ever keeps the training waiting.
+"""
+
+import asyncio
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from glamcli import atomic, step_folders
+from glamcli.errors import SaveFailed
+from glamcli.hosts.join import Host
+
+SAVE_SECONDS = 600.0
+"""what the arrays of one step may take on their way to a bucket; orbax allows a disk as long."""
+PUBLISH_SECONDS = 60.0
+"""what the small files may take after them, before the save counts as failed."""
+
+
+class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step folder that gets its name when all files in it are on the disk. Orbax syncs those of
+    arrays alone: a power failure could leave a complete step with an empty description."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdecimal():  # an item becomes a part of it before
+            step_folders.sync(Path(self.get()))
+        await super().finalize()
+        step_folders.sync_names(Path(self.get_final()).parent)
+
+
+def disk_writer(folder: Path) -> ocp.CheckpointManager:
+    """Writes step folders into `folder`. Raises: OSError."""
+    return ocp.CheckpointManager(
+        epath.Path(folder),
+        options=ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            temporary_path_class=_Durable,
+            lightweight_initialize=True,  # other steps' _CHECKPOINT_METADATA is unread
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class StepsInBucket:
+    """Where the steps of an attempt to train go that has its run in a bucket."""
+
+    arrays: str
+    """URL of a folder that no other attempt has."""
+    publish: Callable[[], Callable[[float], bool]]
+    """asks for an upload of the small files; the answer tells, in so many seconds, if it is done"""
+
+
+class BucketWriter:
+    """Writes the arrays of steps to a bucket, and then their descriptions into the step folders of
+    `folder`, whose upload makes them count. `retire` is called between the two, so that what need
+    not stay goes with the same upload. Of several processes all write, and the first describes.
+    """
+
+    def __init__(
+        self, folder: Path, bucket: StepsInBucket, host: Host, retire: Callable[[], object]
+    ):
+        self._folder, self._bucket, self._host, self._retire = folder, bucket, host, retire
+        self._num_saves = 0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, args: Any) -> bool:
+        """Copies the arrays and starts writing. A save that failed may have left objects behind, so
+        each has a folder of its own."""
+        self._num_saves += 1
+        place = epath.Path(f"{self._bucket.arrays}/{self._num_saves}-{step}")
+        arrays = ocp.type_handlers.ArrayHandler(enable_write_sharding_file=False)
+        writer = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                (jax.Array, arrays)
+            ),
+        )
+        # Writing starts here, in threads; what is awaited are the copies.
+        written = asyncio.run(writer.async_save(place, args=args["state"])) or []
+        about = (step, writer, written, place, args["meta"].item)
+        self._thread = threading.Thread(target=self._finish, args=about, daemon=True)
+        self._thread.start()
+        return True
+
+    def is_saving_in_progress(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait_until_finished(self) -> None:
+        """Raises: whatever ended the save, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        pass
+
+    def _finish(self, step: int, writer: Any, written: list[Any], place: Any, meta: Any) -> None:
+        try:
+            for each in written:
+                each.result(SAVE_SECONDS)
+            self._wait_for_others(f"{place} written")
+            if self._host.is_first:
+                writer.finalize(place)
+                self._describe(step, str(place), meta)
+                self._retire()
+                if not self._bucket.publish()(PUBLISH_SECONDS):
+                    raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
+            self._wait_for_others(f"{place} published")
+        except BaseException as error:
+            self._error = error
+        finally:
+            writer.close()
+
+    def _describe(self, step: int, place: str, meta: Any) -> None:
+        unfinished = self._folder / f"{step}.orbax-checkpoint-tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        atomic.write(unfinished / "meta" / "metadata", json.dumps(meta))
+        atomic.write(unfinished / step_folders.ARRAYS_URL, place)
+        unfinished.rename(self._folder / str(step))
+
+    def _wait_for_others(self, name: str) -> None:
+        """A barrier of jax's coordinator, which any thread may use, and no collective of devices;
+        nothing for a single process."""
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * SAVE_SECONDS))
