@@ -25,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from glamcli import faults, step_folders
+from glamcli.array_errors import one_line, os_error
 from glamcli.errors import CheckpointError, GlamError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
@@ -34,8 +35,6 @@ from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_
 from glamcli.step_writers import BucketWriter, StepsInBucket, disk_writer
 from glamcli.stored_arrays import (
     ignore_abandoned_work,
-    one_line,
-    os_error,
     silenced,
     time_saves_by_a_steady_clock,
 )
@@ -139,6 +138,11 @@ class Checkpoints:
                 hint="move the later steps away, or continue from them",
             )
         self._saving = step
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save was started whose end `poll` or `wait` has not seen yet."""
+        return self._saving is not None
 
     def poll(self) -> int | None:
         """The step whose save has just become durable, if any; call once per training step.

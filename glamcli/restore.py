@@ -46,7 +46,7 @@ def restore_state(
     anew = factors | {name for name in other if SINCE_4.fullmatch(name)}
     _refuse_differences(folder, saved, described, anew)
     kept = {name: leaf for name, leaf in wanted.items() if name not in anew}
-    arrays = read_arrays(folder, kept, meta, host)
+    arrays = read_arrays(folder, kept, meta, host, warn)
     for name in anew & wanted.keys():
         arrays[name] = jnp.zeros_like(wanted[name], device=wanted[name].sharding)
     if factors:

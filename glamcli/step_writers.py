@@ -22,6 +22,7 @@ from etils import epath
 from glamcli import atomic, step_folders
 from glamcli.errors import SaveFailed
 from glamcli.hosts.join import Host
+from glamcli.stored_arrays import prepare_for_bucket
 
 SAVE_SECONDS = 600.0
 """what the arrays of one step may take on their way to a bucket; orbax allows a disk as long."""
@@ -80,6 +81,7 @@ class BucketWriter:
         """Copies the arrays and starts writing. A save that failed may have left objects behind, so
         each has a folder of its own."""
         self._num_saves += 1
+        prepare_for_bucket()
         place = epath.Path(f"{self._bucket.arrays}/{self._num_saves}-{step}")
         arrays = ocp.type_handlers.ArrayHandler(enable_write_sharding_file=False)
         writer = ocp.PyTreeCheckpointHandler(

@@ -59,11 +59,16 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """
     import fsspec
 
+    prepare_libraries()
+    return fsspec.core.url_to_fs(url, **options)
+
+
+def prepare_libraries() -> None:
+    """Call it before another library, as orbax, makes itself a file system of fsspec."""
     # Else gcsfs asks, with other credentials and a library of its own, what kind of bucket it is,
     # for renames of folders, which are not used here.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are raised as well
-    return fsspec.core.url_to_fs(url, **options)
 
 
 def local_copy(url: str) -> str:
@@ -228,10 +233,10 @@ class Remote(PurePosixPath):
             # Others write to the same bucket: what it held a minute ago is no answer.
             yield file_system(str(self), use_listings_cache=False)
         except Exception as error:
-            raise _in_words(error, str(self)) from error
+            raise in_words(error, str(self)) from error
 
 
-def _in_words(error: Exception, url: str) -> OSError:
+def in_words(error: Exception, url: str) -> OSError:
     """The OSError for what a library of fsspec raised; each has exceptions of its own."""
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what any error of a web server is made of

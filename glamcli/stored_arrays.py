@@ -10,8 +10,6 @@ import errno
 import functools
 import gc
 import logging
-import os
-import re
 import sys
 import time
 import types
@@ -25,17 +23,22 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from glamcli import step_folders
-from glamcli.errors import CheckpointError, DamagedCheckpoint, causes, first_of
+from glamcli.array_errors import SHOWN_ARRAYS, damage, one_line, os_error, shown_names, store_error
+from glamcli.errors import CheckpointError, DamagedCheckpoint, RecipeError, causes, first_of
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves, nested
+from glamcli.progress import duration
 from glamcli.step_folders import Meta, complete_meta
-from glamcli.untrusted import parse_json, read_file
+from glamcli.storage import is_url, place, prepare_libraries
 
-SHOWN_ARRAYS = 3
 # Reasons of this machine and not of the files: an older step would not be read either.
 _NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NO_THREAD = "can't start new thread"
+READ_WAITS = (5.0, 15.0, 60.0)
+"""seconds before a bucket that did not answer is asked for arrays again."""
+STORE_RETRIES = 6
+"""of one request by TensorStore: they take a minute, its default a quarter of an hour."""
 # Coroutines of orbax that never start when a save fails before them.
 _UNSTARTED = (
     "_create_paths|cancellable|_async_serialize_shardings|_serialize_arrays|JsonCheckpointHandler"
@@ -47,43 +50,46 @@ Made = TypeVar("Made")
 
 
 def read_arrays(
-    folder: Path, wanted: Mapping[str, Any], meta: Meta, host: Host = ALONE
+    folder: Path,
+    wanted: Mapping[str, Any],
+    meta: Meta,
+    host: Host = ALONE,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> dict[str, jax.Array]:
     """Arrays of a step folder by name, placed as the abstract arrays in `wanted` say, and verified
     with the digests in `meta` if it has them (since format 4).
 
-    All processes of `host` must call this alike, and succeed or fail together.
+    All processes of `host` must call this alike, and succeed or fail together. A bucket that does
+    not answer is asked again after `READ_WAITS`, and `warn` told.
 
     Raises:
         DamagedCheckpoint: an array cannot be read, or is not the one that was saved.
-        CheckpointError: this machine cannot open enough files, or start a thread, to read it.
+        CheckpointError: this machine cannot open enough files, or start a thread, to read it; the
+            bucket does not answer.
         MemoryError, jax.errors.JaxRuntimeError: memory is short.
     """
     arrays, reason = {}, None
     ignore_abandoned_work()
+    state = _arrays(folder)
+    where = f" in {state}" if is_url(state) else ""
     try:
-        with silenced("absl", "asyncio"), warnings.catch_warnings(action="ignore"):
-            # orbax refuses other paths
-            arrays = _read(step_folders.arrays_of(folder.absolute()), wanted)
+        with silenced("absl", "asyncio"):
+            arrays = _read_patiently(state, wanted, warn)
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:
-        for cause in causes(error):  # orbax wraps what it meets
-            if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
-                raise cause from None
-        if os_error(error) in _NOT_DAMAGE or _NO_THREAD in str(error):
-            raise CheckpointError(
-                f"checkpoint {folder} cannot be read: {one_line(error)}"
-            ) from None
-        reason = _reason(folder, wanted, error)
+        reason = damage(state, wanted, error)
     else:
         if lacking := [name for name in wanted if not isinstance(arrays.get(name), jax.Array)]:
-            reason = f"state/_METADATA does not have {_names(lacking)}"
+            reason = f"state/_METADATA does not have {shown_names(lacking)}{where}"
     if reason is not None:
         _collect_unfinished_reads()
     _fail_together(folder, reason, host)
     if "digests" in meta:
         found = digests(arrays)
         wrong = [name for name in arrays if meta["digests"].get(name) != found[name]]
-        _fail_together(folder, f"not as saved: {_names(wrong)}" if wrong else None, host)
+        reason = f"not as saved: {shown_names(wrong)}{where}" if wrong else None
+        _fail_together(folder, reason, host)
     return arrays
 
 
@@ -183,6 +189,44 @@ def _fail_together(folder: Path, reason: str | None, host: Host) -> None:
             raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {each}")
 
 
+def _arrays(folder: Path) -> Path:
+    try:
+        return place(step_folders.arrays_of(folder.absolute()))  # orbax refuses other paths
+    except (OSError, ValueError, RecipeError):
+        what = f"{step_folders.ARRAYS_URL} is damaged"
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be used: {what}") from None
+
+
+def _read_patiently(
+    state: Path, wanted: Mapping[str, Any], warn: Callable[[str], object]
+) -> dict[str, jax.Array]:
+    if is_url(state):
+        prepare_for_bucket()
+    for wait in (*READ_WAITS, None):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return _read(str(state), wanted)
+        except Exception as error:
+            _raise_if_of_this_machine(error, state)
+            reason = store_error(error, str(state)) if is_url(state) else None
+            if reason is None:
+                raise
+        if wait is None:
+            break
+        warn(f"{reason}; trying again in {duration(wait)}")
+        time.sleep(wait)
+    hint = "run the same command when the store answers; nothing is damaged"
+    raise CheckpointError(f"checkpoint {state} cannot be read: {reason}", hint)
+
+
+def _raise_if_of_this_machine(error: Exception, state: Path) -> None:
+    for cause in causes(error):  # orbax wraps what it meets
+        if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
+            raise cause from None
+    if os_error(error) in _NOT_DAMAGE or _NO_THREAD in str(error):
+        raise CheckpointError(f"checkpoint {state} cannot be read: {one_line(error)}") from None
+
+
 def _read(state: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     item = nested(wanted)
     args = ocp.args.PyTreeRestore(
@@ -199,41 +243,7 @@ def _read(state: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     # Not through `ocp.Checkpointer`: there processes that have read everything would wait for one
     # that has not.
     with contextlib.closing(reader):
-        place = epath.Path(state)
-        return named_leaves(reader.restore(place, args=args))  # pyright: ignore[reportArgumentType]
-
-
-def _reason(folder: Path, wanted: Mapping[str, Any], error: Exception) -> str:
-    try:
-        parse_json(read_file(folder / "state/_METADATA"))
-    except (OSError, ValueError):
-        return "state/_METADATA is damaged"
-    text = f"{error} {error.__cause__}"
-    stored = re.findall(r'"(\S+)/[^"/]+" in OCDBT', text)
-    names = [name for name in wanted if name.replace("/", ".") in stored]
-    paths = [Path(path) for path in re.findall(r'local file "([^"]+[^/])"', text)]
-    code = os_error(error)
-    what = "is damaged" if code is None else f"cannot be read: {os.strerror(code)}"
-    manifest = folder / "state/manifest.ocdbt"
-    if paths or not manifest.exists():
-        path = paths[-1] if paths else manifest
-        needed = f" (`{names[0]}` is in it)" if names else ""
-        return f"{os.path.relpath(path, folder)} {what if path.exists() else 'is missing'}{needed}"
-    if names:
-        return f"`{names[0]}` {what}"
-    return f"state/_METADATA {what} ({type(error).__name__})"
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(first_of([f"`{name}`" for name in names], SHOWN_ARRAYS))
-
-
-def os_error(error: Exception) -> int | None:
-    """The operating system's number for what went wrong, if it did, in Python or in TensorStore."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\[os_error_code='(\d+)'\]", f"{error} {error.__cause__}")
-    return int(found[1]) if found else None
+        return named_leaves(reader.restore(epath.Path(state), args=args))  # pyright: ignore[reportArgumentType]
 
 
 @functools.cache
@@ -246,6 +256,15 @@ def ignore_abandoned_work() -> None:
     )
     message = rf"coroutine '({_UNSTARTED}).*' was never awaited"
     warnings.filterwarnings("ignore", message, RuntimeWarning)
+
+
+def prepare_for_bucket() -> None:
+    """Lets TensorStore, of whose context orbax makes one for every read and write from now on, give
+    up a request after `STORE_RETRIES`."""
+    prepare_libraries()
+    if module := sys.modules.get("orbax.checkpoint._src.serialization.tensorstore_utils"):
+        for name in ("gcs_request_retries", "s3_request_retries"):
+            module._DEFAULT_OCDBT_TS_CONTEXT[name] = {"max_retries": STORE_RETRIES}
 
 
 @functools.cache
@@ -278,12 +297,3 @@ def _collect_unfinished_reads() -> None:
     ignored = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
     with ignored, silenced("asyncio"):
         gc.collect()
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong; from the libraries' long lines, which name a file thrice, the reason alone
-    if the operating system gave one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if reason := re.search(r"\[(?:os_error_code='|Errno )(\d+)'?\]", lines[0]):
-        return os.strerror(int(reason[1]))
-    return lines[0][:240]

@@ -95,7 +95,7 @@ class Weather:
                 self.send_response_only(status)
                 for name, value in headers.items():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                        self.send_header(name, value)
+                        self.send_header(name, value.replace(server, weather.url))
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

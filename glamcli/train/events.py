@@ -7,8 +7,6 @@ step is written, and a run resumed from it has lost nothing and repeats nothing.
 asked to stop skips held-out loss and scores, and computes them when it is resumed.
 """
 
-import errno
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,23 +16,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.config.settings import is_due
 from glamcli.data.open import Dataset
-from glamcli.errors import CheckpointError, GlamError, SaveFailed
+from glamcli.errors import GlamError
 from glamcli.hosts.join import Host
 from glamcli.hosts.signals import Stop
 from glamcli.hosts.watchdog import LONG, Watchdog
 from glamcli.model.decoder import Decoder
 from glamcli.model.params import stack_blocks
 from glamcli.parallel.mesh import global_batch
-from glamcli.progress import Progress, duration
-from glamcli.train import identity, programs
+from glamcli.progress import Progress
+from glamcli.train import programs
 from glamcli.train.heldout import Heldout, mean_nats
 from glamcli.train.meter import Meter
 from glamcli.train.metrics import FAILED_TASKS
-from glamcli.train.retry import LOOK_SECONDS, Clock, Retry
 from glamcli.train.state import State, abstract_state
 from glamcli.trained import Trained
 
@@ -179,121 +175,3 @@ class TaskScores:
 
 class Abandoned(Exception):
     """The run was asked to stop while tasks were scored."""
-
-
-class Save:
-    """A checkpoint, every `every.checkpoint_steps`, after the last step, before the run stops, and
-    after a save that failed (`retry.py`). Nothing is lost by continuing after one: the next save
-    has the newer state.
-
-    While updates are skipped, the weights are those of an earlier step and may be spoilt: only a
-    run that ends or stops saves then, and `good` in the checkpoint says that they are not proven.
-    What was due is saved when updates are applied again.
-
-    Raises: CheckpointError, from every method but `is_due`, when saves failed for
-        `checkpoints.retry_seconds`, or one of several processes failed: their saves wait for each
-        other, so the others could not try again. Also when the run folder is gone.
-    """
-
-    kind = "save"
-
-    def __init__(self, running: Running, checkpoints: Checkpoints, clock: Clock | None = None):
-        self._running = running
-        self._checkpoints = checkpoints
-        self._clock = clock or Clock()
-        self._retry = Retry(running.recipe.checkpoints.retry_seconds, self._clock)
-        self._next_look = 0.0
-        self.is_owed = False
-        """whether a save failed and none was started since."""
-        self._is_saving = False
-        self._is_last = False
-        self._awaits_good_weights = False
-
-    def is_due(self, step: int, stopping: bool = False) -> bool:
-        recipe = self._running.recipe
-        self._is_last = stopping or step == recipe.train.steps
-        due = self._is_last or is_due(step, recipe.every.checkpoint_steps)
-        return due or self._awaits_good_weights or (self.is_owed and self._retry.is_due)
-
-    def poll(self) -> None:
-        """Notices how the save in progress ended; call once per training step."""
-        run = self._running
-        if self._clock.now() >= self._next_look:
-            self._look_for_folder()
-        self._note(self._checkpoints.poll)
-        if self._is_saving and (taken := self._retry.slow()) is not None:
-            run.progress.warn(
-                f"a save has taken {taken} so far; {self._retry.age} of training not saved"
-            )
-
-    def _look_for_folder(self) -> None:
-        run, self._next_look = self._running, self._clock.now() + LOOK_SECONDS
-        if run.host.is_first and _is_gone(run.run_dir):
-            raise CheckpointError(
-                f"the run folder {run.run_dir} is gone: deleted or renamed while the run trained",
-                hint="put it back, or start again elsewhere with `--run`",
-            )
-
-    def run(self, step: int, state: State) -> bool:
-        """Starts saving, after the save in progress; the metrics up to this step are on disk by
-        then."""
-        run = self._running
-        run.watchdog.beat(f"saving step {step}", LONG)
-        self._look_for_folder()  # a save would make another one
-        run.meter.flush()
-        self._awaits_good_weights = not (run.meter.health.is_good or self._is_last)
-        if self._awaits_good_weights:
-            return False
-        self._note(self._checkpoints.wait)
-        self.is_owed = False
-        meta = identity.at_step(run.run_identity, run.dataset, step)
-        meta |= {"loss_sums": run.meter.loss_sums, **run.meter.health.saved(step)}
-        meta["routers"] = run.meter.routers.saved()
-        meta["seconds"] = run.meter.times.seconds()
-        self._retry.start()
-        self._is_saving = True
-        self._note(lambda: self._checkpoints.save(step, run.stacked(state), meta))
-        run.meter.restart_clock()
-        return False
-
-    def finish(self, step: int, state: State) -> None:
-        """Returns when the checkpoint of `step`, which was started, is complete."""
-        self._running.watchdog.beat(f"saving step {step}", LONG)
-        with self._running.progress.phase("saving"):
-            self._note(self._checkpoints.wait)
-            while self.is_owed:
-                self._retry.wait()
-                self.run(step, state)
-                self._note(self._checkpoints.wait)
-
-    def _note(self, attempt: Callable[[], int | None]) -> None:
-        progress, retry = self._running.progress, self._retry
-        try:
-            step = attempt()
-        except SaveFailed as error:
-            self._is_saving = False
-            if self._checkpoints.host.count > 1:
-                raise
-            kept = error.hint or "nothing was written"
-            state = f"{kept}; {retry.age} of training not saved"
-            if (wait := retry.fail()) is None:
-                tried = f"tried for {duration(retry.limit)} (`checkpoints.retry_seconds`)"
-                raise SaveFailed(error.what, hint=f"{state}, {tried}") from error
-            self.is_owed = True
-            progress.warn(
-                f"{error.what} ({state}); trying again in {wait}, for {duration(retry.limit)} at"
-                f" most: make room in {self._checkpoints.folder}"
-            )
-        else:
-            if step is not None:
-                self._is_saving = False
-                retry.succeed()
-                progress.say(f"step {step}: saved")
-
-
-def _is_gone(folder: Path) -> bool:
-    """Whether there is no such folder, for certain: a file server may just not answer."""
-    try:
-        return not stat.S_ISDIR(folder.stat().st_mode)
-    except OSError as error:
-        return error.errno in (errno.ENOENT, errno.ENOTDIR)

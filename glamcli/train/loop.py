@@ -39,13 +39,14 @@ from glamcli.train.beginning import Beginning
 from glamcli.train.bucket import Bucket, owned
 from glamcli.train.corruption import Checked
 from glamcli.train.ending import ending
-from glamcli.train.events import Evaluate, HeldoutLoss, Running, Save, TaskScores
+from glamcli.train.events import Evaluate, HeldoutLoss, Running, TaskScores
 from glamcli.train.folder import after_rewinds, newest, refuse_other_recipe, take_folder
 from glamcli.train.go_back import GoBack, going_back
 from glamcli.train.loggers import check_loggers
 from glamcli.train.meter import Meter
 from glamcli.train.profile import Profiled
 from glamcli.train.room import check_room
+from glamcli.train.save import Save
 from glamcli.train.state import State, abstract_state
 from glamcli.train.times import Times
 from glamcli.trained import Trained

@@ -1,18 +1,20 @@
 """A save that fails is tried again on a clock, until a stated time has passed."""
 
+import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glamcli import atomic
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.load import load_recipe
 from glamcli.errors import CheckpointError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.progress import Silent
-from glamcli.train import events
-from glamcli.train.events import Save
+from glamcli.step_folders import ARRAYS_URL
+from glamcli.train import save as saving
 from glamcli.train.retry import Clock
 from glamcli.train.times import Times
 from unit.full_disk import save_without_room
@@ -52,7 +54,7 @@ def run(tmp_path):
     aside.health.saved = lambda step: {"good": aside.health.is_good}
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)
     running = SimpleNamespace(
-        recipe=load_recipe("test-tiny", ["train.steps=99", "every.checkpoint_steps=50"]).recipe,
+        recipe=load_recipe("test-tiny", ["train.steps=199", "every.checkpoint_steps=50"]).recipe,
         run_dir=tmp_path,
         run_identity={"data": {}},
         dataset=data,
@@ -63,7 +65,7 @@ def run(tmp_path):
         host=ALONE,
     )
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    yield Save(running, checkpoints, clock), checkpoints, heard, clock
+    yield saving.Save(running, checkpoints, clock), checkpoints, heard, clock
     checkpoints.close()
 
 
@@ -141,8 +143,8 @@ def test_regular_saves_and_the_end_do_not_wait_for_the_clock(run):
     save, checkpoints, _, _ = run
     save_without_room(checkpoints, 7, STATE)
     save.poll()
-    due = {step: save.is_due(step) for step in (8, 50, 99)}
-    assert due == {8: False, 50: True, 99: True}
+    due = {step: save.is_due(step) for step in (8, 50, 199)}
+    assert due == {8: False, 50: True, 199: True}
     assert save.is_due(8, stopping=True)
 
 
@@ -189,8 +191,8 @@ def test_a_run_folder_that_is_deleted_ends_the_run_within_a_second_and_at_a_save
 ):
     save, _, _, clock = run
     looks = []
-    is_gone = events._is_gone
-    monkeypatch.setattr(events, "_is_gone", lambda path: looks.append(path) or is_gone(path))
+    is_gone = saving._is_gone
+    monkeypatch.setattr(saving, "_is_gone", lambda path: looks.append(path) or is_gone(path))
     save.poll()
     tmp_path.rename(tmp_path.with_name("elsewhere"))
     for _ in range(100):
@@ -236,3 +238,53 @@ def test_weights_of_a_bad_streak_are_saved_only_when_the_run_ends_or_stops(run):
     checkpoints.wait()
     assert [checkpoints.meta(step)["good"] for step in (53, 51)] == [False, True]
     assert not save.is_due(54)
+
+
+class Writer:
+    """What writes steps to a bucket; this test says when a step is there."""
+
+    def __init__(self, folder):
+        self.folder, self.step = folder, None
+
+    def save(self, step, args):
+        self.step, self.args = step, args
+        return True
+
+    def is_saving_in_progress(self):
+        return self.step is not None
+
+    def arrive(self):
+        meta = self.folder / str(self.step) / "meta" / "metadata"
+        atomic.write(meta, json.dumps(self.args["meta"].item))
+        atomic.write(meta.parents[1] / ARRAYS_URL, "gs://bucket/run/arrays/1/1-1")
+        self.step = None
+
+    def wait_until_finished(self):
+        pass
+
+    close = wait_until_finished
+
+
+def test_training_does_not_wait_for_a_bucket_and_owes_what_is_due_meanwhile(run, monkeypatch):
+    save, checkpoints, heard, _ = run
+    checkpoints.bucket, writer = object(), Writer(checkpoints.folder)
+    monkeypatch.setattr(checkpoints, "_writer", lambda: writer)
+    assert save.is_due(50)
+    save.run(50, STATE)
+    save.poll()
+    assert not save.is_due(51)
+    assert not save.is_due(100), "it would wait for the save of step 50"
+    assert save.is_owed
+    save.poll()
+    assert not save.is_due(101)
+    writer.arrive()
+    save.poll()
+    assert save.is_due(102)
+    save.run(102, STATE)
+    assert not save.is_owed
+    assert save.is_due(103, stopping=True), "a run that stops saves where it stops"
+    writer.arrive()
+    save.poll()
+    assert heard.said == ["step 50: saved", "step 102: saved"]
+    assert not heard.warned
+    assert not save.is_due(103)

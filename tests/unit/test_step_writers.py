@@ -1,0 +1,192 @@
+"""Steps saved into a bucket and read from it; the server is slow or away, objects are damaged."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glamcli import step_folders, stored_arrays
+from glamcli.checkpoint import Checkpoints
+from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
+from glamcli.hosts.join import ALONE
+from glamcli.step_folders import newest_first
+from glamcli.step_writers import StepsInBucket
+from glamcli.storage import place
+from glamcli.stored_arrays import newest_usable, verify
+from runs import free_port
+
+STATE = {"w": jnp.asarray(np.random.default_rng(0).normal(size=40_000), jnp.float32)}
+TARGET = {"w": jax.ShapeDtypeStruct((40_000,), jnp.float32, sharding=STATE["w"].sharding)}
+
+
+def at(step: int) -> dict:
+    return {"w": STATE["w"] + step}
+
+
+@pytest.fixture
+def saved(bucket, tmp_path):
+    """Checkpoints of a bucket whose small files are published at once."""
+    steps = StepsInBucket(f"{bucket}/run/arrays/1", lambda: lambda seconds: True)
+    made = Checkpoints(tmp_path / "checkpoints", keep=2, bucket=steps)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Libraries and the program give up sooner."""
+
+    async def at_once(seconds: float) -> None:
+        return
+
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    monkeypatch.setattr(stored_arrays, "STORE_RETRIES", 1)
+    monkeypatch.setattr(stored_arrays, "READ_WAITS", (0.0, 0.0))
+
+
+def arrays_of(checkpoints: Checkpoints, step: int) -> str:
+    return step_folders.arrays_of(checkpoints.folder / str(step))
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, at(step), {})
+    assert checkpoints.wait() == step
+
+
+def test_a_save_returns_before_the_bucket_has_answered_anything(saved, weather):
+    asked, answering = threading.Event(), threading.Event()
+
+    def wait(method: str, path: str) -> None:
+        asked.set()
+        assert answering.wait(60)
+
+    weather.fault = wait
+    saved.save(1, at(1), {})
+    assert asked.wait(60)
+    assert saved.poll() is None
+    assert saved.is_saving
+    assert saved.steps() == []
+    answering.set()
+    assert saved.wait() == 1
+    verify(saved.folder / "1")
+    assert (saved.restore(1, TARGET)["w"] == at(1)["w"]).all()
+
+
+def test_what_need_not_stay_goes_before_the_step_is_published(saved):
+    seen = []
+    object.__setattr__(
+        saved.bucket, "publish", lambda: seen.append(saved.steps()) or (lambda seconds: True)
+    )
+    for step in (1, 2, 3):
+        save(saved, step)
+    assert seen == [[1], [2, 1], [3, 2]]
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_bucket_that_fails_for_a_while_is_asked_again(saved, weather, status, hasty):
+    num_faults = iter(range(2))
+    weather.fault = lambda method, path: status if next(num_faults, None) is not None else None
+    stored_arrays.STORE_RETRIES = 3
+    save(saved, 1)
+    verify(saved.folder / "1")
+
+
+def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, hasty):
+    save(saved, 1)
+    weather.fault = lambda method, path: 503
+    saved.save(2, at(2), {})
+    with pytest.raises(SaveFailed, match=r"saving step 2 failed: gs://.*Service Unavail") as caught:
+        saved.wait()
+    assert caught.value.hint == "step 1 is complete"
+    weather.fault = lambda method, path: None
+    save(saved, 2)
+    verify(saved.folder / "2")
+
+
+def test_a_save_whose_small_files_are_not_uploaded_has_failed(saved):
+    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: False)
+    saved.save(1, at(1), {})
+    with pytest.raises(SaveFailed, match="not uploaded"):
+        saved.wait()
+
+
+def away(weather, monkeypatch) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+
+
+FAULTS = {
+    "503": lambda weather, _: setattr(weather, "fault", lambda method, path: 503),
+    "429": lambda weather, _: setattr(weather, "fault", lambda method, path: 429),
+    "403": lambda weather, _: setattr(weather, "fault", lambda method, path: 403),
+    "arrays": lambda weather, _: setattr(
+        weather, "fault", lambda method, path: 503 if "%2Fd%2F" in path else None
+    ),
+    "away": away,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bucket_that_does_not_answer_is_not_damaged(saved, weather, hasty, fault, monkeypatch):
+    save(saved, 1)
+    save(saved, 2)
+    FAULTS[fault](weather, monkeypatch)
+    warned, rejected = [], []
+    with pytest.raises(CheckpointError) as caught:
+        newest_usable(
+            lambda: newest_first(saved.folder),
+            lambda folder, meta: saved.restore(int(folder.name), TARGET, warned.append, meta),
+            ALONE,
+            warned.append,
+            reject=rejected.append,
+        )
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert arrays_of(saved, 2) in caught.value.what
+    assert len(warned) == 2
+    assert all("trying again" in words for words in warned)
+    assert not rejected
+
+
+def test_a_bucket_that_answers_again_is_read(saved, weather, hasty):
+    save(saved, 1)
+    num_faults, warned = iter(range(12)), []
+    weather.fault = lambda method, path: 503 if next(num_faults, None) is not None else None
+    assert (saved.restore(1, TARGET, warned.append)["w"] == at(1)["w"]).all()
+    assert warned
+
+
+def half(name: str, data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(name: str, data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("which", ["manifest.ocdbt", "d/", "ocdbt.process_0/d/", "_METADATA"])
+@pytest.mark.parametrize("damage", [half, flipped, None])
+def test_a_damaged_object_is_named_and_the_step_before_taken(saved, which, damage):
+    save(saved, 1)
+    save(saved, 2)
+    folder = place(arrays_of(saved, 2))
+    for name in folder.files():
+        if name.startswith(which):
+            data = (folder / name).read(1 << 30)
+            (folder / name).unlink()
+            if damage is not None:
+                (folder / name).write(damage(name, data))
+    warned = []
+    step, state = newest_usable(
+        lambda: newest_first(saved.folder),
+        lambda path, meta: (int(path.name), saved.restore(int(path.name), TARGET, meta=meta)),
+        ALONE,
+        warned.append,
+    )
+    assert (state["w"] == at(step)["w"]).all()
+    if which != "_METADATA":  # which may say the same with a bit changed
+        assert step == 1
+        assert f"{folder}" in warned[0]
+        assert warned[1] == "going back to step 1: up to 1 steps of training are lost"
