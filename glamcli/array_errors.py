@@ -84,6 +84,7 @@ def _may_exist(path: Path) -> bool:
 
 
 def shown_names(names: list[str]) -> str:
+    """The first of them, in quotes, and how many more there are."""
     return ", ".join(first_of([f"`{name}`" for name in names], SHOWN_ARRAYS))
 
 
