@@ -12,9 +12,10 @@ from typing import Any
 
 from glamcli import step_folders
 from glamcli.errors import CheckpointError
-from glamcli.step_folders import SET_ASIDE
+from glamcli.step_folders import ARRAYS_URL, SET_ASIDE
+from glamcli.storage import Remote
 from glamcli.train.metric_files import metric_lines
-from glamcli.untrusted import open_regular
+from glamcli.untrusted import open_regular, read_file
 
 HELDOUT = "heldout/"
 
@@ -43,7 +44,7 @@ class SavedStep:
 def saved_steps(run_dir: Path) -> list[SavedStep]:
     """Every saved step, by number, with those set aside behind.
 
-    Raises: CheckpointError when the folder holds no saved step.
+    Raises: CheckpointError when the folder holds no saved step, or it cannot be looked at.
     """
     folder = run_dir.absolute() / "checkpoints"
     steps = [_described(folder / name, step) for step, name in step_folders.step_names(folder)]
@@ -92,11 +93,22 @@ def _described(folder: Path, step: int) -> SavedStep:
 
 
 def _num_bytes(folder: Path) -> int:
+    """Raises: CheckpointError when its arrays are in a bucket that does not answer."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_size
+    link = folder / ARRAYS_URL
+    if not link.is_file():
+        return total
+    try:
+        arrays = Remote(read_file(link).decode())
+        total += sum(each.num_bytes for each in arrays.tree().values()) - link.stat().st_size
+    except FileNotFoundError:  # deleted meanwhile
+        pass
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror or error}") from error
     return total
 
 

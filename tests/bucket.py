@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -10,9 +11,12 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from glamcli.storage import place
+from glamcli.train.mirror import Mirror
 from runs import free_port
 
 NAMES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
@@ -52,12 +56,34 @@ def _await(url: str) -> None:
 @pytest.fixture
 def bucket(object_server) -> str:
     """The URL of a new bucket."""
+    return new_bucket(object_server)
+
+
+def new_bucket(object_server: str) -> str:
+    """The same, for tests that share one."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"name": name}).encode()
     request = urllib.request.Request(f"{object_server}/storage/v1/b", body, headers)
     urllib.request.urlopen(request).close()
     return f"gs://{name}"
+
+
+def put_run(folder: Path, url: str, working: Path) -> None:
+    """Puts a run of a disk into a bucket, as if it had been trained there."""
+    mirror = Mirror(place(url), working, pytest.fail, pytest.fail)
+    mirror.open()
+    shutil.copytree(folder, working, dirs_exist_ok=True)
+    for state in working.glob("checkpoints/*/state"):
+        arrays = f"{url}/arrays/1/{state.parent.name}/state"
+        for path in state.rglob("*"):
+            if path.is_file():
+                place(f"{arrays}/{path.relative_to(state)}").write(path.read_bytes())
+        shutil.rmtree(state)
+        (state.parent / "arrays.url").write_text(arrays)
+    shutil.rmtree(working / "eval", ignore_errors=True)
+    assert mirror.close(60)
+    place(f"{url}/lock.json").write(json.dumps({"holder": "nobody"}).encode())
 
 
 class Weather:

@@ -22,6 +22,8 @@ from glamcli.config.sizes import bytes_text
 from glamcli.errors import CheckpointError, DamagedCheckpoint, printable
 from glamcli.saved_steps import SavedStep, saved_steps
 from glamcli.step_folders import CHECKPOINT_FORMAT, find_step, step_meta
+from glamcli.storage import Remote
+from glamcli.stored_runs import local
 from glamcli.train.rewind import Rewind, rewind, rewinds
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ USUAL = {">format": str(CHECKPOINT_FORMAT), "skipped batches": "-"}
 """A column in which all steps have this is left out, to leave room for the others."""
 LISTED_ARRAYS = 10
 VALUE_CHARS = 48
+UPLOAD_SECONDS = 300.0
+"""that a change of a run in a bucket may take."""
 
 
 @click.group()
@@ -52,7 +56,8 @@ def _list(run: Path, as_json: bool) -> None:
     checkpoint verify` reads those. From a step saved in a bad streak, while updates were refused, a
     run continues as from any other; `glam eval` and `glam generate` warn of it.
     """
-    steps, records = saved_steps(run), rewinds(run)
+    folder = local(run)
+    steps, records = saved_steps(folder), rewinds(folder)
     if as_json:
         for each in steps:
             render.emit("checkpoint", **{**asdict(each), "folder": str(each.folder)})
@@ -128,13 +133,15 @@ def _verify(run: Path, step: int | None, as_json: bool) -> int:
     file is named. Steps of formats 2 and 3 have no digests: they are read, but not compared. Arrays
     are read into host memory, one at a time; accelerators are not used.
     """
-    steps = [each for each in saved_steps(run) if each.status != "set aside"]
+    folder = local(run, metrics=False)
+    steps = [each for each in saved_steps(folder) if each.status != "set aside"]
     steps = [each for each in steps if step in (None, each.step)]
     progress, results = render.make_progress(as_json), []
     for each in steps:
-        reason = each.reason or _damage(each, progress)
-        if reason and not os.path.lexists(each.folder):  # the run that is training has deleted it
-            continue
+        if reason := each.reason or _damage(each, progress):
+            local(run, metrics=False)
+            if not os.path.lexists(each.folder):  # the run that is training has deleted it
+                continue
         result = "damaged" if reason else "verified" if _has_digests(each) else "without digests"
         results.append(result)
         if as_json:
@@ -142,7 +149,7 @@ def _verify(run: Path, step: int | None, as_json: bool) -> int:
         else:
             click.echo(printable(f"step {each.step}: {result}" + (f": {reason}" if reason else "")))
     if not results:
-        find_step(run, step)  # raises, with the steps there are
+        find_step(folder, step)  # raises, with the steps there are
     return CheckpointError.exit_code if "damaged" in results else 0
 
 
@@ -160,6 +167,28 @@ def _damage(each: SavedStep, progress: Progress) -> str | None:
 
 def _has_digests(each: SavedStep) -> bool:
     return each.format is not None and each.format >= VERIFIABLE_FORMAT
+
+
+@contextmanager
+def _writing(run: Path, progress: Progress) -> Iterator[Path]:
+    """The folder of a run to which nothing else writes. Of a run in a bucket it is a copy, and what
+    was changed in it is in the bucket when the block ends.
+
+    Raises: CheckpointError when another process writes to it, or the bucket does not answer.
+    """
+    if not isinstance(run, Remote):
+        from glamcli.hosts.lock import locked
+
+        with locked(run, hint="stop it first: on SIGTERM it saves and ends"):
+            yield run
+        return
+    from glamcli.train.bucket import owned
+
+    with owned(run, progress) as bucket:
+        yield bucket.folder
+        if not bucket.publish()(UPLOAD_SECONDS):
+            what = f"{run} is not changed: its files could not be uploaded"
+            raise CheckpointError(what, hint="run the same command again once the bucket answers")
 
 
 @command.command("rewind")
@@ -181,22 +210,21 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
     record. With --skip-batches the run goes on with other data than the first time; batches that
     are left out count as consumed.
     """
-    from glamcli.hosts.lock import locked
-
-    folder = find_step(run / "checkpoints", to)
-    with locked(run, hint="stop it first: on SIGTERM it saves and ends"), _on_cpu():
+    progress = render.make_progress(as_json)
+    find_step(local(run) / "checkpoints", to)
+    with _writing(run, progress) as folder, _on_cpu():
         from glamcli.stored_arrays import verify
 
-        progress = render.make_progress(as_json)
+        step = find_step(folder / "checkpoints", to)
         try:
             with progress.phase(f"verifying step {to}"):
-                verify(folder)
+                verify(step)
         except DamagedCheckpoint as error:
             hint = f"`glam checkpoint verify {run}` finds the steps that are not damaged"
             raise DamagedCheckpoint(error.what, hint) from error
-        if not step_meta(folder).get("good", True):
+        if not step_meta(step).get("good", True):
             progress.warn(f"step {to} was saved in a bad streak: updates were refused at that time")
-        record = rewind(run, to, skip_batches, reason)
+        record = rewind(folder, to, skip_batches, reason)
     if as_json:
         render.emit("rewind", **asdict(record))
         return
@@ -218,19 +246,19 @@ def _diff(first: Path, second: Path, as_json: bool) -> None:
     A and B are folders of steps (RUN/checkpoints/1000), or runs, of which the newest step is taken.
     Where both have digests only the arrays whose digests differ are read.
     """
-    folders = find_step(first), find_step(second)
+    first, second = (find_step(local(each, metrics=False)) for each in (first, second))
     with _on_cpu():
         from glamcli.step_diff import diff_steps
         from glamcli.train.metrics import finite
 
-        found = diff_steps(*folders, render.make_progress(as_json))
+        found = diff_steps(first, second, render.make_progress(as_json))
     if as_json:
         values = asdict(found)
         for each in values["arrays"]:  # JSON has no NaN
             each |= {key: finite(each[key]) for key in ("max_abs", "relative")}
-        render.emit("diff", a=str(folders[0]), b=str(folders[1]), **values)
+        render.emit("diff", a=str(first), b=str(second), **values)
         return
-    click.echo(printable(f"A {folders[0]}\nB {folders[1]}"))
+    click.echo(printable(f"A {first}\nB {second}"))
     facts = [(part, *entry) for part, entries in found.facts.items() for entry in entries]
     facts += [("array", *entry) for entry in found.others]
     if facts:

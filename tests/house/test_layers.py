@@ -45,6 +45,7 @@ ROWS = (
     ("glamcli.stored_arrays", 4),
     ("glamcli.array_errors", 3),
     ("glamcli.step_writers", 5),
+    ("glamcli.stored_runs", 4),
     ("glamcli.step_folders", 2),
     ("glamcli.named_leaves", 2),
     ("glamcli.saved_steps", 6),
