@@ -41,6 +41,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import with_mesh_of
 from glamcli.progress import Progress, Silent
 from glamcli.storage import place
+from glamcli.stored_runs import local
 from glamcli.train import loop
 from glamcli.train.metric_files import read_metrics
 from glamcli.trained import Trained, keep_compiled_programs, open_trained
@@ -92,9 +93,10 @@ class Run:
         """The lines of the run's `metrics.jsonl`, oldest first, without damaged ones.
 
         Raises:
-            CheckpointError: there is no such file: a checkpoint outside of its run folder.
+            CheckpointError: there is no such file, as beside a checkpoint outside of a run folder,
+                or it cannot be read.
         """
-        path = (self._trained.run_dir or Path()) / "metrics.jsonl"
+        path = local(self._trained.run_dir or Path()) / "metrics.jsonl"
         try:
             return read_metrics(path)
         except OSError as error:
@@ -190,7 +192,8 @@ class Run:
 def open_run(
     path: str | Path, step: int | None = None, *, verbose: bool = False, strict: bool = False
 ) -> Run:
-    """A trained run: the newest step of a run folder, another `step` of it, or a checkpoint.
+    """A trained run: the newest step of a run folder, another `step` of it, or a checkpoint; of a
+    disk, or at a URL.
 
     A damaged step is left for the newest that is not, unless `strict`; `Run.step` is the step
     taken. With `verbose` it says what it does on stderr, as the commands do.
@@ -198,7 +201,7 @@ def open_run(
     Raises:
         CheckpointError: there is none, or it cannot be read.
         PlanError: memory runs short.
-        RecipeError: the path is a URL.
+        RecipeError: the path cannot be that of a run.
     """
     progress = _progress(verbose) if verbose else _Warning()
     with explaining_memory(lambda: "use a larger device"):

@@ -1,4 +1,5 @@
-"""Files that exist whole or not at all, also when several processes write them.
+"""Files that exist whole or not at all, also when several processes write them; and files that grow
+by whole lines.
 
 They survive the death of the process, not a power failure: nothing is synced to the disk.
 """
@@ -7,10 +8,13 @@ import contextlib
 import errno
 import os
 import stat
+import time
 import uuid
 from pathlib import Path
 
 from glamcli.storage import Remote
+
+_SECONDS_BETWEEN = 30.0
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -42,3 +46,34 @@ def write(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+class Lines:
+    """A file that begins with `content`, which replaces what was there, and grows. On a disk it has
+    every line when `add` returns. An object in a bucket is written anew, every half minute at most
+    and by `flush`.
+
+    Raises: OSError, also from the methods.
+    """
+
+    def __init__(self, path: Path, content: bytes):
+        self._path, self._content, self._unwritten = path, [content], False
+        self._written = time.monotonic()
+        write(path, content)
+
+    def add(self, line: bytes) -> None:
+        """Adds a line with its end."""
+        if not isinstance(self._path, Remote):
+            with self._path.open("ab") as file:
+                file.write(line)
+            return
+        self._content.append(line)
+        self._unwritten = True
+        if time.monotonic() > self._written + _SECONDS_BETWEEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when everything is there."""
+        if self._unwritten:
+            self._written, self._unwritten = time.monotonic(), False
+            write(self._path, b"".join(self._content))

@@ -177,8 +177,9 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             fs.rm(path, recursive=True)
 
-    def unlink(self) -> None:
-        """Deletes the object; there need be none."""
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Deletes the object; there need be none, whatever is asked for."""
+        del missing_ok
         with suppress(FileNotFoundError), self._asking() as (fs, path):
             fs.rm_file(path)
 

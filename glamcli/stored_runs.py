@@ -36,7 +36,7 @@ _COMPARED_BYTES = 4096
 """at the end of metrics, to see whether a longer object goes on where they end."""
 _INDEX = ".versions.json"
 _STEP_FILE = re.compile(rf"(?P<step>({SET_ASIDE}/)?\d+(\.\d+)?)/(?P<name>\w[\w.-]*(/\w[\w.-]*)?)")
-_ARRAYS = re.compile(r"(.*/)?(?P<place>arrays/\d+/\d+/state)")
+_ARRAYS = re.compile(r"(.*/)?(?P<place>arrays/\d+(/[\w-]+)+)")
 
 
 def local(run: Path, *, metrics: bool = True, results: bool = False) -> Path:
@@ -48,11 +48,15 @@ def local(run: Path, *, metrics: bool = True, results: bool = False) -> Path:
     """
     if not isinstance(run, Remote):
         return run
-    parts = run.parts
-    at = parts.index(STEPS_FOLDER) if STEPS_FOLDER in parts else len(parts)
-    copy = Copy(Remote(*parts[:at]))
+    copy = Copy(run_of(run))
     copy.refresh(metrics=metrics, results=results)
-    return copy.folder.joinpath(*parts[at:])
+    return copy.folder / run.relative_to(copy.url)
+
+
+def run_of(place: Remote) -> Remote:
+    """The URL of the run that a URL is of, or of a step of."""
+    parts = place.parts
+    return Remote(*parts[: parts.index(STEPS_FOLDER)]) if STEPS_FOLDER in parts else place
 
 
 def parse_steps(data: bytes, run: Remote) -> dict[str, str]:

@@ -26,7 +26,7 @@ from glamcli.data.cache import cache_dir, compiled_dir
 from glamcli.data.open import open_data
 from glamcli.data.tokenizer import TOKENIZER_FILE, Bytes, Tokenizer, load_sentencepiece
 from glamcli.data.vocabulary import open_tokenizer
-from glamcli.errors import CheckpointError, DataError
+from glamcli.errors import CheckpointError, DamagedCheckpoint, DataError
 from glamcli.generate import Generator
 from glamcli.hosts.join import Host
 from glamcli.model.decoder import Decoder
@@ -37,7 +37,9 @@ from glamcli.parallel.mesh import make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.restore import restore_params
 from glamcli.step_folders import Meta, find_steps, good_steps
+from glamcli.storage import Remote
 from glamcli.stored_arrays import newest_usable
+from glamcli.stored_runs import local, run_of
 from glamcli.train import automesh
 
 
@@ -55,7 +57,7 @@ class Trained:
     documents: Callable[[], dict[str, list[str]]] | None = None
     """reads the held-out documents by source; prepares them again if the cache has lost them."""
     run_dir: Path | None = None
-    """None for a checkpoint outside of a run folder."""
+    """where the run is, perhaps a URL; None for a checkpoint outside of a run folder."""
     host: Host = field(default_factory=Host)
     """this process among those that hold the weights; all of them must use the model alike."""
 
@@ -106,16 +108,24 @@ def open_trained(
             finite, or its tokenizer has changed.
     """
     host = host or Host()
-    _refuse_what_is_no_run(path)
+    if not isinstance(path, Remote):
+        _refuse_what_is_no_run(path)
     target = _as_trained if host.count > 1 else _by_size
 
     def read(folder: Path, meta: Meta) -> tuple[Path, dict[str, Any], Meta]:
-        with progress.phase("restoring"):
-            return folder, *restore_params(folder, lambda meta: target(meta, folder), host, meta)
+        try:
+            with progress.phase("restoring"):
+                made = restore_params(folder, lambda meta: target(meta, folder), host, meta)
+        except DamagedCheckpoint:
+            local(path, metrics=False)  # the step may have been deleted in the bucket
+            raise
+        return folder, *made
 
     # A training run may be saving and deleting steps right now.
     warn = (progress if host.is_first else Silent()).warn
-    folder, params, meta = newest_usable(lambda: find_steps(path, step), read, host, warn, strict)
+    folder, params, meta = newest_usable(
+        lambda: find_steps(local(path, metrics=False), step), read, host, warn, strict
+    )
     _warn_of_bad_streak(folder, meta, warn)
     _refuse_not_finite(folder, params)
     recipe, decoder = _model(meta, folder)
@@ -139,13 +149,14 @@ def open_trained(
             )
         return dataset.heldout_documents()
 
+    run = run_of(path) if isinstance(path, Remote) else run_dir
     identity = {
-        "run": str(run_dir or path),
+        "run": str(run or path),
         "step": meta["step"],
         "recipe_hash": meta.get("recipe_hash"),
         "data": data,
     }
-    return Trained(recipe, decoder, params, tokenizer, identity, documents, run_dir, host)
+    return Trained(recipe, decoder, params, tokenizer, identity, documents, run, host)
 
 
 def keep_compiled_programs(recipe: Recipe) -> None:

@@ -75,7 +75,7 @@ def put_run(folder: Path, url: str, working: Path) -> None:
     mirror.open()
     shutil.copytree(folder, working, dirs_exist_ok=True)
     for state in working.glob("checkpoints/*/state"):
-        arrays = f"{url}/arrays/1/{state.parent.name}/state"
+        arrays = f"{url}/arrays/1/1-{state.parent.name}"
         for path in state.rglob("*"):
             if path.is_file():
                 place(f"{arrays}/{path.relative_to(state)}").write(path.read_bytes())

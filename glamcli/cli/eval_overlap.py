@@ -13,12 +13,15 @@ import click
 from glamcli.cli import render
 from glamcli.cli.eval_show import score_text
 from glamcli.cli.options import FileOrUrl, json_option
+from glamcli.config.files import run_folder
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.errors import CheckpointError, DataError
 from glamcli.evals.results.scores import file_name
 from glamcli.evals.results.store import keep_analysis
 from glamcli.evals.tasks.suites import load_suite
+from glamcli.storage import is_url
+from glamcli.stored_runs import local
 
 if TYPE_CHECKING:
     from glamcli.evals.paper.overlap import Overlap, Split
@@ -60,9 +63,10 @@ def overlap(
 
     chosen = load_suite(suite, preset)
     progress = render.make_progress(as_json)
-    run = Path(what) if os.path.isfile(Path(what) / "recipe.yaml") else None
+    run, folder = _run(what), None
     if run is not None:
-        recipe = load_recipe(str(run / "recipe.yaml"), check=False).recipe
+        folder = local(run, metrics=False, results=True)
+        recipe = load_recipe(str(folder / "recipe.yaml"), check=False).recipe
         dataset = open_data(recipe, progress)
         documents = dataset.heldout_documents
         text, packing = dataset, recipe.data.packing
@@ -74,7 +78,7 @@ def overlap(
         corpus.search_text, text=text, packing=packing, progress=progress, processes=processes
     )
     library = Library(data_dir, documents)
-    found, splits, failed = find_overlaps(chosen, library, limit, search, run, progress)
+    found, splits, failed = find_overlaps(chosen, library, limit, search, folder, progress)
     if run is not None and not splits:
         progress.say(
             "no scores on clean and dirty items:"
@@ -94,6 +98,13 @@ def overlap(
         name = file_name(chosen.name, {}, preset=preset, limit=limit)
         keep_analysis(content, run / _FOLDER, name, progress)
     return DataError.exit_code if failed else 0
+
+
+def _run(what: str) -> Path | None:
+    """The run that is meant; None where a mixture is."""
+    if is_url(what):
+        return None if what.endswith((".yaml", ".yml", ".json")) else run_folder(what)
+    return Path(what) if os.path.isfile(Path(what) / "recipe.yaml") else None
 
 
 def _show(suite: str, what: str, found: list[Overlap], split: list[Split]) -> None:

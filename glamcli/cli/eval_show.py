@@ -12,6 +12,7 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import RunFolder, json_option
 from glamcli.errors import RecipeError, printable
+from glamcli.stored_runs import local
 
 if TYPE_CHECKING:
     from glamcli.evals.results.compare import Comparison
@@ -38,7 +39,7 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     """
     from glamcli.evals.results.store import find_results, load_results
 
-    places = [find_results(each, suite) for each in (first, second) if each is not None]
+    places = [find_results(_here(each), suite) for each in (first, second) if each is not None]
     found = [load_results(place, with_items=second is not None) for place in places]
     if len(found) == 1:
         show_results(found[0], as_json)
@@ -63,6 +64,11 @@ def show(first: Path, second: Path | None, suite: str | None, as_json: bool) -> 
     else:
         _show_comparison(compared, places)
     return RecipeError.exit_code if compared.refused else 0
+
+
+def _here(path: Path) -> Path:
+    """What a run at a URL has, on this machine; everything else as it is."""
+    return path if path.suffix == ".json" else local(path, metrics=False, results=True)
 
 
 def show_results(results: Results, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from glamcli.config.load import load_recipe
 from glamcli.config.schema import Runtime
 from glamcli.errors import GlamError
 from glamcli.progress import Aside, Progress
+from glamcli.stored_runs import local
 
 if TYPE_CHECKING:
     from glamcli.hosts.join import Host
@@ -27,9 +28,12 @@ def prepare_process(run: Path) -> Runtime:
 
     They are read from the run's recipe file, which needs no jax; a bare checkpoint gets the
     defaults.
+
+    Raises: CheckpointError when it is at a URL where no run is, or that cannot be read.
     """
+    folder = local(run, metrics=False)
     try:
-        runtime = load_recipe(run / "recipe.yaml", check=False).recipe.runtime
+        runtime = load_recipe(folder / "recipe.yaml", check=False).recipe.runtime
     except GlamError:
         runtime = Runtime()
     hugepages.apply(runtime.huge_pages == "auto")

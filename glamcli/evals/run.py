@@ -167,8 +167,9 @@ def resumable(
         )
     try:
         yield journal
-    except KeyboardInterrupt:
-        if journal.path is not None:
+    except BaseException as error:
+        journal.flush()
+        if journal.path is not None and isinstance(error, KeyboardInterrupt):
             progress.say("scores so far are kept: the same command continues from there")
         raise
     journal.finish()

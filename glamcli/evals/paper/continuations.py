@@ -101,15 +101,21 @@ def _resumed(
     advance: Callable[[int], None],
 ) -> list[list[str]]:
     """The texts of every prompt; those in the file at `path` are taken from it, others added."""
-    found = {} if path is None else _kept(path, _line({"settings": dict(settings)}))
-    for number, prompt in enumerate(prompts):
-        if number not in found or found[number][0] != prompt:
-            texts = sample(prompt)
-            found[number] = (prompt, texts)
-            if path is not None:
-                with path.open("ab") as file:
-                    file.write(_line({"number": number, "prompt": prompt, "texts": texts}))
-        advance(1)
+    found, kept = {}, None
+    if path is not None:
+        found, whole = _kept(path, _line({"settings": dict(settings)}))
+        kept = atomic.Lines(path, whole)
+    try:
+        for number, prompt in enumerate(prompts):
+            if number not in found or found[number][0] != prompt:
+                texts = sample(prompt)
+                found[number] = (prompt, texts)
+                if kept is not None:
+                    kept.add(_line({"number": number, "prompt": prompt, "texts": texts}))
+            advance(1)
+    finally:
+        if kept is not None:
+            kept.flush()
     return [found[number][1] for number in range(len(prompts))]
 
 
@@ -124,8 +130,8 @@ def _sampled(generator: Generator, prompt: str, sampling: Sampling, draws: Draws
     return texts
 
 
-def _kept(path: Path, head: bytes) -> dict[int, tuple[str, list[str]]]:
-    """The lines of an earlier start with the same settings; a half-written last one is dropped."""
+def _kept(path: Path, head: bytes) -> tuple[dict[int, tuple[str, list[str]]], bytes]:
+    """The texts of an earlier start with the same settings, and what of the file is whole."""
     found: dict[int, tuple[str, list[str]]] = {}
     whole = [head]
     with contextlib.suppress(OSError, ValueError):
@@ -134,8 +140,7 @@ def _kept(path: Path, head: bytes) -> dict[int, tuple[str, list[str]]]:
             each = parse_as(_Kept, line)
             found[each.number] = (each.prompt, each.texts)
             whole.append(line)
-    atomic.write(path, b"".join(whole))
-    return found
+    return found, b"".join(whole)
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

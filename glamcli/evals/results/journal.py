@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from glamcli import atomic
 from glamcli.untrusted import parse_json, read_file
 
 
@@ -32,6 +32,7 @@ class Journal:
     """is called when the file can no longer be written to; the evaluation continues."""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     """batches of an earlier start."""
+    _lines: atomic.Lines | None = None
 
     @classmethod
     def open(
@@ -49,16 +50,15 @@ class Journal:
         """
         head = json.dumps(conditions, sort_keys=True, default=str).encode()
         name = hashlib.sha256(head).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"unfinished-{name}.jsonl"
-        kept = b"" if fresh or not os.path.exists(path) else read_file(path)
-        lines = kept.splitlines(keepends=True)
-        if not lines or lines[0] != head + b"\n":
-            path.write_bytes(head + b"\n")
-            lines = [head + b"\n"]
+        kept = b""
+        if not fresh:
+            with contextlib.suppress(FileNotFoundError):
+                kept = read_file(path)
+        whole = [head + b"\n"]
         journal = cls(path, warn)
-        size = len(lines[0])
-        for line in lines[1:]:
+        lines = kept.splitlines(keepends=True)
+        for line in lines[1:] if lines[:1] == whole else ():
             entry: Any = None
             with contextlib.suppress(ValueError):
                 entry = parse_json(line)
@@ -66,22 +66,28 @@ class Journal:
             if not line.endswith(b"\n") or digest != inputs_digest([entry]):
                 break  # torn by what ended that run, or damaged since
             journal.known[entry["key"]] = entry
-            size += len(line)
-        os.truncate(path, size)
+            whole.append(line)
+        journal._lines = atomic.Lines(path, b"".join(whole))
         return journal
 
     def add(self, key: str, found: Mapping[str, Any]) -> None:
-        """Keeps a batch; it is in the file when this returns."""
-        if self.path is None:
+        """Keeps a batch; on a disk it is in the file when this returns."""
+        entry = {"key": key, **found}
+        line = json.dumps({**entry, "sha256": inputs_digest([entry])})
+        self._try(lambda lines: lines.add(line.encode() + b"\n"))
+
+    def flush(self) -> None:
+        """Every batch is in the file when this returns."""
+        self._try(lambda lines: lines.flush())
+
+    def _try(self, write: Callable[[atomic.Lines], None]) -> None:
+        if self._lines is None:
             return
         try:
-            with self.path.open("ab") as file:
-                entry = {"key": key, **found}
-                line = json.dumps({**entry, "sha256": inputs_digest([entry])})
-                file.write(line.encode() + b"\n")
+            write(self._lines)
         except OSError as error:
             self.warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
-            self.path = None
+            self.path = self._lines = None
 
     def finish(self) -> None:
         """Removes the file: the results are written, there is nothing to resume."""

@@ -62,7 +62,6 @@ def _keep(
     lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         summary = _free_path(folder, name, is_same)
         beside = _items_path(summary)
         atomic.write(beside, "".join(lines).encode(errors="replace"))
