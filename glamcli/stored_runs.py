@@ -53,10 +53,11 @@ def local(run: Path, *, metrics: bool = True, results: bool = False) -> Path:
     return copy.folder / run.relative_to(copy.url)
 
 
-def run_of(place: Remote) -> Remote:
+def run_of(url: Path) -> Path:
     """The URL of the run that a URL is of, or of a step of."""
-    parts = place.parts
-    return Remote(*parts[: parts.index(STEPS_FOLDER)]) if STEPS_FOLDER in parts else place
+    while STEPS_FOLDER in url.parts:
+        url = url.parent
+    return url
 
 
 def parse_steps(data: bytes, run: Remote) -> dict[str, str]:
@@ -79,8 +80,8 @@ def parse_steps(data: bytes, run: Remote) -> dict[str, str]:
 class Copy:
     """The copy of the run at `url` on this machine."""
 
-    def __init__(self, url: Remote):
-        self.url = url
+    def __init__(self, url: Path):
+        self.url = Remote(url)
         self.folder = user_cache_dir() / "copies" / json_digest(str(url))[:16]
         name_folder(str(self.folder), str(url))
 

@@ -10,6 +10,8 @@ from glamcli.cli import render
 from glamcli.cli.options import FileOrUrl, RunFolder
 from glamcli.config.files import display
 from glamcli.errors import GlamError, RecipeError, printable
+from glamcli.storage import is_url
+from glamcli.stored_runs import local
 
 MAX_RUNS = 8
 
@@ -20,7 +22,8 @@ MAX_RUNS = 8
     "-o",
     "--output",
     type=FileOrUrl(dir_okay=False),
-    help="The page to write.  [default: report.html in the folder of the first RUN]",
+    help="The page to write.  [default: report.html in the folder of the first RUN, or here where "
+    "that is at a URL]",
 )
 def command(runs: tuple[Path, ...], output: Path | None) -> None:
     """Show RUN on one HTML page, or several runs side by side.
@@ -39,10 +42,10 @@ def command(runs: tuple[Path, ...], output: Path | None) -> None:
     read = []
     with render.make_progress().phase("reading", len(runs), "runs") as phase:
         for run, name in zip(runs, _names(runs), strict=True):
-            read.append(read_run(run, name))
+            read.append(read_run(local(run, results=True), name))
             phase.advance()
     page = report_page(read)
-    path = output or runs[0] / "report.html"
+    path = output or (Path() if is_url(runs[0]) else runs[0]) / "report.html"
     try:
         atomic.write(path, page)
     except OSError as error:

@@ -19,9 +19,12 @@ from glamcli.cli.screen import Screen, is_drawable
 from glamcli.config.files import is_path
 from glamcli.errors import CheckpointError, first_of
 from glamcli.progress import duration
+from glamcli.storage import is_url
 from glamcli.train.watching import Numbers, WatchedRun
 
 SECONDS = 2.0
+SECONDS_AT_URL = 10.0
+"""of two requests, one for the list of what is there; every request is paid for."""
 SHOWN_NAMES = 6
 SHOWN_EVENTS = 3
 _LABEL = 10
@@ -34,13 +37,15 @@ _Rows = Iterator[tuple[str, list[str] | str]]
 @run_argument
 @click.option("--once", is_flag=True, help="Show it once, as where the output is no terminal.")
 def command(run: Path, once: bool) -> None:
-    """Show how RUN is doing, every two seconds until Ctrl-C.
+    """Show how RUN is doing, every two seconds until Ctrl-C, at a URL every ten.
 
     Progress, losses, routers, speed, the newest save, scores and alarms of a run that trains, is
     finished or has died, read from its folder. `glam report` draws all of it.
     """
     watched = WatchedRun(run)
     watched.refresh()
+    if watched.unread is not None:
+        raise watched.unread
     if watched.state in ("absent", "empty"):
         raise CheckpointError(
             f"{run} {_STATES[watched.state](watched)}",
@@ -53,16 +58,16 @@ def command(run: Path, once: bool) -> None:
     with suppress(KeyboardInterrupt), Screen() as screen:
         while True:
             screen.draw(run_page(watched, screen.width, time.time()))
-            time.sleep(SECONDS)
+            time.sleep(SECONDS_AT_URL if is_url(run) else SECONDS)
             watched.refresh()
 
 
 def run_page(run: WatchedRun, width: int, now: float) -> list[str]:
     """What is known of a run, in lines of at most `width` columns, but for the command to paste;
     `now` in seconds since 1970."""
-    lines = list(_wrapped("", [in_one_line(str(run.folder)), _STATES[run.state](run)], width))
+    lines = list(_wrapped("", [in_one_line(str(run.run)), _STATES[run.state](run)], width))
     if run.state == "stopped":
-        lines.append("to go on".ljust(_LABEL) + _command(run.folder))
+        lines.append("to go on".ljust(_LABEL) + _command(run.run))
     for label, parts in _rows(run, width, now):
         if isinstance(parts, str):
             lines += _wrapped(label, parts.split(), width, " ")
@@ -85,6 +90,9 @@ _STATES: dict[str, Callable[[WatchedRun], str]] = {
 def _rows(run: WatchedRun, width: int, now: float) -> _Rows:
     """A label and short texts, each of which stays on one line, or one long text."""
     numbers = run.numbers
+    if run.unread is not None:
+        age = _age(run.read_at, now)
+        yield "no answer", f"{in_one_line(run.unread.what)}; shown is what was there {age} ago"
     if run.failure is not None and run.state == "failed":
         yield "failure", in_one_line(run.failure[1])
     yield "steps", list(_progress(run, width, now))

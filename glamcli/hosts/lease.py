@@ -26,6 +26,17 @@ STALE_SECONDS = 60.0
 RELEASED = "nobody"
 
 
+def described_owner(data: bytes) -> tuple[str | None, int]:
+    """The process that an object names, such as `process 12 on its-machine`, None where it was
+    released; and how often it has written the object."""
+    try:
+        found = parse_json(data) if data else {"holder": RELEASED}
+        holder, beat = str(found["holder"]), int(found.get("beat", 0))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return "another process", 0
+    return (None if holder == RELEASED else holder), beat
+
+
 class Lease:
     """The object at `path`, held from the end of the constructor until `release` or until `lost` is
     called, from a thread and once, with the reason: then this process must not write any more.
@@ -65,10 +76,7 @@ class Lease:
 
     def _holder(self) -> tuple[str, int]:
         data, generation = self._path.read_at()
-        try:
-            return str(parse_json(data)["holder"]) if data else RELEASED, generation
-        except (ValueError, KeyError, TypeError):
-            return "another process", generation
+        return described_owner(data)[0] or RELEASED, generation
 
     def _content(self, holder: str) -> bytes:
         self._beat += 1

@@ -4,22 +4,29 @@ Read again and again, at a cost that depends neither on how long the run is nor 
 model is; needs neither jax nor orbax. What is missing or damaged is unknown, and no error.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from glamcli.config.load import load_recipe
 from glamcli.config.schema import Recipe
-from glamcli.errors import GlamError
+from glamcli.errors import CheckpointError, GlamError
+from glamcli.hosts.lease import RENEW_SECONDS, STALE_SECONDS, described_owner
 from glamcli.hosts.lock import NAME, holder
 from glamcli.step_folders import examined, step_names
+from glamcli.storage import Remote
+from glamcli.stored_runs import OWNER, Copy
 from glamcli.train.failures import FAILURES, noted_failures
 from glamcli.train.metric_files import MetricsTail, as_number
+from glamcli.untrusted import read_file
 
 _KEPT_POINTS, _KEPT_EVENTS = 2000, 20
 _MAX_CHARS = 500
 _MAX_STEP = 10**15
+_MAX_OWNER_BYTES = 10_000
 
 
 class Numbers:
@@ -63,11 +70,44 @@ class Numbers:
         self.events += [(step, str(text)[:_MAX_CHARS]) for text in texts]
 
 
-class WatchedRun:
-    """What is known of the run in a folder since the newest `refresh`."""
+class _Owner:
+    """Who trains the run whose files are in `folder`, and since when."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, copy: Copy | None):
+        self._folder, self._is_copy = folder, copy is not None
+        self._renewed, self._seen = 0.0, 0.0
+
+    def look(self) -> tuple[str | None, float]:
+        """The process, and since when by the clock of its disk or bucket."""
+        path = self._folder / (OWNER if self._is_copy else NAME)
+        changed = _changed(path)
+        if not self._is_copy:
+            return holder(self._folder), changed
+        if changed != self._renewed:
+            # By this machine's clock at the first look only: then it is seen to be renewed, or not.
+            age = 0.0 if self._renewed else max(0.0, time.time() - changed)
+            self._renewed, self._seen = changed, time.monotonic() - age
+        with suppress(OSError):
+            process, renewals = described_owner(read_file(path, _MAX_OWNER_BYTES))
+            if time.monotonic() - self._seen < STALE_SECONDS:
+                return process, changed - renewals * RENEW_SECONDS
+        return None, changed
+
+
+class WatchedRun:
+    """What is known of a run, in a folder or at a URL, since the newest `refresh`."""
+
+    def __init__(self, run: Path):
+        self.run = run
+        self._copy = Copy(run) if isinstance(run, Remote) else None
+        folder = run if self._copy is None else self._copy.folder
         self.folder = folder
+        """where its files are on this machine."""
+        self.unread: CheckpointError | None = None
+        """why the newest `refresh` could not look at a URL."""
+        self.read_at = 0.0
+        """when it could last, in seconds since 1970."""
+        self._owner = _Owner(folder, self._copy)
         self.numbers = Numbers()
         self.holder: str | None = None
         """the process that trains it."""
@@ -80,11 +120,18 @@ class WatchedRun:
         """`starting`, `training`, `finished`, `failed` or `stopped`; `absent` where nothing is, and
         `empty` where no sign of a run is."""
         self._tail = MetricsTail(folder / "metrics.jsonl")
-        self._recipe_at = 0.0
+        self._recipe_at = self._held_since = 0.0
 
     def refresh(self) -> None:
-        """Looks again."""
-        self.holder = holder(self.folder)
+        """Looks again; at a URL for what has changed."""
+        if self._copy is not None:
+            try:
+                self._copy.refresh()
+            except CheckpointError as error:
+                self.unread = error
+                return
+        self.unread, self.read_at = None, time.time()
+        self.holder, self._held_since = self._owner.look()
         is_other, lines = self._tail.new_lines()
         if is_other:
             self.numbers = Numbers()
@@ -98,7 +145,7 @@ class WatchedRun:
     def _state(self) -> str:
         heard = self.numbers.unix_seconds
         if self.holder is not None:
-            return "training" if heard >= _changed(self.folder / NAME) else "starting"
+            return "training" if heard >= self._held_since else "starting"
         if not self.folder.is_dir():
             return "absent"
         if self.failure is not None and self.failure[0] >= heard:

@@ -2,33 +2,49 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 from bucket import new_bucket, put_run
 from cli.run_folder import make_run
+from glamcli import trained
+from glamcli.evals.results.journal import Journal
+from glamcli.hosts.lease import Lease
+from glamcli.step_folders import checksum
 from glamcli.storage import place
 
 
 @pytest.fixture(scope="module")
 def runs(object_server, tmp_path_factory):
-    """A run on a disk, and the URL of the same."""
+    """A run on a disk with steps 2 and 3, of equal arrays, and the URL of the same."""
     folder = tmp_path_factory.mktemp("bucket")
     run = make_run(folder)
     lines = [{"step": step, "loss": 5.0 / step, "heldout/words": 1.5} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copytree(run / "checkpoints/3", run / "checkpoints/2")
+    description = run / "checkpoints/2/meta/metadata"
+    meta = {**json.loads(description.read_text()), "step": 2}
+    description.write_text(json.dumps({**meta, "checksum": checksum(meta)}))
     url = f"{new_bucket(object_server)}/runs/words"
     put_run(run, url, folder / "working")
     return run, url
 
 
-CLOCK = re.compile(r'seconds": [\d.]+|in [\d.]+ s|\d{4}-\d\d-\d\d \d\d:\d\d')
+CLOCK = re.compile(r'seconds": [\d.]+|[\d.:]+ s ago|in [\d.]+ s|\d{4}-\d\d-\d\d \d\d:\d\d')
 
 
 @pytest.fixture
-def both(glam, runs, tmp_path, monkeypatch):
-    """Runs a command on both, and expects the same; what it wrote on the one in the bucket."""
+def cache(tmp_path, monkeypatch):
+    """The cache folder; the current one is its parent."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def both(glam, runs, cache):
+    """Runs a command on both, and expects the same; what it wrote on the one in the bucket."""
     run, url = runs
 
     def both(*words):
@@ -46,9 +62,9 @@ def test_steps_are_listed_and_verified(both):
     code, out, _ = both("checkpoint", "list", "RUN")
     assert (code, "good" in out, "1.500" in out) == (0, True, True)
     assert '"folder": "gs://' in both("checkpoint", "list", "RUN", "--json")[1]
-    assert both("checkpoint", "verify", "RUN")[1] == "step 3: verified\n"
+    assert both("checkpoint", "verify", "RUN")[1] == "step 2: verified\nstep 3: verified\n"
     assert both("checkpoint", "verify", "RUN", "--step", 4)[0] == 4
-    assert "arrays are equal, 0 differ" in both("checkpoint", "diff", "RUN", "RUN/checkpoints/3")[1]
+    assert "arrays are equal, 0 differ" in both("checkpoint", "diff", "RUN", "RUN/checkpoints/2")[1]
 
 
 def test_a_suite_is_scored_kept_there_and_shown(both, runs, glam):
@@ -63,3 +79,87 @@ def test_a_suite_is_scored_kept_there_and_shown(both, runs, glam):
 
 def test_texts_are_the_same(both):
     assert both("generate", "RUN", "the stone", "--tokens", 8)[0] == 0
+
+
+def test_a_report_shows_both_side_by_side_and_writes_nothing_there(glam, runs, tmp_path, cache):
+    run, url = runs
+    before = place(url).files()
+    assert glam("report", run, url, "-o", tmp_path / "both.html")[0] == 0
+    page = (tmp_path / "both.html").read_text()
+    assert str(run) in page
+    assert url in page
+    assert str(cache) not in page
+    for each in (run, url):
+        code, out, _ = glam("report", each, "-o", tmp_path / "page.html")
+        assert (code, out) == (0, "wrote page.html\n")
+    assert place(url).files() == before
+
+
+def test_it_is_watched(both):
+    code, out, _ = both("watch", "RUN", "--once")
+    assert code == 0
+    assert "saved     step 3" in out
+
+
+@pytest.fixture
+def own(runs, cache, bucket, tmp_path):
+    """The URL of a copy of the run, to be changed."""
+    put_run(runs[0], f"{bucket}/own", tmp_path / "working")
+    return f"{bucket}/own"
+
+
+def test_a_step_that_training_deletes_while_it_is_read_is_left_for_the_next(glam, own, monkeypatch):
+    restore, files = trained.restore_params, place(f"{own}/steps.json")
+
+    def deleting(folder, *others):
+        if folder.name == "3":
+            texts = json.loads(files.read(1 << 30))
+            files.write(json.dumps({k: v for k, v in texts.items() if k[0] != "3"}).encode())
+            place(f"{own}/arrays/1/1-3").delete()
+        return restore(folder, *others)
+
+    monkeypatch.setattr(trained, "restore_params", deleting)
+    code, out, err = glam("eval", own, "--limit", 1, "--shots", 0)
+    assert (code, "step 2, percent" in out, "warning" in err) == (0, True, False)
+
+
+def test_an_interrupted_evaluation_goes_on_on_another_machine(glam, own, monkeypatch, tmp_path):
+    words, add = ("eval", own, "--limit", 4, "--shots", 0), Journal.add
+
+    def interrupted(journal, *batch):
+        add(journal, *batch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupted)
+        assert glam(*words)[0] == 130
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    code, _, err = glam(*words)
+    assert (code, "continuing from 1 batches" in err) == (0, True)
+    assert not [name for name in place(own).files() if "unfinished" in name]
+
+
+def test_it_is_rewound_and_damage_is_left_for_an_older_step(glam, own):
+    for path in (each for each in place(own).files() if "/1-3/d/" in each):
+        place(f"{own}/{path}").write(b"")
+    code, out, _ = glam("checkpoint", "verify", own)
+    assert (code, f"step 3: damaged: checkpoint {own}/checkpoints/3" in out) == (4, True)
+    code, out, err = glam("checkpoint", "rewind", own, "--to", 2, "--skip-batches", 1)
+    assert (code, err.count("error")) == (0, 0)
+    assert out == (f"step 3 is now {own}/checkpoints/set-aside/3\n\nnext:\n  glam train {own}\n")
+    assert json.loads(place(f"{own}/lock.json").read(999))["holder"] == "nobody"
+    assert place(f"{own}/metrics.jsonl").read(999).count(b"\n") == 2
+    code, out, _ = glam("checkpoint", "list", own)
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["2", "good"], ["3", "set"]]
+    assert "from step 3 to 2, 1 batches skipped" in out
+    assert glam("checkpoint", "rewind", own, "--to", 3)[0] == 4
+
+
+def test_a_run_that_trains_is_not_rewound(glam, own, monkeypatch):
+    monkeypatch.setattr("glamcli.hosts.lease.RENEW_SECONDS", 0.02)
+    lease = Lease(place(f"{own}/lock.json"), pytest.fail, pytest.fail)
+    try:
+        code, _, err = glam("checkpoint", "rewind", own, "--to", 2)
+    finally:
+        lease.release()
+    assert (code, f"error: run folder {own} is in use by process" in err) == (4, True)

@@ -1,0 +1,147 @@
+"""The copy of a run in a bucket that readers of run folders read, on a real server."""
+
+import json
+import os
+
+import pytest
+
+from glamcli.errors import CheckpointError
+from glamcli.step_folders import ARRAYS_URL
+from glamcli.storage import place
+from glamcli.stored_runs import Copy, local, parse_steps
+
+LINES = b'{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.fixture
+def run(bucket, tmp_path, monkeypatch):
+    """The URL of a run with two steps, one set aside, in a bucket that it was moved to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = place(f"{bucket}/runs/r")
+    put(url, "lock.json", b'{"holder": "nobody"}')
+    put(url, "metrics.jsonl", LINES)
+    put(url, "metrics.after-1.jsonl", b"later")
+    put(url, "recipe.yaml", b"model: {}")
+    put(url, "eval/a.json", b"{}")
+    put_steps(url, {"4": "1/2-4", "set-aside/2.1": "1/1-2"})
+    return url
+
+
+def put(url, name, data):
+    (url / name).write(data)
+
+
+def put_steps(url, steps):
+    files = {f"{step}/meta/metadata": f"about {place}" for step, place in steps.items()}
+    places = {f"{s}/{ARRAYS_URL}": f"gs://old/runs/r/arrays/{p}" for s, p in steps.items()}
+    put(url, "steps.json", json.dumps(files | places).encode())
+    for each in steps.values():
+        put(url, f"arrays/{each}/_METADATA", b"{}")
+
+
+def content(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: data for name, data in found.items() if not name.startswith(".")}
+
+
+def test_it_has_the_small_files_and_steps_whose_arrays_are_where_the_run_is_now(run):
+    found = content(local(run))
+    assert found["metrics.jsonl"] == LINES
+    assert found["checkpoints/4/meta/metadata"] == b"about 1/2-4"
+    assert found[f"checkpoints/4/{ARRAYS_URL}"].decode() == f"{run}/arrays/1/2-4"
+    assert found[f"checkpoints/set-aside/2.1/{ARRAYS_URL}"].decode() == f"{run}/arrays/1/1-2"
+    assert {*found} == {
+        *("lock.json", "metrics.jsonl", "recipe.yaml", "steps.json"),
+        *(
+            f"checkpoints/{s}/{f}"
+            for s in ("4", "set-aside/2.1")
+            for f in ("meta/metadata", ARRAYS_URL)
+        ),
+    }
+    assert "eval/a.json" in content(local(run, results=True))
+    assert local(run / "checkpoints" / "4").name == "4"
+
+
+def test_only_what_has_changed_is_fetched_and_of_metrics_what_is_new(run, weather):
+    copy = Copy(run)
+    copy.refresh()
+    for change in (lambda: None, lambda: put(run, "metrics.jsonl", LINES + b'{"step": 3}\n')):
+        change()
+        weather.requests.clear()
+        copy.refresh()
+        fetched = [path for method, path in weather.requests if "download" in path]
+        assert len(weather.requests) == 1 + len(fetched)
+        assert fetched == [] or "metrics.jsonl" in fetched[0]
+        assert len(fetched) < 2
+    inode = os.stat(copy.folder / "metrics.jsonl").st_ino
+    put(run, "metrics.jsonl", LINES + b'{"step": 3}\n' + b'{"step": 4}\n')
+    copy.refresh()
+    assert os.stat(copy.folder / "metrics.jsonl").st_ino == inode, "appended to"
+    assert (copy.folder / "metrics.jsonl").read_bytes().endswith(b'{"step": 4}\n')
+    put(run, "metrics.jsonl", b'{"step": 1}\n{"step": 9}\n' + b'{"step": 10}\n' * 9)
+    copy.refresh()
+    assert (copy.folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read(9999)
+
+
+def test_what_is_gone_there_goes_and_a_step_saved_again_is_another(run):
+    folder = local(run)
+    time = os.stat(folder / "checkpoints/4/meta/metadata").st_mtime
+    assert time == (run / "arrays/1/2-4").listed()["_METADATA"].unix_seconds
+    put_steps(run, {"4": "2/1-4", "6": "2/2-6"})
+    (run / "recipe.yaml").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert (local(run, metrics=False) / "metrics.jsonl").exists(), "nobody asked"
+    found = content(local(run))
+    assert found["checkpoints/4/meta/metadata"] == b"about 2/1-4"
+    assert {name.split("/")[1] for name in found if name.startswith("checkpoints")} == {"4", "6"}
+    assert not {"recipe.yaml", "metrics.jsonl"} & {*found}
+
+
+def test_a_copy_that_was_damaged_or_cut_by_a_kill_is_made_whole(run):
+    folder = local(run)
+    (folder / ".versions.json").write_text("{")
+    (folder / "checkpoints/4/meta/metadata").unlink()
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.truncate(5)
+    found = content(local(run))
+    assert found["metrics.jsonl"] == LINES
+    assert found["checkpoints/4/meta/metadata"] == b"about 1/2-4"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"../../x": "a"},
+        {"4/../../x": "a"},
+        {"/etc/x": "a"},
+        {"4": "a"},
+        {f"4/{ARRAYS_URL}": "/etc"},
+        {f"4/{ARRAYS_URL}": "gs://b/arrays/1/../../x"},
+        {"4/meta/metadata": 5},
+        [],
+    ],
+)
+def test_steps_cannot_name_files_elsewhere(run, files):
+    put(run, "steps.json", json.dumps(files).encode())
+    with pytest.raises(ValueError):
+        parse_steps(json.dumps(files).encode(), run)
+    with pytest.raises(CheckpointError, match=f"{run}/steps.json cannot be used"):
+        local(run)
+
+
+def test_where_no_run_is_one_error_says_so(bucket, run, weather, monkeypatch):
+    for url in (f"{bucket}/runs/q", f"{bucket}", "gs://no-such-bucket/run"):
+        with pytest.raises(CheckpointError, match=f"no run at {url}"):
+            local(place(url))
+    weather.fault = lambda method, path: 403
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    with pytest.raises(CheckpointError, match=f"{run}: no permission"):
+        local(run)
+    weather.fault = lambda method, path: 503
+    with pytest.raises(CheckpointError, match=f"{run}: no answer"):
+        local(run)
+
+
+async def at_once(seconds: float) -> None:
+    pass
