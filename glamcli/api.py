@@ -237,8 +237,9 @@ def train_run(recipe: Recipe, run_dir: str | Path, *, verbose: bool = False) -> 
     check_suites(recipe)
     keep_compiled_programs(recipe)
     outcome = loop.train(recipe, folder, progress, ALONE, score_during)
-    trained = outcome.model or open_trained(folder, progress)  # it was finished already
-    return Run(trained, progress)
+    if outcome.model is None:  # it was finished already
+        return Run(open_trained(folder, progress), progress)
+    return Run(outcome.model.at(folder), progress)
 
 
 def _progress(verbose: bool) -> Progress:

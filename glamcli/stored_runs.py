@@ -24,7 +24,7 @@ from glamcli.untrusted import MAX_FILE_BYTES, parse_as, read_file
 
 STEPS = "steps.json"
 """the object that has all files below `checkpoints`, small as they are, by name: which steps there
-are, and which are set aside, changes as a whole."""
+are, and which are set aside, changes as a whole, and after all other files."""
 STEPS_FOLDER = "checkpoints"
 OWNER = "lock.json"
 """the object that names who writes to the run (`hosts/lease.py`)."""
@@ -75,6 +75,12 @@ def parse_steps(data: bytes, run: Remote) -> dict[str, str]:
                 raise ValueError(f"`{name}` does not say where its arrays are")
             files[name] = f"{run}/{found['place']}"
     return files
+
+
+def is_plain(name: str) -> bool:
+    """Whether the name of an object, relative to a run, can be that of a file below a folder, and
+    of none that is hidden."""
+    return not any(part.startswith(".") or not part for part in name.split("/"))
 
 
 class Copy:
@@ -178,9 +184,7 @@ class Copy:
 
 
 def _is_copied(name: str) -> bool:
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or not part for part in parts)
-    return not hidden and _LATER_METRICS.fullmatch(name) is None
+    return is_plain(name) and _LATER_METRICS.fullmatch(name) is None
 
 
 def _append(path: Path, url: Remote, num_bytes: int) -> bool:

@@ -4,11 +4,13 @@ Training hands a `Trained` out; evaluation, generation, the analyses and the Pyt
 it. What a run is, is read from its checkpoint, so a recipe file edited since changes nothing.
 """
 
+from __future__ import annotations
+
 import contextlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ from glamcli.stored_arrays import newest_usable
 from glamcli.stored_runs import local, run_of
 from glamcli.train import automesh
 
+OTHER_DOCUMENTS = (
+    "the mixture's documents changed since the run was trained: held-out ones may not be the same"
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -69,6 +75,10 @@ class Trained:
     @cached_property
     def generator(self) -> Generator:
         return Generator(self.decoder, self.params, self.tokenizer)
+
+    def at(self, run: Path) -> Trained:
+        """The same model as that of a run in this place."""
+        return replace(self, run_dir=run, identity={**self.identity, "run": str(run)})
 
     def described(self) -> dict[str, Any]:
         """For results: the identity, and what they depend on besides. All processes must call it:
@@ -108,8 +118,7 @@ def open_trained(
             finite, or its tokenizer has changed.
     """
     host = host or Host()
-    if not isinstance(path, Remote):
-        _refuse_what_is_no_run(path)
+    _refuse_what_is_no_run(path)
     target = _as_trained if host.count > 1 else _by_size
 
     def read(folder: Path, meta: Meta) -> tuple[Path, dict[str, Any], Meta]:
@@ -117,20 +126,20 @@ def open_trained(
             with progress.phase("restoring"):
                 made = restore_params(folder, lambda meta: target(meta, folder), host, meta)
         except DamagedCheckpoint:
-            local(path, metrics=False)  # the step may have been deleted in the bucket
+            find()  # the step may have been deleted in the bucket
             raise
         return folder, *made
 
     # A training run may be saving and deleting steps right now.
-    warn = (progress if host.is_first else Silent()).warn
-    folder, params, meta = newest_usable(
-        lambda: find_steps(local(path, metrics=False), step), read, host, warn, strict
-    )
+    warn, find = (progress if host.is_first else Silent()).warn, partial(local, path, metrics=False)
+    found = newest_usable(lambda: find_steps(find(), step), read, host, warn, strict)
+    folder, params, meta = found
     _warn_of_bad_streak(folder, meta, warn)
     _refuse_not_finite(folder, params)
     recipe, decoder = _model(meta, folder)
     keep_compiled_programs(recipe)
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else None
+    run = run_of(path) if isinstance(path, Remote) else run_dir
     with step_folders.describing(folder):
         data = {name: meta["data"][name] for name in ("tokenizer", "sources")}
     tokenizer = _tokenizer(recipe, run_dir, data["tokenizer"], progress)
@@ -143,19 +152,11 @@ def open_trained(
     def documents() -> dict[str, list[str]]:
         dataset = open_data(recipe, progress)
         if dataset.fingerprint["sources"] != data["sources"]:
-            progress.warn(
-                "the mixture's documents changed since the run was trained:"
-                " held-out ones may not be the same"
-            )
+            progress.warn(OTHER_DOCUMENTS)
         return dataset.heldout_documents()
 
-    run = run_of(path) if isinstance(path, Remote) else run_dir
-    identity = {
-        "run": str(run or path),
-        "step": meta["step"],
-        "recipe_hash": meta.get("recipe_hash"),
-        "data": data,
-    }
+    about = {"step": meta["step"], "recipe_hash": meta.get("recipe_hash"), "data": data}
+    identity = {"run": str(run or path), **about}
     return Trained(recipe, decoder, params, tokenizer, identity, documents, run, host)
 
 
@@ -166,6 +167,8 @@ def keep_compiled_programs(recipe: Recipe) -> None:
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
+    if isinstance(path, Remote):
+        return  # `local` says so
     inside = _runs_in(path)
     if inside and not (path / "checkpoints").is_dir():
         raise CheckpointError(

@@ -134,7 +134,7 @@ def _conclude(outcome: Outcome, folder: Path, progress: Progress, as_json: bool)
         progress.say(f"{folder} is finished: step {outcome.step}, nothing left to do")
         return 0
     _show_heldout(outcome, as_json)
-    code = _finish(outcome.model, progress, as_json)
+    code = _finish(outcome.model.at(folder), progress, as_json)
     if outcome.failed_evals:
         progress.warn(f"{outcome.failed_evals} evaluations during training failed")
         code = code or DataError.exit_code

@@ -18,15 +18,12 @@ from glamcli import atomic
 from glamcli.errors import CheckpointError
 from glamcli.progress import duration
 from glamcli.storage import Remote
+from glamcli.stored_runs import OWNER, RESULTS, STEPS, STEPS_FOLDER, is_plain, parse_steps
 from glamcli.train.retry import WAITS
-from glamcli.untrusted import parse_as
 
-ELSEWHERE = ("arrays/", "results/", "lock.json")
+ELSEWHERE = ("arrays/", *(f"{folder}/" for folder in RESULTS), OWNER)
 """not the mirror's: arrays of steps, scores (other processes write them), and the owner."""
-STEPS = "steps.json"
-"""the object that has all files below `checkpoints`, small as they are: which steps there are, and
-which are set aside, changes as a whole, and after all other files."""
-_STEPS_FOLDER = "checkpoints/"
+_NOT_FILES = (*ELSEWHERE, f"{STEPS_FOLDER}/")
 _NOT_STEPS = ("trash", ".orbax-checkpoint-tmp")
 _Stamp = tuple[int, int]
 
@@ -67,13 +64,12 @@ class Mirror:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
             for name in self._url.files():
-                if not name.startswith(ELSEWHERE):
+                if is_plain(name) and not name.startswith(ELSEWHERE):
                     data, self._generations[name] = (self._url / name).read_at()
                     if name == STEPS:
                         self._steps = data
-                        files = parse_as(dict[str, str], data)
-                        for path, text in files.items():
-                            atomic.write(self._folder / _STEPS_FOLDER / path, text)
+                        for path, text in parse_steps(data, self._url).items():
+                            atomic.write(self._folder / STEPS_FOLDER / path, text)
                         continue
                     atomic.write(self._folder / name, data)
                     self._stamps[name] = _stamp(self._folder / name)
@@ -149,7 +145,9 @@ class Mirror:
             for path in sorted(self._folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         }
-        here = {name: path for name, path in here.items() if not name.startswith(_STEPS_FOLDER)}
+        here = {
+            name: path for name, path in here.items() if not name.startswith(f"{STEPS_FOLDER}/")
+        }
         for name, path in here.items():
             with suppress(FileNotFoundError):  # renamed meanwhile: its new name is uploaded
                 stamp = _stamp(path)
@@ -168,7 +166,7 @@ class Mirror:
 
     def _packed_steps(self) -> bytes:
         """Raises: FileNotFoundError when a step is renamed meanwhile; it is tried again."""
-        folder = self._folder / _STEPS_FOLDER
+        folder = self._folder / STEPS_FOLDER
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
         kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
         texts = {name: (folder / name).read_text() for name in kept if (folder / name).is_file()}

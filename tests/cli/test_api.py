@@ -96,7 +96,7 @@ def test_metrics_are_the_lines_of_the_run_but_for_a_torn_one(run, folder):
 @pytest.mark.parametrize(
     ("use", "what"),
     [
-        (lambda run: glamcli.open("gs://bucket/run"), "a run folder cannot be a URL"),
+        (lambda run: glamcli.open("https://bucket/run"), "a run folder cannot be a URL"),
         (lambda run: glamcli.open("nowhere"), "no run folder or checkpoint nowhere"),
         (lambda run: glamcli.load_recipe("test-tiny", {"train.steps": 0}), "train.steps"),
         (lambda run: run.logits("a" * 128), "129 tokens are more than the 128 of a row"),

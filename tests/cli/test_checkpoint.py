@@ -187,7 +187,7 @@ def test_rewind_moves_later_steps_aside_and_says_how_to_go_on(glam, folder):
         (("runs/none", "--to", 10), 4, "no complete checkpoint"),
         (("runs/r/checkpoints", "--to", 10), 4, "no complete checkpoint"),
         (("runs/r",), 2, "--to"),
-        (("gs://r", "--to", 10), 2, "cannot be a URL"),
+        (("https://r", "--to", 10), 2, "cannot be a URL"),
     ],
 )
 def test_a_rewind_that_cannot_be_changes_nothing(glam, folder, arguments, code, message):

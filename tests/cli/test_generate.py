@@ -173,7 +173,7 @@ def test_more_tokens_than_a_row_are_warned_about(glam, run, scripted):
         (["RUN", "x", "--tokens", "0"], 2, "--tokens"),
         (["RUN", "x", "--beam", "2", "--samples", "3"], 2, "raise `beam`"),
         (["RUN", "x", "--beam", "100000"], 2, "invalid value for `--beam`: 100000 is not in"),
-        (["gs://bucket/run", "x"], 2, "a run folder cannot be a URL: gs://bucket/run"),
+        (["https://h/run", "x"], 2, "a run folder cannot be a URL: https://h/run"),
     ],
 )
 def test_mistakes_are_told_in_a_line(glam, run, args, code, reason):
