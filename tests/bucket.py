@@ -88,10 +88,12 @@ def put_run(folder: Path, url: str, working: Path) -> None:
 
 class Weather:
     """What stands between a client and the server of objects: `fault` is given method and path of a
-    request, and may return a status to answer with instead; `delay` seconds pass before each."""
+    request, and may return a status to answer with instead; of a request for which `is_lost` is
+    true, only the answer is lost; `delay` seconds pass before each."""
 
     def __init__(self, server: str):
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self.is_lost: Callable[[str, str], bool] = lambda method, path: False
         self.delay = 0.0
         self.requests: list[tuple[str, str]] = []
         weather = self
@@ -112,6 +114,9 @@ class Weather:
                 )
                 try:
                     with urllib.request.urlopen(request) as answer:
+                        if weather.is_lost(self.command, self.path):
+                            self.reply(503, {}, b"")
+                            return
                         self.reply(answer.status, answer.headers, answer.read())
                 except urllib.error.HTTPError as error:
                     with error:

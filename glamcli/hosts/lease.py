@@ -1,11 +1,13 @@
 """A run in a bucket, held by one process at a time: an object that its owner renews.
 
 On disks `lock.py` does this. Here nobody is told when an owner dies, so one that has not renewed
-the object for `STALE_SECONDS` loses it to who waits for it. The clocks of two machines are never
-compared: who waits looks whether the object changes.
+the object for `STALE_SECONDS` loses it to who waits for it; one that provably died on this very
+machine loses it at once. The clocks of two machines are never compared: who waits looks whether
+the object changes.
 
-A process may sleep through all of that (SIGSTOP, a laptop's lid) and wake in the middle of a write.
-So what counts is written with `Remote.write_at`, on the condition that it is as this owner left it.
+A process may sleep through all of that (SIGSTOP, a laptop's lid, a store that is away for it alone)
+and wake in the middle of a write. So what counts is written with `Remote.write_at`, on the
+condition that it is as this owner left it, and an owner that cannot renew just goes on trying.
 """
 
 import json
@@ -16,6 +18,8 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from glamcli.errors import CheckpointError
 from glamcli.storage import Remote
@@ -55,10 +59,9 @@ class Lease:
         self._beat = 0
         self._over = threading.Event()
         try:
-            holder, generation = self._holder()
-            if holder != RELEASED:
+            holder, generation, process = self._holder()
+            if holder != RELEASED and not is_dead(process):
                 generation = self._await_stale(holder, generation, waiting)
-            self._renewed = time.monotonic()
             self._generation = path.write_at(self._content(self._me), generation)
         except FileExistsError:
             raise self._in_use(self._holder()[0]) from None
@@ -67,20 +70,23 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def release(self) -> None:
-        """Gives it back, if it is still held."""
+    def release(self, seconds: float) -> None:
+        """Gives it back, if it is still held and the store answers in so many seconds."""
         self._over.set()
-        self._thread.join()
-        with suppress(OSError):
-            self._path.write_at(self._content(RELEASED), self._generation)
+        self._thread.join(seconds)
 
-    def _holder(self) -> tuple[str, int]:
+    def _holder(self) -> tuple[str, int, Any]:
+        """Its name, the generation of the object, and what `this_process` was there."""
         data, generation = self._path.read_at()
-        return described_owner(data)[0] or RELEASED, generation
+        process = None
+        with suppress(ValueError, AttributeError):
+            process = parse_json(data).get("process")
+        return described_owner(data)[0] or RELEASED, generation, process
 
     def _content(self, holder: str) -> bytes:
         self._beat += 1
-        return json.dumps({"holder": holder, "token": self._token, "beat": self._beat}).encode()
+        content = {"holder": holder, "token": self._token, "beat": self._beat}
+        return json.dumps({**content, "process": this_process()}).encode()
 
     def _await_stale(self, holder: str, seen: int, waiting: Callable[[str], object]) -> int:
         """The generation that can be taken over."""
@@ -88,7 +94,7 @@ class Lease:
         until = time.monotonic() + STALE_SECONDS
         while time.monotonic() < until:
             time.sleep(RENEW_SECONDS / 2)
-            holder, generation = self._holder()
+            holder, generation, _ = self._holder()
             if holder == RELEASED:
                 return generation
             if generation != seen:
@@ -102,21 +108,56 @@ class Lease:
         )
 
     def _renew(self) -> None:
+        content = self._content(self._me)
         while not self._over.wait(RENEW_SECONDS):
-            start = time.monotonic()
             try:
-                content = self._content(self._me)
+                # The same again after a failure: it may have been written all the same.
                 self._generation = self._path.write_at(content, self._generation)
-                self._renewed = start  # others may count from then
+                content = self._content(self._me)
             except FileExistsError:
                 self._lost(f"{self._path.parent} was taken over by {self._last_holder()}")
                 return
-            except OSError as error:
-                if time.monotonic() > self._renewed + STALE_SECONDS:
-                    self._lost(f"{self._path} could not be renewed: {error.strerror}")
-                    return
+            except OSError:
+                continue  # others say that the store is away
+        with suppress(OSError):
+            self._path.write_at(self._content(RELEASED), self._generation)
 
     def _last_holder(self) -> str:
         with suppress(OSError):
             return self._holder()[0]
         return "another process"
+
+
+def this_process() -> list[Any] | None:
+    """What no other process has, here or elsewhere, now or later: where its number counts (boot and
+    namespace), the number, and when it began. None where the system does not say."""
+    with suppress(OSError):
+        return [_where(), os.getpid(), _began(os.getpid())]
+    return None
+
+
+def is_dead(process: Any) -> bool:
+    """Whether a process, as it described itself, has certainly ended; False when it may live."""
+    try:
+        where, number, began = process
+        if where != _where():
+            return False
+    except (OSError, TypeError, ValueError):
+        return False
+    try:
+        return _began(int(number)) != began
+    except FileNotFoundError:
+        return True
+    except (OSError, TypeError, ValueError):
+        return False
+
+
+def _where() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _began(number: int) -> str | None:
+    """In ticks since the boot; None of one that has ended and waits for its parent."""
+    state, *fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]

@@ -26,6 +26,8 @@ from glamcli.untrusted import parse_json
 
 LAST_CHANCE_SECONDS = 60.0
 """what an ending run gives to its last uploads."""
+RELEASE_SECONDS = 10.0
+"""and to giving the run back, without which the next start has to wait."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
         yield Bucket(folder, arrays, mirror)
     finally:
         mirror.close(LAST_CHANCE_SECONDS)
-        lease.release()
+        lease.release(RELEASE_SECONDS)
 
 
 def _collect(arrays: Remote, steps: bytes) -> None:

@@ -6,6 +6,7 @@ this run left it (`hosts/lease.py` says why). The bucket is the truth: a start f
 it.
 """
 
+import hashlib
 import json
 import shutil
 import threading
@@ -53,6 +54,8 @@ class Mirror:
         self._changed = threading.Condition()
         self._num_asked = self._num_done = 0
         self._over = False
+        self._unsure: dict[str, bytes] = {}
+        """SHA-256 of what was sent last of a file, where no answer came."""
         self._thread = threading.Thread(target=self._upload, daemon=True)
 
     def open(self) -> None:
@@ -100,35 +103,27 @@ class Mirror:
         """Uploads what has changed, in at most so many seconds, and ends the thread; whether all is
         in the bucket."""
         is_done = self.wait(self.ask(), seconds)
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
+        self._end()
         return is_done
 
     def _upload(self) -> None:
         num_failed, since = 0, 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._over or self._num_asked > self._num_done)
-                if self._over:
-                    return
-                number = self._num_asked
+        while (number := self._next()) is not None:
             try:
-                self._upload_changed()
+                steps = self._upload_changed()
             except FileExistsError as error:
                 self._lost(f"{error.filename}: {error.strerror}")
-                with self._changed:
-                    self._over = True
-                    self._changed.notify_all()
+                self._end()
                 return
-            except OSError as error:
+            except Exception as error:  # whatever it was, training is worth more
                 since = since or time.monotonic()
                 wait = self._waits[min(num_failed, len(self._waits) - 1)]
                 num_failed += 1
                 taken = duration(time.monotonic() - since)
+                what = getattr(error, "filename", None) or self._url
                 self._warn(
-                    f"{error.filename}: {error.strerror}; not uploaded for {taken}, trying again "
-                    f"in {duration(wait)}; training goes on"
+                    f"{what}: {getattr(error, 'strerror', None) or error}; not uploaded for {taken}"
+                    f", trying again in {duration(wait)}; training goes on"
                 )
                 with self._changed:
                     self._changed.wait_for(lambda: self._over, wait)
@@ -137,39 +132,75 @@ class Mirror:
             with self._changed:
                 self._num_done = max(self._num_done, number)
                 self._changed.notify_all()
+            if steps is not None:
+                self._published(steps)
 
-    def _upload_changed(self) -> None:
+    def _next(self) -> int | None:
+        """Waits for something to do: the number of what is asked for; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._num_asked > self._num_done)
+            return None if self._over else self._num_asked
+
+    def _end(self) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def _upload_changed(self) -> bytes | None:
+        """Returns the steps, if those were not yet in the bucket."""
         steps = self._packed_steps()  # as they are before the files are read
         here = {
             str(path.relative_to(self._folder)): path
             for path in sorted(self._folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         }
-        here = {
-            name: path for name, path in here.items() if not name.startswith(f"{STEPS_FOLDER}/")
-        }
+        here = {name: path for name, path in here.items() if not name.startswith(_NOT_FILES)}
         for name, path in here.items():
-            with suppress(FileNotFoundError):  # renamed meanwhile: its new name is uploaded
-                stamp = _stamp(path)
+            try:
+                stamp, data = _stamp(path), b""
                 if stamp != self._stamps.get(name):
-                    data, generation = path.read_bytes(), self._generations.get(name, 0)
-                    self._generations[name] = (self._url / name).write_at(data, generation)
-                    self._stamps[name] = stamp
+                    data = path.read_bytes()
+            except FileNotFoundError:  # renamed meanwhile: its new name is uploaded
+                continue
+            if stamp != self._stamps.get(name):
+                self._write(name, data)
+                self._stamps[name] = stamp
         for name in self._stamps.keys() - here.keys():
             (self._url / name).unlink()
             del self._stamps[name], self._generations[name]
-        if steps != self._steps:
-            generation = self._generations.get(STEPS, 0)
-            self._generations[STEPS] = (self._url / STEPS).write_at(steps, generation)
-            self._steps = steps
-            self._published(steps)
+        if steps == self._steps:
+            return None
+        self._write(STEPS, steps)
+        self._steps = steps
+        return steps
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Raises: FileExistsError when the object is not as this run left it. One that a request
+        wrote whose answer got lost is."""
+        path, generation = self._url / name, self._generations.get(name, 0)
+        if name in self._unsure:
+            found, at = path.read_at()
+            generation = at if hashlib.sha256(found).digest() == self._unsure[name] else generation
+        try:
+            self._generations[name] = path.write_at(data, generation)
+            self._unsure.pop(name, None)
+        except FileExistsError:
+            raise
+        except OSError:
+            self._unsure[name] = hashlib.sha256(data).digest()
+            raise
 
     def _packed_steps(self) -> bytes:
-        """Raises: FileNotFoundError when a step is renamed meanwhile; it is tried again."""
+        """All small files of steps as they were at one time: a step that is renamed meanwhile might
+        be missed under both names."""
         folder = self._folder / STEPS_FOLDER
-        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
-        kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
-        texts = {name: (folder / name).read_text() for name in kept if (folder / name).is_file()}
+        seen, texts = None, {}
+        while seen is None or seen != texts.keys():
+            seen = texts.keys()
+            names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
+            kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
+            with suppress(FileNotFoundError):
+                texts = {n: (folder / n).read_text() for n in kept if (folder / n).is_file()}
         return json.dumps(texts).encode()
 
 

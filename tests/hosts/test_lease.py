@@ -1,9 +1,11 @@
 """A lease has one owner: real processes race for it, are killed and stopped while they hold it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -42,7 +44,7 @@ while time.time() < until:
         mine += 1
     except FileExistsError:
         print("refused", flush=True)
-    held.release()
+    held.release(9)
 print(mine)
 """
 
@@ -67,7 +69,7 @@ def test_of_processes_that_race_one_has_it_at_a_time(bucket):
     assert int(place(f"{bucket}/run/counter").read(99)) == sum(counts)
 
 
-def test_a_killed_owner_loses_it_and_a_live_one_does_not(bucket):
+def test_a_killed_owner_loses_it_and_a_live_one_does_not(bucket, monkeypatch):
     owner = start(f"{bucket}/run", 60, hold=60)
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
@@ -76,11 +78,79 @@ def test_a_killed_owner_loses_it_and_a_live_one_does_not(bucket):
         Lease(path, told.append, told.append)
     owner.kill()
     owner.communicate()
+    monkeypatch.setattr(lease, "is_dead", lambda process: False)  # as on another machine
     mine = Lease(path, told.append, told.append)
     assert [f"process {owner.pid} on" in words for words in told] == [True, True]
-    mine.release()
-    Lease(path, told.append, told.append).release()
+    mine.release(9)
+    Lease(path, told.append, told.append).release(9)
     assert len(told) == 2, "one that was given back is taken at once"
+
+
+def test_an_owner_that_died_on_this_machine_loses_it_at_once(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1e6)
+    owner = start(f"{bucket}/run", 60, hold=60)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    owner.kill()
+    owner.communicate()
+    told = []
+    Lease(place(f"{bucket}/run/lock.json"), told.append, told.append).release(9)
+    assert not told, "nothing was waited for, nothing lost"
+
+
+def test_a_process_is_dead_only_where_its_number_counts():
+    where, number, began = lease.this_process()
+    assert not lease.is_dead([where, number, began])
+    assert lease.is_dead([where, number, f"{int(began) - 1}"]), "its number was given anew"
+    assert not lease.is_dead([f"{where}0", number, "1"]), "another machine or container"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert lease.is_dead([where, ended.pid, "1"]), "nobody has looked how it ended"
+    ended.wait()
+    assert lease.is_dead([where, ended.pid, "1"])
+    for strange in (None, {}, [], [where], [where, "x", "y"], 7):
+        assert not lease.is_dead(strange)
+
+
+def test_an_owner_whose_store_is_away_goes_on_and_hears_of_a_successor(bucket, weather):
+    told = []
+    path, lost = place(f"{bucket}/run/lock.json"), threading.Event()
+    mine = Lease(path, told.append, lambda why: (told.append(why), lost.set()))
+    weather.fault = lambda method, path: 403
+    time.sleep(3 * lease.STALE_SECONDS)
+    assert not lost.is_set()
+    weather.fault = lambda method, path: None
+    path.write(b'{"holder": "process 1 on another"}')
+    assert lost.wait(60)
+    assert told == [f"{bucket}/run was taken over by process 1 on another"]
+    mine.release(9)
+    assert b"another" in path.read(99), "what is lost is not given back"
+
+
+def test_an_answer_that_gets_lost_loses_nothing(bucket, weather, monkeypatch):
+    async def at_once(seconds: float) -> None:
+        return
+
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    told, num_faults, is_over = [], iter(range(20)), threading.Event()
+    path = place(f"{bucket}/run/lock.json")
+    mine = Lease(path, told.append, told.append)
+
+    def fault(method: str, path: str) -> int | None:
+        if next(num_faults, None) is None:
+            is_over.set()
+        return None if is_over.is_set() else 503
+
+    def is_lost(method: str, path: str) -> bool:
+        weather.fault, weather.is_lost = fault, lambda method, path: False
+        return True
+
+    weather.is_lost = is_lost
+    assert is_over.wait(60)
+    time.sleep(3 * lease.RENEW_SECONDS)
+    assert not told
+    mine.release(9)
+    assert json.loads(path.read(999))["holder"] == lease.RELEASED
 
 
 def test_an_owner_that_slept_hears_of_its_successor_and_cannot_write(bucket):
@@ -98,4 +168,4 @@ def test_an_owner_that_slept_hears_of_its_successor_and_cannot_write(bucket):
     assert lines[1] == "refused"
     assert place(f"{bucket}/run/counter").read(99) == b"successor"
     assert len(told) == 1, "the successor has lost nothing"
-    mine.release()
+    mine.release(9)

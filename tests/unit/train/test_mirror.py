@@ -1,10 +1,12 @@
 """A working folder and its copy in a bucket, on a real server that may be away or throttle."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from glamcli import atomic, step_folders
 from glamcli.storage import place
 from glamcli.train.mirror import Mirror
 
@@ -99,3 +101,51 @@ def test_a_file_that_another_process_has_written_is_left_and_told(open_folder, b
     assert not one.mirror.close(PATIENCE)
     assert one.losses == [f"{bucket}/run/metrics.jsonl: it was written by another process"]
     assert place(f"{bucket}/run/metrics.jsonl").read(99) == b"theirs\n"
+
+
+def test_a_file_whose_upload_had_no_answer_is_still_this_runs(open_folder, weather, monkeypatch):
+    async def at_once(seconds: float) -> None:
+        return
+
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    one, num_faults = open_folder("a"), iter(range(30))
+    (one.path / "metrics.jsonl").write_text("line\n")
+
+    def is_lost(method: str, path: str) -> bool:
+        weather.fault = lambda method, path: 503 if next(num_faults, None) is not None else None
+        weather.is_lost = lambda method, path: False
+        (one.path / "metrics.jsonl").write_text("line\nline\n")
+        return True
+
+    weather.is_lost = is_lost
+    assert one.mirror.wait(one.mirror.ask(), PATIENCE)
+    assert next(num_faults, None) is None, "the answer was lost"
+    assert one.mirror.close(PATIENCE)
+    assert not one.losses
+    assert open_folder("b").content() == one.content()
+
+
+def test_a_bucket_that_is_gone_is_told_and_nothing_counts_as_uploaded(open_folder, weather):
+    one = open_folder("a")
+    weather.fault = lambda method, path: 404
+    (one.path / "metrics.jsonl").write_text("line\n")
+    assert not one.mirror.wait(one.mirror.ask(), 2)
+    assert "there is no such object or bucket" in one.warnings[0]
+
+
+def test_a_step_that_is_renamed_meanwhile_is_in_every_version(open_folder, monkeypatch):
+    one, seen, read_text = open_folder("a"), [], Path.read_text
+    one.mirror._published = lambda steps: seen.append(json.loads(steps))
+    folder, moving = one.path / "checkpoints", iter("79")
+    for step in range(10):
+        atomic.write(folder / str(step) / "arrays.url", f"{step}")
+
+    def read_and_move(path: Path) -> str:
+        if path.parent.name == "3" and (step := next(moving, None)):
+            step_folders.move_aside(folder, step)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", read_and_move)
+    assert one.mirror.close(PATIENCE)
+    assert [sorted(texts.values()) for texts in seen] == [sorted("0123456789")]
+    assert "set-aside/9/arrays.url" in seen[0]
