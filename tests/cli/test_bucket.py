@@ -3,16 +3,21 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 
+import glamcli
 from bucket import new_bucket, put_run
 from cli.run_folder import make_run
 from glamcli import trained
+from glamcli.cli.watch import run_page
 from glamcli.evals.results.journal import Journal
 from glamcli.hosts.lease import Lease
 from glamcli.step_folders import checksum
 from glamcli.storage import place
+from glamcli.train import watching
+from glamcli.train.watching import WatchedRun
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +168,61 @@ def test_a_run_that_trains_is_not_rewound(glam, own, monkeypatch):
     finally:
         lease.release()
     assert (code, f"error: run folder {own} is in use by process" in err) == (4, True)
+
+
+def test_watching_goes_on_when_the_bucket_does_not_answer(glam, own, weather, monkeypatch):
+    async def at_once(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    watched = WatchedRun(place(own))
+    watched.refresh()
+    weather.fault = lambda method, path: 503
+    watched.refresh()
+    page = run_page(watched, 200, watched.read_at + 90)
+    assert page[0] == f"{own}  stopped"
+    assert page[2].startswith(f"no answer {own}: no answer, or none that helps")
+    assert page[2].endswith("shown is what was there 1:30 ago")
+    assert any("step 3" in line for line in page)
+    code, out, err = glam("watch", own)
+    assert (code, out, f"error: {own}: no answer" in err) == (4, "", True)
+    weather.fault = lambda method, path: None
+    watched.refresh()
+    assert run_page(watched, 200, watched.read_at)[2].startswith("steps")
+
+
+def test_who_trains_it_is_watched_and_whether_it_lives(own, monkeypatch):
+    def write(**owner):
+        place(f"{own}/lock.json").write(json.dumps({"holder": "process 5 on h", **owner}).encode())
+
+    watched, states = WatchedRun(place(own)), []
+
+    def look():
+        watched.refresh()
+        states.append(watched.state)
+
+    write(beat=1)
+    look()
+    line = {"step": 4, "unix_seconds": time.time() + 5}
+    place(f"{own}/metrics.jsonl").write(json.dumps(line).encode() + b"\n")
+    write(beat=2)
+    look()
+    monkeypatch.setattr(watching, "STALE_SECONDS", -1.0)
+    look()
+    monkeypatch.setattr(watching, "STALE_SECONDS", 60.0)
+    write(beat=3, holder="nobody")
+    look()
+    assert states == ["starting", "training", "stopped", "stopped"]
+
+
+def test_the_python_interface_and_the_analyses_read_and_keep_there(glam, own):
+    run = glamcli.open(own)
+    assert (run.step, repr(run)) == (3, f"<glamcli.Run {own} at step 3>")
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3]
+    assert run.evaluate("last_word", shots=[0], limit=1).model["run"] == own
+    assert glam("eval", "cooccurrence", own, "--samples", 1, "--tokens", 1)[0] == 0
+    words = ("eval", "overlap", own, "--suite", "last_word", "--limit", 1, "--processes", 1)
+    code, out, err = glam(*words)
+    assert (code, f"kept in {own}/overlap/" in err, "of " + own in out) == (0, True, True)
+    kept = {name.split("/")[0] for name in place(own).files()}
+    assert {"eval", "bias", "overlap"} <= kept
