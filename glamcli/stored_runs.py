@@ -114,6 +114,7 @@ class Copy:
         if not metrics:
             found.pop(_METRICS, None)
         for folder in RESULTS if results else ():
+            (self.folder / folder).mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 tree = (self.url / folder).tree()
                 found |= {f"{folder}/{name}": each for name, each in tree.items()}

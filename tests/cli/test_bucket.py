@@ -73,6 +73,9 @@ def test_steps_are_listed_and_verified(both):
 
 
 def test_a_suite_is_scored_kept_there_and_shown(both, runs, glam):
+    assert glam("eval", "show", runs[1])[2].startswith(
+        f"error: no results of `glam eval` in {runs[1]}/eval"
+    )
     both("eval", "RUN", "--limit", 2, "--shots", 0, "--json")
     url = place(runs[1])
     name, items = sorted(each for each in url.files() if each.startswith("eval/"))[::-1]
