@@ -169,7 +169,7 @@ def test_a_run_that_trains_is_not_rewound(glam, own, monkeypatch):
     try:
         code, _, err = glam("checkpoint", "rewind", own, "--to", 2)
     finally:
-        lease.release()
+        lease.release(60)
     assert (code, f"error: run folder {own} is in use by process" in err) == (4, True)
 
 
