@@ -32,7 +32,7 @@ from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, named_leaves, nested
 from glamcli.restore import restore_state
 from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_meta
-from glamcli.step_writers import BucketWriter, StepsInBucket, disk_writer
+from glamcli.step_writers import LAST_CHANCE_SECONDS, BucketWriter, StepsInBucket, disk_writer
 from glamcli.stored_arrays import (
     ignore_abandoned_work,
     silenced,
@@ -197,7 +197,9 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Closes them; an error of the run is told rather than what it did to the save in
-        progress."""
+        progress, which gets a last chance in a bucket."""
+        if error is not None and isinstance(self._manager, BucketWriter):
+            self._manager.hurry(LAST_CHANCE_SECONDS)
         with contextlib.suppress(*[CheckpointError] if error else []):
             self.close()
 
@@ -241,7 +243,9 @@ class Checkpoints:
     def _may_pass(self, error: Exception) -> bool:
         """Whether the disk or the bucket may be the reason of an error; libraries of buckets have
         many kinds."""
-        ours = isinstance(error, GlamError | jax.errors.JaxRuntimeError | MemoryError)
+        ours = isinstance(
+            error, GlamError | jax.errors.JaxRuntimeError | MemoryError | TypeError | AttributeError
+        )
         return isinstance(error, DISK_ERRORS) or (self.bucket is not None and not ours)
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:

@@ -26,6 +26,8 @@ from glamcli.stored_arrays import prepare_for_bucket
 
 SAVE_SECONDS = 600.0
 """what the arrays of one step may take on their way to a bucket; orbax allows a disk as long."""
+LAST_CHANCE_SECONDS = 60.0
+"""what an ending run gives to its last uploads."""
 PUBLISH_SECONDS = 60.0
 """what the small files may take after them, before the save counts as failed."""
 
@@ -76,6 +78,12 @@ class BucketWriter:
         self._num_saves = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._patience: float | None = None
+        self._describing, self._is_abandoned = threading.Lock(), False
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, what is not complete after so many seconds of waiting is given up."""
+        self._patience = seconds
 
     def save(self, step: int, args: Any) -> bool:
         """Copies the arrays and starts writing. A save that failed may have left objects behind, so
@@ -102,7 +110,11 @@ class BucketWriter:
     def wait_until_finished(self) -> None:
         """Raises: whatever ended the save, once."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(self._patience)
+            with self._describing:
+                self._is_abandoned = self._thread.is_alive()
+            if self._is_abandoned:
+                raise TimeoutError(f"not complete after {self._patience:.0f} s")
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
@@ -118,8 +130,11 @@ class BucketWriter:
             self._wait_for_others(f"{place} written")
             if self._host.is_first:
                 writer.finalize(place)
-                self._describe(step, str(place), meta)
-                self._retire()
+                with self._describing:
+                    if self._is_abandoned:
+                        return
+                    self._describe(step, str(place), meta)
+                    self._retire()
                 if not self._bucket.publish()(PUBLISH_SECONDS):
                     raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
             self._wait_for_others(f"{place} published")

@@ -177,6 +177,17 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             fs.rm(path, recursive=True)
 
+    def copy(self, names: list[str], target: Remote) -> None:
+        """Copies these objects below this one; within a store the server does it."""
+        with self._asking() as (fs, path):
+            there = file_system(str(target))[1]
+            fs.copy([f"{path}/{name}" for name in names], [f"{there}/{name}" for name in names])
+
+    def remove(self, names: list[str]) -> None:
+        """Deletes these objects below this one."""
+        with self._asking() as (fs, path):
+            fs.rm([f"{path}/{name}" for name in names])
+
     def unlink(self, missing_ok: bool = True) -> None:
         """Deletes the object; there need be none, whatever is asked for."""
         del missing_ok

@@ -107,7 +107,7 @@ def command(
         faults.arm(requested, host.index)
         if requested and host.is_first:
             progress.warn(f"{faults.VARIABLE}={breaking}: this run is broken on purpose")
-        if fresh and host.is_first and (aside := set_aside(folder)) is not None:
+        if fresh and host.is_first and (aside := set_aside(folder, progress)) is not None:
             progress.say(f"the earlier run is now {aside}")
         with loaded.placing():
             outcome = train(loaded.recipe, folder, progress, host, score_during, strict, STARTED)

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glamcli.data.cache import user_cache_dir
-from glamcli.errors import EXIT_PEER_GONE, name_folder
+from glamcli.errors import EXIT_PEER_GONE, CheckpointError, name_folder
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
-from glamcli.step_writers import StepsInBucket
+from glamcli.step_writers import LAST_CHANCE_SECONDS, StepsInBucket
 from glamcli.storage import Remote
+from glamcli.stored_runs import OWNER, STEPS
 from glamcli.train.mirror import Mirror
 from glamcli.untrusted import parse_json
 
-LAST_CHANCE_SECONDS = 60.0
-"""what an ending run gives to its last uploads."""
 RELEASE_SECONDS = 10.0
 """and to giving the run back, without which the next start has to wait."""
 
@@ -62,7 +61,7 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
     folder = user_cache_dir() / "runs" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
     name_folder(str(folder), str(url))
     arrays = url / "arrays"
-    lease = Lease(url / "lock.json", progress.say, lost)  # pyright: ignore
+    lease = Lease(url / OWNER, progress.say, lost)  # pyright: ignore
     mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, steps))
     try:
         mirror.open()
@@ -70,6 +69,35 @@ def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
     finally:
         mirror.close(LAST_CHANCE_SECONDS)
         lease.release(RELEASE_SECONDS)
+
+
+def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
+    """Moves an earlier run to `<run>.1`, `<run>.2`, ...; None where there is none. The server
+    copies all objects, the list of steps last; then it deletes them, those the list needs last.
+
+    Raises: CheckpointError when it is in use, or cannot be moved.
+    """
+    try:
+        if not any(name != OWNER for name in url.files()):
+            return None
+        lease = Lease(url / OWNER, progress.say, progress.warn)  # pyright: ignore
+        try:
+            number = 1
+            while (target := url.with_name(f"{url.name}.{number}")).files():
+                number += 1
+            names = [name for name in url.files() if name != OWNER]
+            arrays = [name for name in names if name.startswith("arrays/")]
+            plain = [name for name in names if name != STEPS and name not in arrays]
+            steps = [STEPS] if STEPS in names else []
+            for some in filter(None, (arrays, plain, steps)):
+                url.copy(some, target)
+            for some in filter(None, (plain, steps, arrays)):
+                url.remove(some)
+        finally:
+            lease.release(RELEASE_SECONDS)
+    except OSError as error:
+        raise CheckpointError(f"cannot move {url}: {error.filename}: {error.strerror}") from error
+    return target
 
 
 def _collect(arrays: Remote, steps: bytes) -> None:

@@ -27,7 +27,8 @@ from glamcli.step_folders import (
     refusal,
     steps_aside,
 )
-from glamcli.train import identity
+from glamcli.storage import Remote
+from glamcli.train import bucket, identity
 from glamcli.train.rewind import skipped_at
 
 # Patterns of file names, which orbax looks for its own files by, and what looks like a URL.
@@ -162,12 +163,14 @@ def write_run_files(
             raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def set_aside(run_dir: Path) -> Path | None:
+def set_aside(run_dir: Path, progress: Progress) -> Path | None:
     """Renames an earlier run to `<run>.1`, `<run>.2`, ...: nothing is ever deleted. Its new name;
     None where there is none.
 
     Raises: CheckpointError when it is in use, or cannot be renamed.
     """
+    if isinstance(run_dir, Remote):
+        return bucket.move_run_aside(run_dir, progress)  # pyright: ignore[reportReturnType]
     if not run_dir.exists():
         return None
     number = 1

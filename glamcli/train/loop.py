@@ -105,6 +105,8 @@ def train(
                 return _attempt(recipe, run_dir, progress, host, *about)
             except GoBack as back:
                 since = back.at
+                if bucket is not None:
+                    bucket.mirror.ask()
             gc.collect()  # the next attempt needs the room of this one's state
             if host.any("stop", stop.requested):
                 raise Preempted("went back, asked to stop", hint="rerun the same command")

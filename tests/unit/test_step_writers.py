@@ -190,3 +190,16 @@ def test_a_damaged_object_is_named_and_the_step_before_taken(saved, which, damag
         assert step == 1
         assert f"{folder}" in warned[0]
         assert warned[1] == "going back to step 1: up to 1 steps of training are lost"
+
+
+def test_an_error_of_the_run_is_not_kept_waiting_by_a_bucket(saved, weather, monkeypatch):
+    monkeypatch.setattr("glamcli.checkpoint.LAST_CHANCE_SECONDS", 0.5)
+    answering = threading.Event()
+    weather.fault = lambda method, path: not answering.wait(60) or None
+    saved.save(1, at(1), {})
+    writer = saved._manager
+    with pytest.raises(ZeroDivisionError), saved:
+        raise ZeroDivisionError
+    answering.set()
+    writer._thread.join(60)
+    assert saved.steps() == [], "a save that was given up adds no step later"
