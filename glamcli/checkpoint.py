@@ -63,6 +63,8 @@ class Checkpoints:
         self.bucket = bucket
         self.keep = keep
         self.host = host
+        self._owns_folder = host.is_first or bucket is not None
+        """whether no other process writes to it: of a run in a bucket, every one has its own."""
         self._manager: ocp.CheckpointManager | BucketWriter | None = None
         self._saving: int | None = None
         self._damaged: set[str] = set()
@@ -178,8 +180,8 @@ class Checkpoints:
         return step
 
     def clean(self) -> None:
-        """Empties the trash (`step_folders.py`), in the first process."""
-        if self.host.is_first:
+        """Empties the trash (`step_folders.py`), in the process that owns the folder."""
+        if self._owns_folder:
             step_folders.empty_trash(self.folder)
 
     def close(self) -> None:
@@ -211,7 +213,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager | BucketWriter:
         if self._manager is None:
             try:
-                if self.host.is_first:
+                if self._owns_folder:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     step_folders.sync_names(self.folder.parent)
                     for name in {*step_folders.damaged_steps(self.folder), *self._damaged}:

@@ -68,7 +68,8 @@ class StepsInBucket:
 class BucketWriter:
     """Writes the arrays of steps to a bucket, and then their descriptions into the step folders of
     `folder`, whose upload makes them count. `retire` is called between the two, so that what need
-    not stay goes with the same upload. Of several processes all write, and the first describes.
+    not stay goes with the same upload. Of several processes all write; the first uploads what the
+    others then note for themselves.
     """
 
     def __init__(
@@ -138,6 +139,9 @@ class BucketWriter:
                 if not self._bucket.publish()(PUBLISH_SECONDS):
                     raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
             self._wait_for_others(f"{place} published")
+            if not self._host.is_first:
+                self._describe(step, str(place), meta)
+                self._retire()
         except BaseException as error:
             self._error = error
         finally:

@@ -59,6 +59,8 @@ class Host:
     tell: Tell = lambda what, hint: None
     has_failed: bool = False
     """whether this process has told the others that it failed."""
+    last: Callable[[], object] = lambda: None
+    """called, from any thread, when this process ends without leaving what is open."""
 
     @property
     def is_first(self) -> bool:
@@ -172,7 +174,7 @@ class Host:
             what, hint, code = f"{type(error).__name__}: {first}", None, 1
         self.wire.fail(what, hint, code)
         self._let_others_leave()
-        timer = threading.Timer(LEAVE_SECONDS, _leave, [code])
+        timer = threading.Timer(LEAVE_SECONDS, self._leave, [code])
         timer.daemon = True
         timer.start()
 
@@ -182,19 +184,27 @@ class Host:
         with suppress(Exception):
             sys.stdout.flush()
         self._let_others_leave()
-        _leave(code)
+        self._leave(code)
+
+    def end_all(self, what: str, code: int) -> None:
+        """Ends this process, which has said why, and then all others at once."""
+        if self.wire is not None:
+            self.wire.fail(what, None, code)
+        self._let_others_leave()
+        self._leave(code)
+
+    def _leave(self, code: int) -> None:
+        with suppress(Exception):
+            self.last()
+        with suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
 
     def _let_others_leave(self) -> None:
         """Process 0 leaves last: jax aborts a process that misses the coordinator, and its exit
         code is lost."""
         if self.is_first and self.wire is not None:
             self.wire.wait_for_others(OTHERS_SECONDS)
-
-
-def _leave(code: int) -> None:
-    with suppress(Exception):
-        sys.stderr.flush()
-    os._exit(code)
 
 
 def _may_follow_another(error: BaseException) -> bool:

@@ -10,7 +10,8 @@ import math
 import os
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 
 from glamcli.config.schema import Runtime
 from glamcli.errors import EXIT_WATCHDOG
@@ -28,7 +29,16 @@ LONG = 10
 class Watchdog(AbstractContextManager["Watchdog"]):
     """Exits with 86 if `seconds` pass without `beat()`; None disables it."""
 
-    def __init__(self, seconds: float | None, name: str, *, is_first: bool = True):
+    def __init__(
+        self,
+        seconds: float | None,
+        name: str,
+        *,
+        is_first: bool = True,
+        last: Callable[[], object] = lambda: None,
+    ):
+        """`last` is called before it exits."""
+        self._last = last
         self.seconds = seconds
         self.name = name
         """of this process, for the message."""
@@ -66,10 +76,14 @@ class Watchdog(AbstractContextManager["Watchdog"]):
                 os.write(2, what.encode(errors="replace"))
                 faulthandler.dump_traceback(2)
                 if not self._over.wait(self._exit_after) and self._until[0] == until:
+                    faulthandler.cancel_dump_traceback_later()  # nothing locks the interpreter
+                    with suppress(Exception):
+                        self._last()
                     os._exit(EXIT_WATCHDOG)
 
 
 def make_watchdog(runtime: Runtime, host: Host) -> Watchdog:
     """What ends this process when it makes no progress; alone it never does."""
     seconds = runtime.step_timeout_seconds if host.count > 1 else None
-    return Watchdog(seconds, host.name(host.index), is_first=host.is_first)
+    name = host.name(host.index)
+    return Watchdog(seconds, name, is_first=host.is_first, last=lambda: host.last())

@@ -97,6 +97,7 @@ class Beginning:
             self.progress.warn,
             strict,
             self.checkpoints.reject,
+            lambda folder: self.checkpoints.folder / folder.name,
         )
         self.progress.say(f"continuing from step {first.saved_step}")
         if first.start > first.saved_step:

@@ -6,69 +6,109 @@ gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
                 metrics.jsonl, ...   as in a run folder
 """
 
+import functools
 import hashlib
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from glamcli.data.cache import user_cache_dir
 from glamcli.errors import EXIT_PEER_GONE, CheckpointError, name_folder
+from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
 from glamcli.step_writers import LAST_CHANCE_SECONDS, StepsInBucket
 from glamcli.storage import Remote
 from glamcli.stored_runs import OWNER, STEPS
-from glamcli.train.mirror import Mirror
+from glamcli.train.mirror import Mirror, packed_steps, write_steps
 from glamcli.untrusted import parse_json
 
+_ARRAYS = "arrays"
+"""the folder that has one for every attempt, with the arrays of its steps."""
 RELEASE_SECONDS = 10.0
 """and to giving the run back, without which the next start has to wait."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A run in a bucket that this process owns."""
+    """A run in a bucket that this process owns; or the first one, of several."""
 
+    url: Remote
     folder: Path
-    """the working folder."""
-    arrays: Remote
-    """the folder that has one for every attempt, with the arrays of its steps."""
-    mirror: Mirror
+    """the working folder, which no other process sees."""
+    mirror: Mirror | None
+    """in the process that owns the run."""
 
-    def new_steps(self) -> StepsInBucket:
-        """Where an attempt saves, after all earlier ones by any clock."""
+    def uploaded(self, seconds: float) -> bool:
+        """Whether all that is written by now is in the bucket after so many seconds at most."""
+        return self._publish()(seconds)
+
+    def new_steps(self, host: Host) -> StepsInBucket:
+        """Where an attempt saves, after all earlier ones by any clock.
+
+        By then other processes have the steps of the first one; from itself, because the bucket may
+        be behind.
+
+        Raises: CheckpointError when one of them cannot write its working folder.
+        """
+        steps = packed_steps(self.folder).decode() if host.is_first else ""
+        steps = host.of_first("steps", steps)
+        if not host.is_first:
+            try:
+                write_steps(self.folder, steps.encode(), self.url)
+            except OSError as error:
+                what = f"the working folder {self.folder} cannot be written: {error.strerror}"
+                raise CheckpointError(what) from error
         urls = (self.folder / "checkpoints").rglob(ARRAYS_URL)
         newest = max((_age(url.read_text())[0] for url in urls), default=0)
-        return StepsInBucket(str(self.arrays / f"{max(time.time_ns(), newest + 1)}"), self._publish)
+        attempt = host.of_first("attempt", max(time.time_ns(), newest + 1))
+        return StepsInBucket(str(self.url / _ARRAYS / f"{attempt}"), self._publish)
 
     def _publish(self) -> Callable[[float], bool]:
-        number = self.mirror.ask()
-        return lambda seconds: self.mirror.wait(number, seconds)
+        if (mirror := self.mirror) is None:
+            return lambda seconds: True
+        number = mirror.ask()
+        return lambda seconds: mirror.wait(number, seconds)
 
 
 @contextmanager
-def owned(url: Remote, progress: Progress) -> Iterator[Bucket]:
-    """Raises: CheckpointError when another process owns it, or the bucket cannot be used."""
+def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucket]:
+    """Takes the run, in the first process; the others wait for it when they next hear of it.
+
+    Raises: CheckpointError when another process owns it, or the bucket cannot be used.
+    """
+    name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
+    folder = user_cache_dir() / "runs" / (name if host.is_first else f"{name}-{host.index}")
+    name_folder(str(folder), str(url))
+    mirror = None
+    held, closing = ExitStack(), threading.Lock()
 
     def lost(why: str) -> None:
+        host.last = lambda: None  # nothing may be written any more
         progress.warn(f"{why}: this process ends, the run goes on there")
-        os._exit(EXIT_PEER_GONE)
+        host.end_all(why, EXIT_PEER_GONE)
 
-    folder = user_cache_dir() / "runs" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
-    name_folder(str(folder), str(url))
-    arrays = url / "arrays"
-    lease = Lease(url / OWNER, progress.say, lost)  # pyright: ignore
-    mirror = Mirror(url, folder, progress.warn, lost, lambda steps: _collect(arrays, steps))
+    def close() -> None:
+        with closing:  # a thread that ends this process waits for the one that is at it
+            held.close()
+
+    host.last = close
     try:
-        mirror.open()
-        yield Bucket(folder, arrays, mirror)
+        if host.is_first:
+            lease = Lease(url / OWNER, progress.say, lost)  # pyright: ignore
+            held.callback(lease.release, RELEASE_SECONDS)
+            collect = functools.partial(_collect, url / _ARRAYS)
+            mirror = Mirror(url, folder, progress.warn, lost, collect)
+            mirror.open()
+            held.callback(mirror.close, LAST_CHANCE_SECONDS)
+        yield Bucket(url, folder, mirror)
     finally:
-        mirror.close(LAST_CHANCE_SECONDS)
-        lease.release(RELEASE_SECONDS)
+        close()
+        host.last = lambda: None
 
 
 def move_run_aside(url: Remote, progress: Progress) -> Remote | None:

@@ -24,7 +24,6 @@ from glamcli.errors import (
     DamagedCheckpoint,
     DamagedRecord,
     Preempted,
-    RecipeError,
 )
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
@@ -95,9 +94,7 @@ def train(
     with listening(progress) as stop, ExitStack() as stack:
         bucket = None
         if isinstance(run_dir, Remote):
-            if host.count > 1:
-                raise RecipeError("a run in a bucket cannot have several processes yet")
-            bucket = stack.enter_context(owned(run_dir, progress))
+            bucket = stack.enter_context(owned(run_dir, progress, host))
             run_dir = bucket.folder
         while True:
             try:
@@ -106,7 +103,7 @@ def train(
             except GoBack as back:
                 since = back.at
                 if bucket is not None:
-                    bucket.mirror.ask()
+                    bucket.uploaded(0.0)
             gc.collect()  # the next attempt needs the room of this one's state
             if host.any("stop", stop.requested):
                 raise Preempted("went back, asked to stop", hint="rerun the same command")
@@ -128,9 +125,10 @@ def _attempt(
     last = recipe.train.steps
     with ExitStack() as stack:
         identity.refuse_differences(host, identity.of_program(host, recipe))
-        take_folder(run_dir, host, stack)
+        if bucket is None:
+            take_folder(run_dir, host, stack)
+        steps, keep = bucket.new_steps(host) if bucket else None, recipe.checkpoints.keep
         stack.enter_context(going_back(run_dir, host, progress))
-        steps, keep = bucket.new_steps() if bucket else None, recipe.checkpoints.keep
         checkpoints = Checkpoints(run_dir / "checkpoints", keep, host, steps)
         saved_step, saved = newest(checkpoints, host)
         with suppress(DamagedCheckpoint):  # an older step is taken, or the run ended, below

@@ -71,8 +71,7 @@ class Mirror:
                     data, self._generations[name] = (self._url / name).read_at()
                     if name == STEPS:
                         self._steps = data
-                        for path, text in parse_steps(data, self._url).items():
-                            atomic.write(self._folder / STEPS_FOLDER / path, text)
+                        write_steps(self._folder, data, self._url)
                         continue
                     atomic.write(self._folder / name, data)
                     self._stamps[name] = _stamp(self._folder / name)
@@ -148,7 +147,7 @@ class Mirror:
 
     def _upload_changed(self) -> bytes | None:
         """Returns the steps, if those were not yet in the bucket."""
-        steps = self._packed_steps()  # as they are before the files are read
+        steps = packed_steps(self._folder)  # as they are before the files are read
         here = {
             str(path.relative_to(self._folder)): path
             for path in sorted(self._folder.rglob("*"))
@@ -190,18 +189,30 @@ class Mirror:
             self._unsure[name] = hashlib.sha256(data).digest()
             raise
 
-    def _packed_steps(self) -> bytes:
-        """All small files of steps as they were at one time: a step that is renamed meanwhile might
-        be missed under both names."""
-        folder = self._folder / STEPS_FOLDER
-        seen, texts = None, {}
-        while seen is None or seen != texts.keys():
-            seen = texts.keys()
-            names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
-            kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
-            with suppress(FileNotFoundError):
-                texts = {n: (folder / n).read_text() for n in kept if (folder / n).is_file()}
-        return json.dumps(texts).encode()
+
+def packed_steps(working: Path) -> bytes:
+    """All small files of the steps of a working folder as they were at one time: a step that is
+    renamed meanwhile might be missed under both names."""
+    folder = working / STEPS_FOLDER
+    seen, texts = None, {}
+    while seen is None or seen != texts.keys():
+        seen = texts.keys()
+        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
+        kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
+        with suppress(FileNotFoundError):
+            texts = {n: (folder / n).read_text() for n in kept if (folder / n).is_file()}
+    return json.dumps(texts).encode()
+
+
+def write_steps(working: Path, packed: bytes, url: Remote) -> None:
+    """Makes these the steps of a working folder, of the run at `url`.
+
+    Raises: OSError; ValueError for something else than steps.
+    """
+    folder = working / STEPS_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    for path, text in parse_steps(packed, url).items():
+        atomic.write(folder / path, text)
 
 
 def _stamp(path: Path) -> _Stamp:
