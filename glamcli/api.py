@@ -34,11 +34,11 @@ from glamcli.evals.scoring.likelihoods import Likelihoods
 from glamcli.evals.scoring.requests import make_requests
 from glamcli.evals.tasks.suites import check_suites, load_suite
 from glamcli.generate import MIN_PROMPT, rounded_up
-from glamcli.hosts.join import ALONE, whole
+from glamcli.hosts.join import ALONE
 from glamcli.memory import explaining_memory
 from glamcli.model.decoder import Decoder
 from glamcli.named_leaves import named_leaves
-from glamcli.parallel.mesh import with_mesh_of
+from glamcli.parallel.mesh import whole, with_mesh_of
 from glamcli.progress import Progress, Silent
 from glamcli.storage import place
 from glamcli.stored_runs import local

@@ -20,11 +20,10 @@ from jax import Array
 from glamcli.beam_search import NEVER, Hypothesis, Search, TextStream
 from glamcli.data.tokenizer import Tokenizer
 from glamcli.decoding import Decoding, Sampling
-from glamcli.hosts.join import whole
 from glamcli.model.decoder import Decoder
 from glamcli.model.kv_cache import Cache, select_rows
 from glamcli.model.params import unstack_blocks
-from glamcli.parallel.mesh import on_one_device, with_mesh_of
+from glamcli.parallel.mesh import on_one_device, whole, with_mesh_of
 
 MIN_PROMPT = 32
 MIN_CACHE = 64

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from glamcli.config.schema import Runtime
 from glamcli.errors import (
@@ -216,14 +214,6 @@ def _may_follow_another(error: BaseException) -> bool:
 
 
 ALONE = Host()
-
-
-def whole(x: jax.Array) -> np.ndarray:
-    """The array in this process's memory, also where other processes hold parts of it; all of
-    them must then call this alike."""
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 @contextmanager

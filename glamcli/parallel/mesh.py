@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 
@@ -129,3 +130,11 @@ def _proposal(sizes: dict[str, Any], num_devices: int) -> str:
         left //= found[axis]
     axes = ", ".join(f"`mesh.{axis}` {found[axis]}" for axis in reversed(found))
     return f"for {num_devices} devices use {axes} and `mesh.data` {left} (or auto)"
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """The array in this process's memory, also where other processes hold parts of it; all of
+    them must then call this alike."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

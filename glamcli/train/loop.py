@@ -159,7 +159,9 @@ def _attempt(
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
         step_program = times.of("compile", _compiled_step, run, checkpoints)
-        train_step = stack.enter_context(Profiled(step_program, run, start))
+        place = bucket.url if bucket else run_dir
+        traced = Profiled(step_program, run, start, place)  # pyright: ignore[reportArgumentType]
+        train_step = stack.enter_context(traced)
         _catch_up((heldout, tasks), run, stop, saved_step, state)
         with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)

@@ -31,9 +31,12 @@ class Profiled(AbstractContextManager["Profiled"]):
 
     kind = "save"  # of its time
 
-    def __init__(self, step: Callable[[int, State, Any], Any], running: Running, start: int):
-        """`step` is the function (number, state, batch); the run begins after step `start`."""
-        self._step, self._running = step, running
+    def __init__(
+        self, step: Callable[[int, State, Any], Any], running: Running, start: int, run: Path
+    ):
+        """`step` is the function (number, state, batch); the run begins after step `start`. `run`
+        is the run's folder, or its URL: traces of all processes go there."""
+        self._step, self._running, self._traces = step, running, run / FOLDER
         self._folder: Path | None = None
         """for the files of the trace in progress, a temporary one."""
         self._now, self._steps = start, range(0)
@@ -85,7 +88,7 @@ class Profiled(AbstractContextManager["Profiled"]):
         if self._folder is None:
             return
         run, steps = self._running, f"{self._steps[0]}-{self._now}"
-        session = run.run_dir / FOLDER / "plugins" / "profile" / steps
+        session = self._traces / "plugins" / "profile" / steps
         with self._tolerating():
             jax.profiler.stop_trace()
             traces = [*self._folder.rglob("*.*.*")]
@@ -95,7 +98,7 @@ class Profiled(AbstractContextManager["Profiled"]):
                 # Several processes of one host would all write files of its name.
                 own = f"process{run.host.index}-" if run.host.count > 1 else ""
                 atomic.write(session / (own + path.name), path.read_bytes())
-            show = f"`xprof {run.run_dir / FOLDER}` shows it"
+            show = f"`xprof {self._traces}` shows it"
             run.progress.say(f"profile of steps {steps}: {session} ({show})")
         self._drop()
 

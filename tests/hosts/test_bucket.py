@@ -1,6 +1,7 @@
 """Processes that have nothing in common but a bucket are one run, and end as one."""
 
 import json
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from runs_in_bucket import HASTY, outcome, outcome_in_bucket
 pytestmark = pytest.mark.slow
 
 OWN_CACHE = ("--set", "data.cache_dir=null")
-SHORT = ("--set", "train.steps=21", "--set", "checkpoints.keep=3")
+SHORT = (*SMALL, "--set", "train.steps=21")
 
 
 def apart(folder):
@@ -31,16 +32,21 @@ def test_two_of_which_each_was_killed_end_as_on_a_shared_disk(several, bucket, t
         assert "is gone" in err
         assert "Traceback" not in err
     finished(several(url, *OWN_CACHE, *SHORT, **options))
-    assert outcome_in_bucket(url, tmp_path / "copy") == outcome(tmp_path / "disk")
+    metrics, digests = outcome(tmp_path / "disk")
+    metrics_there, digests_there = outcome_in_bucket(url, tmp_path / "copy")
+    assert metrics_there == metrics
+    assert digests_there["21"] == digests["21"]
 
 
 def test_two_that_are_asked_to_stop_save_and_one_goes_on(several, train, bucket, tmp_path):
     url, options = f"{bucket}/run", apart(tmp_path)
-    runs = several(url, *OWN_CACHE, *SMALL, **options)
+    runs = several(url, *OWN_CACHE, *SMALL, "--profile=3:4", **options)
     runs[0].until_step(9)
     runs[1].process.terminate()
     assert [run.finish()[0] for run in runs] == [75, 75]
     assert json.loads(place(f"{url}/lock.json").read(999))["holder"] == "nobody"
+    traces = {path.rpartition("/")[2].split("-")[0] for path in place(f"{url}/profile").files()}
+    assert traces == {"process0", "process1"}
     step = max(outcome_in_bucket(url, tmp_path / "copy")[1], key=int)
     alone = train(url, *SMALL, num_devices=8, first=HASTY, XDG_CACHE_HOME=str(tmp_path / "new"))
     alone.until("say", text=f"continuing from step {step}")
@@ -53,5 +59,16 @@ def test_two_that_are_asked_to_stop_save_and_one_goes_on(several, train, bucket,
 def test_of_two_starts_one_trains_until_it_loses_the_run(several, bucket, tmp_path):
     url, options = f"{bucket}/run", apart(tmp_path)
     starts = [several(url, *OWN_CACHE, *SMALL, *LONG, **options) for _ in range(2)]
-    while all(run.process.poll() is None for runs in starts for run in runs):
-        starts[0][0].process.poll()
+    while not (ended := [runs for runs in starts if runs[0].process.poll() is not None]):
+        time.sleep(0.2)
+    assert len(ended) == 1
+    for code, err in [run.finish() for run in ended[0]]:
+        assert code == 4, err
+        assert f"run folder {url} is in use by process" in err
+    (owner,) = (runs for runs in starts if runs is not ended[0])
+    owner[0].until_step(3)
+    place(f"{url}/lock.json").write(b'{"holder": "process 1 on another-host"}')
+    for run in owner:
+        code, err = run.finish()
+        assert code == 134, err
+        assert f"{url} was taken over by process 1 on another-host" in run.rest + err

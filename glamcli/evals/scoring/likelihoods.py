@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.scoring.batches import BatchPlanner, RequestBatch, Trunk
 from glamcli.evals.scoring.requests import Likelihood, Request
-from glamcli.hosts.join import whole
 from glamcli.model.kv_cache import Cache, extended, select_rows
-from glamcli.parallel.mesh import with_mesh_of
+from glamcli.parallel.mesh import whole, with_mesh_of
 from glamcli.trained import Trained
 
 _BATCH_TOKENS, _CPU_BATCH_TOKENS = 32_768, 2_048

@@ -67,7 +67,7 @@ def running(tmp_path: Path, steps: str, host: Host = ALONE) -> Any:
 def train(run: Any, start: int = 0, stop: int = 9) -> Any:
     """Steps start + 1 to `stop`, where the run is asked to stop."""
     x = jnp.ones(4)
-    with Profiled(lambda step, state, batch: double(state), run, start) as step:
+    with Profiled(lambda step, state, batch: double(state), run, start, run.run_dir) as step:
         for number in range(start + 1, stop + 1):
             x = step(number, x, None)
             if step.is_due(number, stopping=number == stop):
@@ -134,7 +134,8 @@ def test_of_steps_passed_or_not_reached_there_is_no_profile(tmp_path, steps, sta
 
 
 def test_a_run_that_fails_leaves_the_steps_so_far(tmp_path):
-    with suppress(KeyError), Profiled(lambda *args: args[1], running(tmp_path, "1:9"), 0) as step:
+    run = running(tmp_path, "1:9")
+    with suppress(KeyError), Profiled(lambda *args: args[1], run, 0, run.run_dir) as step:
         step(1, jnp.ones(1), None)
         raise KeyError
     assert sessions(tmp_path) == ["1-1"]
