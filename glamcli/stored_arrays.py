@@ -139,8 +139,7 @@ def newest_usable(
     damaged: dict[Path, DamagedCheckpoint] = {}
     gone: set[Path] = set()
     while True:
-        paths = host.gather("checkpoints", [str(path) for path in find()])[0]
-        folders = [here(Path(path)) for path in paths]
+        folders = map(here, map(Path, host.gather("checkpoints", [*map(str, find())])[0]))
         folder = next((path for path in folders if path not in damaged and path not in gone), None)
         if folder is None:
             raise _none_usable(list(damaged.values()))
