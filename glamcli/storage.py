@@ -27,6 +27,7 @@ from glamcli.errors import RecipeError, redacted
 EXTRA = "pip install 'glamcli[remote]'"
 _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _REFUSED = (401, 403)
+_BLOCK_BYTES = 1 << 22
 
 
 def is_url(text: object) -> bool:
@@ -141,6 +142,23 @@ class Remote(PurePosixPath):
         """Replaces the object as a whole, or leaves the one that is there."""
         with self._asking() as (fs, path):
             fs.pipe_file(path, data)
+
+    def upload(self, file: Path) -> None:
+        """Replaces the object by a local file, as a whole, or leaves the one that is there."""
+        with self._asking() as (fs, path):
+            fs.put_file(str(file), path)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The content of an object, some megabytes at a time."""
+        with self._asking() as (fs, path):
+            file = fs.open(path, "rb")
+        with file:
+            while True:
+                with self._asking():
+                    block = file.read(_BLOCK_BYTES)
+                if not block:
+                    return
+                yield block
 
     def files(self) -> list[str]:
         """Names of all objects below this one, relative to it."""

@@ -177,10 +177,6 @@ def _local_files(recipe: Recipe) -> Found:
     if model is not None and "://" in model:
         what = f"a tokenizer's file must be local, but `data.tokenizer.path` is `{shown(model)}`"
         yield "data.tokenizer.path", what, "copy it here"
-    folder = recipe.data.cache_dir
-    if folder is not None and "://" in folder:
-        what = f"the cache folder must be local, but `data.cache_dir` is `{shown(folder)}`"
-        yield "data.cache_dir", what, "remove it for the user's cache folder"
 
 
 def _optimizer(recipe: Recipe) -> Found:

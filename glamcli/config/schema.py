@@ -220,7 +220,8 @@ class Data(Settings):
     """`fill`: rows are filled to the last token and long documents continue in the next row;
     `whole`: a document that fits into a row is never split, the rest of the row is padding."""
     cache_dir: str | None = None
-    """folder of tokenizers and prepared rows; None is the user's cache folder."""
+    """folder of tokenizers and prepared rows; None is the user's cache folder. Behind a URL, they
+    are made once, and every machine copies them to the user's cache folder."""
     prepare_processes: CountOrZero = 0
     """processes that tokenise and pack; 0 means one per core."""
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from glamcli.config.schema import Recipe
 from glamcli.errors import DataError
+from glamcli.storage import Remote, is_url
 
 ANOTHER_CACHE = (
     "name another cache folder with `data.cache_dir` or the environment variable XDG_CACHE_HOME"
@@ -43,8 +44,16 @@ def user_cache_dir() -> Path:
 
 
 def cache_dir(recipe: Recipe) -> Path:
-    """The cache folder of a recipe: its `data.cache_dir`, else the user's."""
-    return user_cache_dir() if recipe.data.cache_dir is None else Path(recipe.data.cache_dir)
+    """The cache folder of a recipe on this machine: its `data.cache_dir`, or the user's where there
+    is none or it is a URL."""
+    folder = recipe.data.cache_dir
+    return user_cache_dir() if folder is None or is_url(folder) else Path(folder)
+
+
+def shared_cache(recipe: Recipe) -> Remote | None:
+    """What machines share: the `data.cache_dir` of a recipe where it is a URL (`shared.py`)."""
+    folder = recipe.data.cache_dir
+    return Remote(folder) if folder is not None and is_url(folder) else None
 
 
 def cache_path(

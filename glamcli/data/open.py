@@ -17,9 +17,10 @@ import numpy as np
 
 from glamcli.config.mixtures import Mixture, load_mixture, source_weights
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import cache_dir, writing_cache
+from glamcli.data.cache import cache_dir, shared_cache, writing_cache
 from glamcli.data.mixture import Schedule
-from glamcli.data.prepare import Prepared, last_rows, prepare
+from glamcli.data.prepare import last_rows, prepare
+from glamcli.data.prepared import Prepared
 from glamcli.data.rows import Rows, read_rows_meta
 from glamcli.data.sources import documents, files
 from glamcli.data.tokenizer import Tokenizer
@@ -192,18 +193,20 @@ def _with_other_problems(error: DataError, mixture: Mixture) -> DataError:
 
 
 def open_data_together(recipe: Recipe, progress: Progress, host: Host) -> Dataset:
-    """The recipe's data, opened by every process of a run. Where processes share a cache folder,
-    the first one prepares and the others wait; one with a folder of its own prepares for itself.
+    """The recipe's data, opened by every process of a run. Where processes share a cache, a folder
+    or behind a URL, the first one prepares and the others wait; one with a folder of its own
+    prepares for itself.
 
     Raises: what `open_data` raises.
     """
     if host.count == 1:
         return open_data(recipe, progress)
-    cache = cache_dir(recipe)
+    cache, shared = cache_dir(recipe), shared_cache(recipe)
     with writing_cache(cache):
-        waits = host.shares(cache)[host.index] and not host.is_first
+        is_shared = host.shares(cache)[host.index] or shared is not None
+    waits = is_shared and not host.is_first
     if waits:
-        progress.say(f"waiting for process 0, which prepares the data in {cache}")
+        progress.say(f"waiting for process 0, which prepares the data in {shared or cache}")
         host.wait("data")
     dataset = open_data(recipe, progress)
     if not waits:

@@ -8,11 +8,9 @@ length. A folder appears whole or not at all: it is built beside its final path,
 
 import contextlib
 import functools
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +18,18 @@ from typing import IO, Any
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import cache_path, json_digest
-from glamcli.data.parts import DOCUMENTS_FILE, cut, finished_part, join_parts, make_part, part_chars
-from glamcli.data.rows import META_FILE, Rows, damaged, read_rows_meta
+from glamcli.data.cache import cache_path, json_digest, shared_cache
+from glamcli.data.parts import (
+    SPLITS,
+    cut,
+    finished_part,
+    join_parts,
+    make_part,
+    part_chars,
+)
+from glamcli.data.prepared import Prepared
+from glamcli.data.rows import META_FILE, Rows, read_rows_meta
+from glamcli.data.shared import copy_entry, share_entry
 from glamcli.data.sources import READ_SETTINGS, Reading, documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import Tokenizer
@@ -30,7 +37,8 @@ from glamcli.data.workers import Workers
 from glamcli.errors import DataError
 from glamcli.hosts.lock import hold
 from glamcli.progress import Progress
-from glamcli.untrusted import parse_as, parse_json, read_file
+from glamcli.storage import Remote
+from glamcli.untrusted import parse_as, read_file
 
 # Part of every fingerprint: raise it when the same inputs would give other rows.
 ROWS_FORMAT = 3
@@ -39,52 +47,6 @@ MAX_HELDOUT_SHARE = 0.05
 # Less than this is prepared before other processes would have started.
 WORTH_PROCESSES_BYTES = 4 << 20
 MEMORY_HINT = "run again: finished parts are kept; fewer `data.prepare_processes` need less memory"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Rows of every source of a mixture, by source name."""
-
-    train: dict[str, Rows]
-    heldout: dict[str, Rows]
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of every source's rows: of what they are, not of how they were made."""
-        splits = (self.train, self.heldout)
-        return {
-            name: json_digest([[s.rows_sha256 for s in rows[name].shards] for rows in splits])
-            for name in self.train
-        }
-
-    def heldout_documents(self, name: str) -> list[str]:
-        """Texts of held-out documents, in their order: at most 512, or 1 Mi characters."""
-        folder = self.train[name].folder
-        try:
-            data = read_file(folder / DOCUMENTS_FILE)
-        except OSError as error:
-            raise damaged(folder / DOCUMENTS_FILE, error.strerror or str(error)) from error
-        if hashlib.sha256(data).hexdigest() != read_rows_meta(folder).documents_sha256:
-            raise damaged(folder / DOCUMENTS_FILE, "changed since it was written")
-        try:
-            return [str(parse_json(line)["text"]) for line in data.splitlines()]
-        except (ValueError, LookupError, TypeError) as error:
-            raise damaged(folder / DOCUMENTS_FILE, f"no documents: {error}") from error
-
-    def damage(self, name: str, vocab_size: int) -> Iterator[DataError]:
-        """Reads every file of a source again: what is wrong with each split and its documents."""
-        splits = (self.train[name], self.heldout[name])
-        for check in (*(rows.verify for rows in splits), lambda: self.heldout_documents(name)):
-            try:
-                check()
-            except DataError as error:
-                yield error
-        for rows in splits:
-            if rows.counts.max_id >= vocab_size:
-                yield DataError(
-                    f"{rows.folder}: token id {rows.counts.max_id} is outside the vocabulary of "
-                    f"{vocab_size}"
-                )
 
 
 @dataclass(frozen=True)
@@ -112,14 +74,19 @@ def prepare(
     missing = [plan for plan in plans if not (plan.folder / META_FILE).exists()]
     small = sum(plan.num_bytes for plan in missing) < WORTH_PROCESSES_BYTES
     processes = 1 if small else recipe.data.prepare_processes
+    shared = shared_cache(recipe)
     make = functools.partial(make_part, tokenizer, recipe.data.packing, recipe.batch.row_tokens)
     with Workers(make, processes, "prepares rows", MEMORY_HINT) as workers:
         for plan in missing:
             if plan.name in last:
                 _report_changes(plan, last[plan.name], progress)
             with _held(plan.folder, progress):
-                if not (plan.folder / META_FILE).exists():
+                there = shared and shared / "rows" / plan.folder.name
+                is_here = (plan.folder / META_FILE).exists()
+                if not (is_here or copy_entry(there, plan.folder, progress)):
                     _prepare_source(plan, sides, workers, progress)
+    if shared is not None:
+        _share(plans, shared, progress)
     folders = {plan.name: plan.folder for plan in plans}
     if folders != last:
         names = {name: folder.name for name, folder in folders.items()}
@@ -129,6 +96,18 @@ def prepare(
         train={name: Rows(folder, "train") for name, folder in folders.items()},
         heldout={name: Rows(folder, "heldout") for name, folder in folders.items()},
     )
+
+
+def _share(plans: list[_Plan], shared: Remote, progress: Progress) -> None:
+    """Raises: DataError for rows that are damaged by now."""
+    for plan in plans:
+        splits = [Rows(plan.folder, split) for split in SPLITS]
+        share_entry(
+            shared / "rows" / plan.folder.name,
+            sorted(plan.folder.iterdir()),
+            progress,
+            lambda splits=splits: [rows.verify() for rows in splits],
+        )
 
 
 def last_rows(recipe: Recipe, mixture: Mixture, cache: Path) -> tuple[Path, dict[str, Path]]:

@@ -9,13 +9,15 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from itertools import accumulate
 from pathlib import Path
 
 from glamcli import atomic
 from glamcli.config.mixtures import Mixture, Source
 from glamcli.config.schema import Recipe
-from glamcli.data.cache import cache_path, json_digest, writing_cache
+from glamcli.data.cache import cache_path, json_digest, shared_cache, writing_cache
+from glamcli.data.shared import copy_entry, share_entry
 from glamcli.data.sources import documents, source_inputs
 from glamcli.data.split import Sides, divide_mixture
 from glamcli.data.tokenizer import (
@@ -28,7 +30,7 @@ from glamcli.data.tokenizer import (
 )
 from glamcli.errors import DataError
 from glamcli.progress import Progress
-from glamcli.storage import place
+from glamcli.storage import Remote, place
 from glamcli.untrusted import parse_json, read_file
 
 # Part of every key: raise it when the same inputs would give another tokenizer.
@@ -66,7 +68,10 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
             },
         }
         path = cache_path(cache, "tokenizers", json_digest(inputs)[:16])
-        record = path.with_suffix(".json")
+        record, shared = path.with_suffix(".json"), shared_cache(recipe)
+        there = shared and shared / "tokenizers" / path.stem
+        if there and not record.exists():
+            _copy(there, path, record, progress)
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             recorded = parse_json(read_file(record))["sha256"]
             if path.exists():
@@ -76,6 +81,8 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
                         f"{path}: checksum differs from the one recorded when it was trained",
                         hint=f"delete {record}; the next run trains it again",
                     )
+                if there:
+                    share_entry(there, (path, record), progress)
                 return tokenizer
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):  # before minutes of training rather than after
@@ -83,7 +90,19 @@ def open_tokenizer(recipe: Recipe, mixture: Mixture, cache: Path, progress: Prog
         tokenizer = train_on(mixture, vocab_size, sides, path, progress)
         content = {"inputs": inputs, "sha256": tokenizer.fingerprint}
         atomic.write(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        if there:
+            share_entry(there, (path, record), progress)
         return tokenizer
+
+
+def _copy(there: Remote, path: Path, record: Path, progress: Progress) -> None:
+    """Copies a shared tokenizer, if there is one, its record last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(folder, path.stem)
+        if copy_entry(there, copy, progress):
+            for file in (path, record):
+                os.replace(copy / file.name, file)
 
 
 def train_on(

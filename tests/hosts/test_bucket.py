@@ -40,7 +40,8 @@ def test_two_of_which_each_was_killed_end_as_on_a_shared_disk(several, bucket, t
 
 def test_two_that_are_asked_to_stop_save_and_one_goes_on(several, train, bucket, tmp_path):
     url, options = f"{bucket}/run", apart(tmp_path)
-    runs = several(url, *OWN_CACHE, *SMALL, "--profile=3:4", **options)
+    in_bucket = ("--set", f"data.cache_dir={bucket}/cache")
+    runs = several(url, *in_bucket, *SMALL, "--profile=3:4", **options)
     runs[0].until_step(9)
     runs[1].process.terminate()
     assert [run.finish()[0] for run in runs] == [75, 75]
@@ -48,7 +49,8 @@ def test_two_that_are_asked_to_stop_save_and_one_goes_on(several, train, bucket,
     traces = {path.rpartition("/")[2].split("-")[0] for path in place(f"{url}/profile").files()}
     assert traces == {"process0", "process1"}
     step = max(outcome_in_bucket(url, tmp_path / "copy")[1], key=int)
-    alone = train(url, *SMALL, num_devices=8, first=HASTY, XDG_CACHE_HOME=str(tmp_path / "new"))
+    options["XDG_CACHE_HOME"] = str(tmp_path / "new")
+    alone = train(url, *in_bucket, *SMALL, num_devices=8, **options)
     alone.until("say", text=f"continuing from step {step}")
     finished([alone])
     metrics, digests = outcome_in_bucket(url, tmp_path / "copy")

@@ -131,11 +131,6 @@ CASES = {
         "`optimizer.scale_by_parameter` has no effect with `adamw`",
         "default true",
     ),
-    "remote cache": (
-        ["data.cache_dir=gs://bucket/cache"],
-        "the cache folder must be local, but `data.cache_dir` is `gs://bucket/cache`",
-        "remove it",
-    ),
     "suite name": (["finish.suite=quik"], "no shipped suite is called `quik`", "`quick`"),
     "suite file": (["finish.suite=./no.yaml"], "no such suite file: `", None),
     "suite without shots": (

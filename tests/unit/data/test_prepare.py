@@ -16,7 +16,8 @@ from glamcli.config.schema import Batch, Data, Model, Recipe, Train
 from glamcli.data import parts, source_files
 from glamcli.data import prepare as preparing
 from glamcli.data.pack import pack
-from glamcli.data.prepare import Prepared, prepare
+from glamcli.data.prepare import prepare
+from glamcli.data.prepared import Prepared
 from glamcli.data.rows import META_FILE, Rows, write_rows_meta
 from glamcli.data.tokenizer import Bytes
 from glamcli.errors import DataError
