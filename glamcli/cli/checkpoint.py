@@ -186,7 +186,7 @@ def _writing(run: Path, progress: Progress) -> Iterator[Path]:
 
     with owned(run, progress) as bucket:
         yield bucket.folder
-        if not bucket.mirror.wait(bucket.mirror.ask(), UPLOAD_SECONDS):
+        if not bucket.uploaded(UPLOAD_SECONDS):
             what = f"{run} is not changed: its files could not be uploaded"
             raise CheckpointError(what, hint="run the same command again once the bucket answers")
 
