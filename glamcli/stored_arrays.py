@@ -123,15 +123,13 @@ def newest_usable(
     warn: Callable[[str], object],
     strict: bool = False,
     reject: Callable[[str], object] = lambda name: None,
-    here: Callable[[Path], Path] = lambda folder: folder,
 ) -> Made:
     """What `read` makes of the first step folder that `find` lists and that can be used, given its
     description, which is the same in all processes.
 
     The next one is tried, and `warn` and `reject` (with its name) called, when `read` raises
     DamagedCheckpoint, which it must do in all processes alike; with `strict` that ends it. A folder
-    that is deleted meanwhile (retention of a training run) is left out without a word. All
-    processes of `host` follow the list of the first; `here` gives this process's copy of a folder.
+    that is deleted meanwhile is left out without a word. All processes follow the first one's list.
 
     Raises: CheckpointError when none can be used, or one is of a newer version; what `find` and
         `read` raise.
@@ -139,7 +137,9 @@ def newest_usable(
     damaged: dict[Path, DamagedCheckpoint] = {}
     gone: set[Path] = set()
     while True:
-        folders = map(here, map(Path, host.gather("checkpoints", [*map(str, find())])[0]))
+        mine = find()
+        folders = map(Path, host.gather("checkpoints", [str(path) for path in mine])[0])
+        folders = [mine[0].parent / path.name if mine else path for path in folders]
         folder = next((path for path in folders if path not in damaged and path not in gone), None)
         if folder is None:
             raise _none_usable(list(damaged.values()))

@@ -97,7 +97,6 @@ class Beginning:
             self.progress.warn,
             strict,
             self.checkpoints.reject,
-            lambda folder: self.checkpoints.folder / folder.name,
         )
         self.progress.say(f"continuing from step {first.saved_step}")
         if first.start > first.saved_step:

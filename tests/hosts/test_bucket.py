@@ -15,6 +15,10 @@ OWN_CACHE = ("--set", "data.cache_dir=null")
 SHORT = (*SMALL, "--set", "train.steps=21")
 
 
+def owner(url):
+    return json.loads(place(f"{url}/lock.json").read(999))["holder"]
+
+
 def apart(folder):
     """A cache for each process, which no other one sees."""
     return {"first": HASTY, "XDG_CACHE_HOME": lambda k: str(folder / f"machine-{k}")}
@@ -31,6 +35,7 @@ def test_two_of_which_each_was_killed_end_as_on_a_shared_disk(several, bucket, t
         assert code == 134, err
         assert "is gone" in err
         assert "Traceback" not in err
+        assert (owner(url) == "nobody") == (victim == 1)
     finished(several(url, *OWN_CACHE, *SHORT, **options))
     metrics, digests = outcome(tmp_path / "disk")
     metrics_there, digests_there = outcome_in_bucket(url, tmp_path / "copy")
@@ -45,7 +50,7 @@ def test_two_that_are_asked_to_stop_save_and_one_goes_on(several, train, bucket,
     runs[0].until_step(9)
     runs[1].process.terminate()
     assert [run.finish()[0] for run in runs] == [75, 75]
-    assert json.loads(place(f"{url}/lock.json").read(999))["holder"] == "nobody"
+    assert owner(url) == "nobody"
     traces = {path.rpartition("/")[2].split("-")[0] for path in place(f"{url}/profile").files()}
     assert traces == {"process0", "process1"}
     step = max(outcome_in_bucket(url, tmp_path / "copy")[1], key=int)
@@ -67,10 +72,10 @@ def test_of_two_starts_one_trains_until_it_loses_the_run(several, bucket, tmp_pa
     for code, err in [run.finish() for run in ended[0]]:
         assert code == 4, err
         assert f"run folder {url} is in use by process" in err
-    (owner,) = (runs for runs in starts if runs is not ended[0])
-    owner[0].until_step(3)
+    (winner,) = (runs for runs in starts if runs is not ended[0])
+    winner[0].until_step(3)
     place(f"{url}/lock.json").write(b'{"holder": "process 1 on another-host"}')
-    for run in owner:
+    for run in winner:
         code, err = run.finish()
         assert code == 134, err
         assert f"{url} was taken over by process 1 on another-host" in run.rest + err

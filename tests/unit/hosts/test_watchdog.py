@@ -7,7 +7,7 @@ import pytest
 
 
 def run(code: str) -> tuple[int, str]:
-    start = "import ctypes, time\nfrom glamcli.hosts import watchdog\n"
+    start = "import ctypes, os, time\nfrom glamcli.hosts import watchdog\n"
     ended = subprocess.run(
         [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60
     )
@@ -18,7 +18,8 @@ def stuck(hang: str, locked_seconds: float = 10) -> tuple[int, list[str]]:
     code, err = run(
         f"watchdog.LOCKED_SECONDS = {locked_seconds}\n"
         "def train():\n"
-        "    with watchdog.Watchdog(0.2, 'process 1', is_first=False) as dog:\n"
+        "    last = lambda: os.write(2, b'its last words')\n"
+        "    with watchdog.Watchdog(0.2, 'process 1', is_first=False, last=last) as dog:\n"
         "        for step in range(3): dog.beat(f'in step {step} (100%)')\n"
         f"        {hang}\n"
         "train()\n"
@@ -31,6 +32,7 @@ def test_a_process_that_hangs_says_where_and_exits_with_86():
     assert code == 86
     assert first == "error: process 1 got no further for 0.2 s, in step 2 (100%); its stacks:"
     assert any(" in train" in line for line in stacks)
+    assert stacks[-1] == "its last words"
 
 
 def test_a_process_that_keeps_the_interpreter_locked_shows_its_stacks_and_ends():
