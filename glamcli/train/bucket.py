@@ -30,7 +30,7 @@ from glamcli.untrusted import parse_json
 _ARRAYS = "arrays"
 """the folder that has one for every attempt, with the arrays of its steps."""
 RELEASE_SECONDS = 10.0
-"""and to giving the run back, without which the next start has to wait."""
+"""what an ending run gives to giving it back, without which the next start has to wait."""
 
 
 @dataclass(frozen=True)
