@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -33,7 +34,7 @@ def object_server() -> Iterator[str]:
     # The wrapper's own class leaves the log in a pipe that nobody reads, and the server waits.
     server = subprocess.Popen([*command, "-log-level", "error"], stderr=subprocess.DEVNULL)
     try:
-        _await(url)
+        _await(f"{url}/storage/v1/b")
         os.environ.update(dict.fromkeys(NAMES, url))
         yield url
     finally:
@@ -43,10 +44,42 @@ def object_server() -> Iterator[str]:
         server.wait()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a moto server, where s3fs looks for Amazon's."""
+    for package in ("moto", "flask", "s3fs"):
+        pytest.importorskip(package)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+    variables = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
+    try:
+        _await(f"{url}/moto-api/")
+        os.environ.update(variables)
+        yield url
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(params=["gs", "s3"])
+def any_bucket(request) -> str:
+    """The URL of a new bucket, of Google's kind and of Amazon's."""
+    if request.param == "gs":
+        return new_bucket(request.getfixturevalue("object_server"))
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    url = f"{request.getfixturevalue('s3_server')}/{name}"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
+    return f"s3://{name}"
+
+
 def _await(url: str) -> None:
-    for _ in range(200):
+    for _ in range(600):
         try:
-            urllib.request.urlopen(f"{url}/storage/v1/b").close()
+            urllib.request.urlopen(url).close()
             return
         except urllib.error.URLError:
             time.sleep(0.05)

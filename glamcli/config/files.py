@@ -81,17 +81,17 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def run_folder(text: str | Path) -> Path:
-    """The path of a run folder.
+    """The path of a run folder, or the URL of a run in a bucket of Google's.
 
-    Raises: RecipeError for a URL (runs are on a file system, docs/storage.md), and for what no file
-        can be called.
+    Raises: RecipeError for other URLs (docs/storage.md), and for what no file can be called.
     """
     if str(text).startswith("gs://"):
         return place(str(text))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
         raise RecipeError(
             f"a run folder cannot be a URL: {text}",
-            hint="give a local path; mount the bucket to use one there",
+            hint="runs are on disks or in Google's buckets (gs://), as orbax writes arrays to no"
+            " others: mount a bucket of another kind to use it",
         )
     try:
         os.lstat(text)

@@ -1,8 +1,10 @@
 """Files behind URLs are read and written as local ones are; a real server of objects answers."""
 
 import errno
+import importlib
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -46,40 +48,42 @@ def test_a_path_that_is_no_url_is_local(text):
     assert place(text) == Path(text)
 
 
-def test_a_recipe_in_a_bucket_is_the_recipe_and_has_the_same_rows(bucket, tmp_path):
+def test_a_recipe_in_a_bucket_is_the_recipe_and_has_the_same_rows(any_bucket, tmp_path):
     (tmp_path / "child.yaml").write_text("extends: ./tiny.yaml\ntrain: {steps: 3}\n")
     write_recipe(tmp_path)
-    upload(tmp_path, f"{bucket}/recipes")
+    upload(tmp_path, f"{any_bucket}/recipes")
     local = load_recipe(tmp_path / "child.yaml")
-    remote = load_recipe(f"{bucket}/recipes/child.yaml", [f"data.cache_dir={tmp_path / 'other'}"])
-    assert remote.recipe.data.mixture == f"{bucket}/recipes/mixture.yaml"
-    assert remote.place("train.steps") == f"{bucket}/recipes/child.yaml:2"
+    remote = load_recipe(
+        f"{any_bucket}/recipes/child.yaml", [f"data.cache_dir={tmp_path / 'other'}"]
+    )
+    assert remote.recipe.data.mixture == f"{any_bucket}/recipes/mixture.yaml"
+    assert remote.place("train.steps") == f"{any_bucket}/recipes/child.yaml:2"
     apart = {"data": {"mixture", "cache_dir"}}
     assert remote.recipe.model_dump(exclude=apart) == local.recipe.model_dump(exclude=apart)
     here, there = (open_data(each.recipe, Silent()).fingerprint for each in (local, remote))
     assert here == there
 
 
-def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(bucket):
-    path = place(f"{bucket}/tokenizer.model")
+def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(any_bucket):
+    path = place(f"{any_bucket}/tokenizer.model")
     trained = train_sentencepiece(["the cat sat on the mat"] * 20, 280, path)
     assert load_sentencepiece(path).fingerprint == trained.fingerprint
 
 
-def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(bucket, tmp_path):
+def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(any_bucket, tmp_path):
     (tmp_path / "suite.yaml").write_text("tasks: [mine]\n")
     (tmp_path / "mine.yaml").write_text(TASK)
     (tmp_path / "items.jsonl").write_text('{"q": "1", "choices": ["a", "b"]}\n')
-    upload(tmp_path, f"{bucket}/suites")
-    suite = load_suite(f"{bucket}/suites/suite.yaml")
+    upload(tmp_path, f"{any_bucket}/suites")
+    suite = load_suite(f"{any_bucket}/suites/suite.yaml")
     local = load_suite(str(tmp_path / "suite.yaml"))
     assert [task.sha256 for task in suite.tasks] == [task.sha256 for task in local.tasks]
     items = read_jsonl(suite.path.parent / "items.jsonl")
     assert items[0].fields == read_jsonl(tmp_path / "items.jsonl")[0].fields
 
 
-def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(bucket):
-    path = place(f"{bucket}/a/b.txt")
+def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(any_bucket):
+    path = place(f"{any_bucket}/a/b.txt")
     atomic.write(path, "first")
     atomic.write(path, "second\nline\n")
     assert read_file(path) == b"second\nline\n"
@@ -91,6 +95,28 @@ def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(bucket):
         assert (file.readline(), file.tell()) == (b"second\n", 7)
     atomic.write(path, b"")
     assert read_file(path) == b""
+
+
+def test_objects_are_listed_with_what_changes_when_they_do(any_bucket):
+    url = place(f"{any_bucket}/run")
+    for name in ("a", "b", "c/d", "c/e/f"):
+        atomic.write(url / name, f"of {name}")
+    found, tree = url.listed(), url.tree()
+    assert ({*found}, {*tree}) == ({"a", "b"}, {"a", "b", "c/d", "c/e/f"})
+    assert tree["a"] == found["a"]
+    assert [each.num_bytes for each in tree.values()] == [4, 4, 6, 8]
+    assert abs(found["a"].unix_seconds - time.time()) < 100
+    atomic.write(url / "a", "of 1")
+    again = url.listed()
+    assert again["a"].version != found["a"].version
+    assert again["b"] == found["b"]
+    assert ((url / "a").read_from(0), (url / "a").read_from(3)) == (b"of 1", b"1")
+    (url / "c").delete()
+    (url / "a").unlink()
+    (url / "none").unlink()
+    assert url.files() == ["b"]
+    with pytest.raises(FileNotFoundError):
+        (url / "c").listed()
 
 
 def test_what_is_wrong_with_a_url_is_said_in_words(bucket, capsys):
@@ -120,6 +146,8 @@ def test_a_url_that_a_path_would_change_is_refused(url, capsys):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    known = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(known, "s3", raising=False)
     with pytest.raises(OSError, match=r"pip install 'glamcli\[remote\]'"):
         read_file(place("s3://bucket/a.yaml"))
 
