@@ -40,6 +40,7 @@ _UNSTARTED = (
     "_create_paths|cancellable|_async_serialize_shardings|_serialize_arrays|JsonCheckpointHandler"
     "|BasePyTreeCheckpointHandler|Store"
 )
+_NOT_ASKED = "exception was never retrieved"
 _ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
 
 Made = TypeVar("Made")
@@ -237,12 +238,15 @@ def os_error(error: Exception) -> int | None:
 def ignore_abandoned_work() -> None:
     """Leaves out, from now on, what is reported, perhaps late, of other arrays when one cannot be
     read or written: orbax closes the event loop in which TensorStore's threads are at work."""
-    hook, known = sys.unraisablehook, _ABANDONED  # the module may be gone when it is called
+    # The module may be gone when these are called.
+    hook, known, not_asked = sys.unraisablehook, _ABANDONED, _NOT_ASKED
     sys.unraisablehook = lambda raised: (
         None if str(raised.exc_value).startswith(known) else hook(raised)
     )
     message = rf"coroutine '({_UNSTARTED}).*' was never awaited"
     warnings.filterwarnings("ignore", message, RuntimeWarning)
+    # With a traceback for every array: hundreds, when the program ends.
+    logging.getLogger("asyncio").addFilter(lambda record: not_asked not in record.getMessage())
 
 
 @functools.cache
