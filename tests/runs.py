@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from glamcli.hosts.pace import PACE_KEYS
+from glamcli.train.memory_use import MEMORY_KEYS
 from glamcli.train.speed import SPEED_KEYS
 from glamcli.train.times import TIME_KEYS
 
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
 WALL_CLOCK = (
     *("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left"),
-    *(*PACE_KEYS, *SPEED_KEYS, *TIME_KEYS),
+    *(*PACE_KEYS, *SPEED_KEYS, *TIME_KEYS, *MEMORY_KEYS),
 )
 STEPS = 40
 RECIPE = f"""

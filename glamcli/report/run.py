@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glamcli.config.load import leaves, load_recipe
+from glamcli.config.origins import noted_origins, short_origins
 from glamcli.config.schema import Recipe
 from glamcli.config.settings import Settings
 from glamcli.errors import CheckpointError, GlamError
@@ -172,12 +173,14 @@ def _read_recipe(run: ReportRun) -> None:
         run.settings = by_dotted_key(kept) if isinstance(kept, dict) else {}
         return
     run.recipe, run.settings = loaded.recipe, dict(leaves(loaded.recipe))
+    noted = noted_origins(run.about, loaded.recipe)
+    short = short_origins(noted.values())
     run.origins = dict(_origins(loaded.recipe))
+    run.origins |= {key: short[origin] for key, origin in noted.items()}
 
 
 def _origins(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`default` or `recipe` for every setting by dotted key. A run keeps all values and not the
-    files that they came from."""
+    """`default` or `recipe` for every setting by dotted key, for a run that has noted no more."""
     for name, about in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):

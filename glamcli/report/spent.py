@@ -2,17 +2,20 @@
 
 import math
 from itertools import cycle
+from typing import Any
 
 from glamcli.config.chips import PUE, WATTS_PER_CHIP, Chip, chip_of
 from glamcli.progress import duration
 from glamcli.report.charts import curve_charts
 from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
 from glamcli.report.run import ReportRun
+from glamcli.train.memory_use import MEMORY_KEYS
 from glamcli.train.metric_files import as_number
 from glamcli.train.times import TIME_KINDS
 from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
 
 NUM_COLOURS = 8
+_GIB = 2**30
 
 
 def speed_section(runs: Runs) -> Section:
@@ -50,15 +53,25 @@ def _time_bar(run: ReportRun, total: float, is_named: bool) -> str:
 
 
 def memory_section(runs: Runs) -> Section:
-    """What the metrics say of memory."""
-    names = dict.fromkeys(n for run in runs for n in run.curves.names("") if "memory" in n)
+    """Memory of processes and devices, and whatever else the metrics say of memory."""
+    process, held, peak = MEMORY_KEYS
+    devices = {"in use": held, "most so far": peak}
+    chips = {chip.name: chip.usable_bytes / _GIB for run in runs if (chip := _chips(run)[0])}
+    others = dict.fromkeys(n for run in runs for n in run.curves.names("") if "memory" in n)
+    gib: dict[str, Any] = {"scale": 1 / _GIB, "from_zero": True}
     parts: list[Part] = [
-        chart
-        for name in names
-        for chart in curve_charts(runs, name, "", {name: name}, from_zero=True)
-    ]
-    hint = "<code>glam plan RUN --target local</code> says what a step takes."
-    return Section("Memory", parts, f"No memory in the metrics; {hint}")
+        *curve_charts(runs, "Memory of the fullest device", "GiB", devices, **gib,
+                      levels=[(f"a {name} has", size) for name, size in chips.items()]),
+        *curve_charts(runs, "Memory of the largest process", "GiB", {"resident": process}, **gib),
+        *(chart for name in others if name not in MEMORY_KEYS
+          for chart in curve_charts(runs, name, "", {name: name}, from_zero=True)),
+    ]  # fmt: skip
+    if not parts:
+        hint = "<code>glam plan RUN --target local</code> says what a step takes."
+        return Section("Memory", missing=f"No memory in the metrics; {hint}")
+    if not any(run.curves.names("memory/device") for run in runs):
+        parts += [soft("These devices do not tell how much memory they hold.")]
+    return Section("Memory", parts)
 
 
 def cost_section(runs: Runs) -> Section:

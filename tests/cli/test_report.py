@@ -22,6 +22,9 @@ TIMES = {"start": 4.0, "data": 1.0, "compile": 6.0, "step": 8.0, "data_wait": 0.
          "save": 0.2, "lost": 0.0}  # fmt: skip
 
 
+PROCESS = "memory/process_bytes"
+
+
 def line(step, **more):
     """A line of metrics as a run with two expert layers writes it."""
     times = {f"seconds/{kind}": spent + step * (kind == "step") for kind, spent in TIMES.items()}
@@ -255,6 +258,35 @@ def test_a_setting_of_the_recipe_says_whether_it_is_a_default(run):
     listed = section(page_of(run), "Recipe")
     assert "<tr><td>seed</td><td>0</td><td>default</td></tr>" in listed
     assert "<tr><td>batch.row_tokens</td><td>128</td><td>recipe</td></tr>" in listed
+
+
+def test_a_setting_says_where_it_came_from_when_the_run_was_started(run):
+    path = run / "run.json"
+    about = json.loads(path.read_text())
+    places = {"seed": "--set", "batch.row_tokens": "/home/me/a<b>.yaml:7", "batch.rows": "default"}
+    path.write_text(json.dumps(about | {"origins": places}))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("seed: 0", "seed: 5"))  # edited since
+    listed = section(page_of(run), "Recipe")
+    assert "<tr><td>batch.row_tokens</td><td>128</td><td>a&lt;b&gt;.yaml:7</td></tr>" in listed
+    assert "<tr><td>seed</td><td>5</td><td>recipe</td></tr>" in listed
+    assert "<td>data.cache_dir</td>" in listed
+
+
+def test_memory_is_drawn_beside_what_a_chip_has(run):
+    about = json.loads((run / "run.json").read_text())
+    assert "do not tell" in section(page_of(write(run, [line(1, **{PROCESS: 2**31})])), "Memory")
+    about["topology"] |= {"device_kind": "TPU v4"}
+    (run / "run.json").write_text(json.dumps(about))
+    sizes = {PROCESS: 2**31, "memory/device_bytes": 5 * 2**30, "memory/device_peak_bytes": 2**33}
+    page = page_of(write(run, [line(1, **sizes), line(2, **sizes)]))
+    charts = charts_of(page)
+    assert charts["Memory of the largest process"]["lines"][0]["mean"] == [2.0, 2.0]
+    of_device = charts["Memory of the fullest device"]
+    assert [each["mean"][0] for each in of_device["lines"]] == [5.0, 8.0]
+    assert of_device["levels"] == [["a v4 has", 30.75]]
+    assert "do not tell" not in section(page, "Memory")
+    assert not [title for title in charts if "memory/" in title]
 
 
 def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):

@@ -34,6 +34,9 @@ LINE = {
     "seconds_per_step": 0.831,
     "mfu": 0.413,
     "goodput": 0.92,
+    "memory/process_bytes": 3 * 2**30,
+    "memory/device_bytes": 21.5 * 2**30,
+    "memory/device_peak_bytes": 2**35,
     "max_first_frac": 0.051,
     "router_entropy_nats": 2.9,
     "balance": 1.04,
@@ -60,6 +63,7 @@ optimizer rate 0.03  gradient norm 1.5  skipped 2
 routers   top expert 5.1%  entropy 2.90 nats  balance 1.04  first drops 1.0%
           second drops 30.0%  dead experts 3  alarms 1
 speed     2,466 tokens/s  0.831 s/step  MFU 41.3%  goodput 92.0%
+memory    device 21.50 GiB  most 32.00 GiB  process 3.00 GiB
 scores    arc/accuracy/0_shots 0.512  (step 50)"""
 
 
@@ -143,6 +147,21 @@ def test_what_files_say_is_shown_escaped_and_cut(run):
         for line in lines:
             wide = sum(unicodedata.east_asian_width(char) in "WF" for char in line)
             assert len(line) + wide <= width
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_long_name_is_cut_before_its_number(run, width):
+    scores = {f"eval/{name}/accuracy/{shots}_shots": 0.125 * (shots + 1)
+              for name in ("a_task_with_a_long_name", "名" * 40) for shots in (0, 1)}  # fmt: skip
+    write(run, {"step": 60, "eval/failed_tasks": 0, **scores})
+    lines = drawn(run, width)
+    shown = " ".join(lines[next(i for i, line in enumerate(lines) if "scores" in line) :])
+    assert [shown.count(f"{shots}_shots {score}") for shots, score in ((0, 0.125), (1, 0.25))] == [
+        2, 2,
+    ]  # fmt: skip
+    assert "failed" not in shown
+    write(run, {"step": 61, "eval/failed_tasks": 2})
+    assert "failed_tasks 2" in " ".join(drawn(run, width))
 
 
 def test_without_a_terminal_it_is_printed_once(run, glam):
