@@ -21,7 +21,7 @@ from glamcli.config.files import is_path
 from glamcli.config.sizes import bytes_text
 from glamcli.errors import CheckpointError, first_of
 from glamcli.progress import duration
-from glamcli.train.metrics import FAILED_TASKS
+from glamcli.train.metrics import FAILED_TASKS, STDERR
 from glamcli.train.watching import Numbers, WatchedRun
 
 SECONDS = 2.0
@@ -179,9 +179,13 @@ def _newest(numbers: Numbers, prefix: str, form: str, columns: int) -> list[str]
     newest = max((step for step, _ in found.values()), default=0)
     shown = []
     for name, (step, value) in found.items():
-        if step == newest and (value or name != FAILED_TASKS):
-            number, name = f" {form.format(value)}", in_one_line(name.removeprefix(prefix))
-            shown.append(_ends(name, columns - len(number)) + number)
+        if step != newest or name.endswith(STDERR) or (name == FAILED_TASKS and not value):
+            continue
+        number, error = f" {form.format(value)}", found.get(name + STDERR)
+        name = in_one_line(name.removeprefix(prefix))
+        shown.append(_ends(name, columns - len(number)) + number)
+        if error and _columns(more := f"{shown[-1]} ± {error[1]:.2g}") <= columns:
+            shown[-1] = more
     return [*first_of(shown, SHOWN_NAMES), f"(step {newest:,})"] if shown else []
 
 

@@ -17,7 +17,7 @@ from glamcli.report.events import Event, Noticed
 from glamcli.report.mixture import ReadRows
 from glamcli.report.scores import ScoreCurve
 from glamcli.train.identity import by_dotted_key
-from glamcli.train.metric_files import as_number, metric_lines
+from glamcli.train.metric_files import as_number, metric_lines, run_seconds
 from glamcli.train.rewind import Rewind, rewinds
 from glamcli.train.times import TIME_KINDS
 from glamcli.untrusted import open_regular, parse_json, read_file
@@ -38,6 +38,8 @@ class ReportRun:
     loads: Loads = field(default_factory=Loads)
     step: int = 0
     """the newest in its metrics."""
+    passed: float | None = None
+    """seconds from its start to its newest line, by the clock."""
     tokens_per_step: float | None = None
     by_layer: dict[str, list[float | None]] = field(default_factory=dict)
     """the newest numbers of the routers by expert layer."""
@@ -122,7 +124,7 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
 
 def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
     """Fills curves and loads; raises OSError when there is no such file."""
-    noticed, num_damaged = Noticed(records), 0
+    noticed, num_damaged, began = Noticed(records), 0, None
     routers: Mapping[str, Any] = {}
     with open_regular(run.folder / METRICS) as file:
         for line, values in metric_lines(file):
@@ -133,6 +135,9 @@ def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
             run.step = max(run.step, step)
             tokens = as_number(values.get("tokens_seen"))
             run.tokens_per_step = tokens / step if tokens else run.tokens_per_step
+            if (spent := run_seconds(values)) and (at := as_number(values.get("unix_seconds"))):
+                began = at - spent if began is None else began
+                run.passed = at - began
             run.curves.add(step, values)
             noticed.line(step, values)
             if LOAD in values:

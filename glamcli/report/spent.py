@@ -49,7 +49,18 @@ def _time_bar(run: ReportRun, total: float, is_named: bool) -> str:
     rows.append(("all of the run's time", duration(total), "100 %"))
     title = f"<h3>Where the time of {text(run.name)} went</h3>" if is_named else ""
     bar = share_bar(((colour, spent) for colour, _, spent in keyed), total)
-    return title + bar + html_table(("", ">time", ">share"), rows, sums=1)
+    return title + bar + html_table(("", ">time", ">share"), rows, sums=1) + _apart(run, total)
+
+
+def _apart(run: ReportRun, total: float) -> str:
+    """What passed beside the run's time, where that is more than a hundredth of it."""
+    if run.passed is None or not total * 1.01 < run.passed < math.inf:
+        return ""
+    return soft(
+        f"{duration(run.passed)} have passed from its start to its newest line. For "
+        f"{duration(run.passed - total)} of them no process trained it, or one that was killed "
+        "had not written down yet what it did."
+    )
 
 
 def memory_section(runs: Runs) -> Section:

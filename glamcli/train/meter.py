@@ -25,7 +25,7 @@ from glamcli.train.health import Health
 from glamcli.train.loggers import Writer, open_loggers
 from glamcli.train.memory_use import MemoryUse
 from glamcli.train.metric_files import MetricsFile
-from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
+from glamcli.train.metrics import FAILED_TASKS, STDERR, LossSums, finite
 from glamcli.train.rewind import rewinds, seconds_before
 from glamcli.train.router_alarms import RouterAlarms
 from glamcli.train.speed import model_speed
@@ -145,8 +145,9 @@ class Meter(AbstractContextManager["Meter"]):
         self._write({"step": step, **{name: finite(value) for name, value in values.items()}})
         shown = [
             f"{name.removeprefix('eval/')} {value:.3f}"
+            + (f" ± {values[name + STDERR]:.3f}" if name + STDERR in values else "")
             for name, value in values.items()
-            if name != FAILED_TASKS or value
+            if (name != FAILED_TASKS or value) and not name.endswith(STDERR)
         ]
         self.progress.say(f"step {step}: {', '.join(shown)}")
         self.restart_clock()

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cli.run_folder import make_run
-from glamcli.evals.results.scores import Measured, Reported, Results, Score
+from glamcli.evals.results.scores import Average, Measured, Reported, Results, Score
 from glamcli.evals.results.store import keep_results
 from glamcli.progress import Silent
 from glamcli.report.page import report_page
@@ -296,6 +296,16 @@ def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
     assert abs(sum(map(float, shares)) - 100) < 0.5
 
 
+def test_time_in_which_no_process_trained_is_said(run):
+    lines = [line(1), line(2, unix_seconds=1.7e9 + 602.2)]
+    listed = section(page_of(write(run, lines)), "Speed and time")
+    assert "10:22 have passed from its start" in listed
+    assert "For 10:00 of them no process trained it" in listed
+    times = {"unix_seconds": 1.7e9 + 2.2}  # within a hundredth
+    listed = section(page_of(write(run, [line(1), line(2, **times)])), "Speed and time")
+    assert "have passed" not in listed
+
+
 def test_scores_stand_beside_those_that_were_published(run):
     scores = {f"eval/piqa/accuracy/{setting}_shots": 0.5 for setting in ("0", "1")}
     write(run, [line(1), {"step": 1, **scores}, line(9), {"step": 9, **scores}])
@@ -307,11 +317,38 @@ def test_scores_stand_beside_those_that_were_published(run):
     assert ["GLaM 64B/64E", 81.4] in levels
 
 
-def keep(run, step, baselines=None, published=()):
+def test_scores_of_training_have_their_errors_and_averages_stand_beside_them(run):
+    names = "eval/piqa/accuracy/0_shots", "eval/NLU/0_shots"
+    errors = {1: 0.05, 9: 0.025}
+    lines = [
+        {"step": step, names[0]: 0.5, names[0] + "_stderr": error, names[1]: step / 10}
+        for step, error in errors.items()
+    ]
+    page = page_of(write(run, [line(1), *lines]))
+    (drawn,) = charts_of(page)["piqa, 0 shots"]["lines"]
+    assert drawn["errors"] == [5.0, 2.5]
+    assert charts_of(page)["NLU, 0 shots"]["lines"][0]["mean"] == [10.0, 90.0]
+    listed = section(page, "Scores")
+    assert "<td class=n>± 2.5</td>" in listed
+    assert "<td>NLU</td><td class=n>0</td><td>average</td><td class=n>9</td>" in listed
+    assert "_stderr" not in listed
+
+
+def test_published_averages_stand_beside_kept_ones_that_lack_no_task(run):
+    published = (Reported("GPT-3", 60.8, True),)
+    means = [Average("NLU", "0", 0.5, 2, missing, published) for missing in ((), ("piqa",))]
+    keep(run, 2, averages=(means[0],))
+    keep(run, 3, averages=(means[1],))
+    listed = section(page_of(run), "Scores")
+    assert re.findall(r"<td>NLU</td>.*?</tr>", listed)[0].endswith("<td class=n>60.8</td></tr>")
+    assert "<td>NLU</td><td class=n>0</td><td>average</td><td class=n>2</td>" in listed
+
+
+def keep(run, step, baselines=None, published=(), averages=()):
     """A result as `glam eval` keeps it in the run folder."""
     measured = Measured("accuracy", 0.75, 0.1, baselines or {}, None, published)
     score = Score("t", 0, "0", (measured,), 9, 0, 0, 0, (), {}, ())
-    keep_results(Results("s", {"step": step}, (score,), ()), run, Silent())
+    keep_results(Results("s", {"step": step}, (score,), (), (), averages), run, Silent())
 
 
 def test_a_kept_result_replaces_the_score_of_its_step_in_a_long_run(tmp_path):

@@ -153,12 +153,14 @@ def test_what_files_say_is_shown_escaped_and_cut(run):
 def test_a_long_name_is_cut_before_its_number(run, width):
     scores = {f"eval/{name}/accuracy/{shots}_shots": 0.125 * (shots + 1)
               for name in ("a_task_with_a_long_name", "名" * 40) for shots in (0, 1)}  # fmt: skip
-    write(run, {"step": 60, "eval/failed_tasks": 0, **scores})
+    errors = {name + "_stderr": 0.0512 for name in scores}
+    write(run, {"step": 60, "eval/failed_tasks": 0, **scores, **errors})
     lines = drawn(run, width)
     shown = " ".join(lines[next(i for i, line in enumerate(lines) if "scores" in line) :])
-    assert [shown.count(f"{shots}_shots {score}") for shots, score in ((0, 0.125), (1, 0.25))] == [
-        2, 2,
-    ]  # fmt: skip
+    for score in ("0_shots 0.125", "1_shots 0.25"):
+        assert shown.count(score) == 2
+    assert shown.count("0.25 ± 0.051") == (width == 80)  # where the name fits as well
+    assert "stderr" not in shown
     assert "failed" not in shown
     write(run, {"step": 61, "eval/failed_tasks": 2})
     assert "failed_tasks 2" in " ".join(drawn(run, width))

@@ -290,3 +290,14 @@ def test_held_out_losses_have_lines_of_their_own(tmp_path):
         "unigram/web": 3.0,
         "unigram/books": 3.0,
     }
+
+
+def test_scores_are_told_with_their_errors_and_written_as_they_are(tmp_path):
+    heard = Heard()
+    heard.said = []
+    heard.say = heard.said.append
+    scores = {"eval/failed_tasks": 0.0, "eval/t/f1/0_shots": 0.5, "eval/t/f1/0_shots_stderr": 0.25}
+    with meter(tmp_path, progress=heard) as read:
+        read.evaluated(3, scores)
+    assert heard.said == ["step 3: t/f1/0_shots 0.500 ± 0.250"]
+    assert scores.items() <= lines(tmp_path)[0].items()
