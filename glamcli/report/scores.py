@@ -53,7 +53,7 @@ class ScoreCurve:
 
 def score_curves(run_dir: Path, curves: Curves) -> tuple[list[ScoreCurve], list[str]]:
     """Every score of a run's metrics and of its kept results, which have errors and are preferred
-    at the same step; and what could not be read."""
+    at the same step, by task and number of shots; and what could not be read."""
     found: dict[tuple[str, str, str], ScoreCurve] = {}
     for name in curves.names("eval/"):
         of, _, shots = name.removeprefix("eval/").rpartition("/")
@@ -77,7 +77,9 @@ def score_curves(run_dir: Path, curves: Curves) -> tuple[list[ScoreCurve], list[
             key = (task, each.metric, setting)
             at = ScoreAt(step, each.value, each.stderr, num_items, path.name)
             found[key] = _with(found.get(key) or ScoreCurve(*key, []), at, each)
-    return list(found.values()), wrong
+    tasks = list(dict.fromkeys(key[0] for key in found))
+    ordered = sorted(found, key=lambda key: (tasks.index(key[0]), key[2].zfill(9)))
+    return [found[key] for key in ordered], wrong
 
 
 def _kept(results: Results) -> Iterator[tuple[str, str, int | None, Measured]]:

@@ -15,6 +15,8 @@ from glamcli.train.times import TIME_KINDS
 from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
 
 NUM_COLOURS = 8
+MAX_SECONDS = 1e10
+"""from start to newest line; of more, a clock was wrong."""
 _GIB = 2**30
 
 
@@ -54,7 +56,7 @@ def _time_bar(run: ReportRun, total: float, is_named: bool) -> str:
 
 def _apart(run: ReportRun, total: float) -> str:
     """What passed beside the run's time, where that is more than a hundredth of it."""
-    if run.passed is None or not total * 1.01 < run.passed < math.inf:
+    if run.passed is None or not total * 1.01 < run.passed < MAX_SECONDS:
         return ""
     return soft(
         f"{duration(run.passed)} have passed from its start to its newest line. For "
@@ -86,26 +88,33 @@ def memory_section(runs: Runs) -> Section:
 
 
 def cost_section(runs: Runs) -> Section:
-    """Chip-hours, money and energy so far and to the end, where the chip has a price."""
+    """Chip-hours, money and energy so far and to the end, where the chip is known."""
     rows = []
     for run in runs:
         chip, num_chips = _chips(run)
-        if chip is None or chip.price is None or not run.seconds:
+        if chip is None or not run.seconds:
             continue
         so_far = num_chips * sum(run.seconds.values()) / 3600
         to_end = so_far + num_chips * run.curves.latest.get("seconds_left", 0.0) / 3600
-        row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, ${chip.price:g} per hour"]
+        price = "without a price" if chip.price is None else f"${chip.price:g} per hour"
+        row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, {price}"]
         for hours in (so_far, to_end):
-            row += [f"{hours:,.1f}", f"${hours * chip.price:,.2f}"]
-            row += [f"{hours * WATTS_PER_CHIP * PUE / 1e6:,.4g}"]
+            money = "-" if chip.price is None else f"${hours * chip.price:,.2f}"
+            row += [f"{hours:,.1f}", money]
+            row += [_energy(hours * WATTS_PER_CHIP * PUE)]
         rows.append(row)
     if not rows:
-        return Section("Cost", missing="The table of chips has no price for these devices.")
-    figures = (">chip-hours", ">price", ">MWh")
+        return Section("Cost", missing="The table of chips does not have these devices.")
+    figures = (">chip-hours", ">price", ">energy")
     columns = (*head_of(runs), "chips", *figures, *(f"{name} to the end" for name in figures))
     note = f"Price and energy of all of the run's time, at {WATTS_PER_CHIP:g} W per chip and a PUE "
     note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest speed."
     return Section("Cost", [html_table(columns, escaped_rows(rows)), soft(note)])
+
+
+def _energy(watt_hours: float) -> str:
+    unit, of = ("MWh", 1e6) if watt_hours >= 1e6 else ("kWh", 1e3)
+    return f"{watt_hours / of:,.4g} {unit}"
 
 
 def _chips(run: ReportRun) -> tuple[Chip | None, float]:

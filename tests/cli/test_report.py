@@ -257,6 +257,8 @@ def test_planned_and_realised_shares_are_those_of_the_saved_step(run):
 def test_a_setting_of_the_recipe_says_whether_it_is_a_default(run):
     listed = section(page_of(run), "Recipe")
     assert "<tr><td>seed</td><td>0</td><td>default</td></tr>" in listed
+    assert "<tr><td>model.zero_logit</td><td>true</td><td>default</td></tr>" in listed
+    assert "<td>finish.suite</td><td>null</td>" in listed
     assert "<tr><td>batch.row_tokens</td><td>128</td><td>recipe</td></tr>" in listed
 
 
@@ -301,9 +303,10 @@ def test_time_in_which_no_process_trained_is_said(run):
     listed = section(page_of(write(run, lines)), "Speed and time")
     assert "10:22 have passed from its start" in listed
     assert "For 10:00 of them no process trained it" in listed
-    times = {"unix_seconds": 1.7e9 + 2.2}  # within a hundredth
-    listed = section(page_of(write(run, [line(1), line(2, **times)])), "Speed and time")
-    assert "have passed" not in listed
+    for at in (2.2, 1e290):  # within a hundredth; by a clock that was wrong
+        lines = [line(1), line(2, unix_seconds=1.7e9 + at)]
+        listed = section(page_of(write(run, lines)), "Speed and time")
+        assert "have passed" not in listed
 
 
 def test_scores_stand_beside_those_that_were_published(run):
@@ -332,6 +335,14 @@ def test_scores_of_training_have_their_errors_and_averages_stand_beside_them(run
     assert "<td class=n>± 2.5</td>" in listed
     assert "<td>NLU</td><td class=n>0</td><td>average</td><td class=n>9</td>" in listed
     assert "_stderr" not in listed
+
+
+def test_scores_are_in_order_of_tasks_and_shots(run):
+    asked = [(task, shots) for shots in (0, 10, 5) for task in ("b", "a")]
+    scores = {f"eval/{task}/f1/{shots}_shots": 0.5 for task, shots in asked}
+    listed = section(page_of(write(run, [line(1), {"step": 1, **scores}])), "Scores")
+    rows = re.findall(r"<tr><td>(\w)</td><td class=n>(\d+)</td>", listed)
+    assert rows == [(task, shots) for task in "ba" for shots in ("0", "5", "10")]
 
 
 def test_published_averages_stand_beside_kept_ones_that_lack_no_task(run):
@@ -371,16 +382,21 @@ def test_numbers_that_are_not_finite_are_left_out(run):
     assert data_of(page)["runs"][0]["flops"] is None
 
 
-def test_money_and_energy_are_shown_where_the_chip_has_a_price(run):
-    assert "no price for these devices" in section(page_of(run), "Cost")
+@pytest.mark.parametrize(("kind", "price"), [("TPU v4", 3.22), ("NVIDIA A100-SXM4-80GB", None)])
+def test_money_and_energy_are_shown_of_chips_that_are_known(run, kind, price):
+    assert "does not have these devices" in section(page_of(run), "Cost")
     about = json.loads((run / "run.json").read_text())
-    about["topology"] |= {"device_kind": "TPU v4", "mesh": {"data": 4, "expert": 2}}
+    about["topology"] |= {"device_kind": kind, "mesh": {"data": 4, "expert": 2}}
     (run / "run.json").write_text(json.dumps(about))
     write(run, [line(1, seconds_left=3600.0)])
     hours = 8 * 21 / 3600
     listed = section(page_of(run), "Cost")
-    assert f"<td class=n>{hours:,.1f}</td>" in listed
-    assert f"<td class=n>{hours + 8:,.1f}</td>" in listed
+    cells = re.findall("<td class=n>(.*?)</td>", listed)
+    for each in (hours, hours + 8):
+        money = f"${each * price:,.2f}" if price else "-"
+        energy = f"{each * 326 * 1.11 / 1e3:.4g} kWh"
+        assert cells[:3] == [f"{each:,.1f}", money, energy]
+        del cells[:3]
 
 
 def test_a_long_run_makes_a_page_of_bounded_size(tmp_path):
@@ -392,14 +408,46 @@ def test_a_long_run_makes_a_page_of_bounded_size(tmp_path):
     assert loss["low"][0] < loss["mean"][0] < loss["high"][0]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
-def test_a_browser_draws_the_charts_in_view_and_reports_no_error(run, tmp_path):
-    (tmp_path / "page.html").write_text(page_of(run))
+def dom_of(page, path):
+    """What a browser makes of a page, and what it says."""
+    path.write_text(page)
     shown = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         "--window-size=1400,2000", "--virtual-time-budget=4000", "--dump-dom", f"file://{tmp_path}/page.html"],
+         "--window-size=1400,2000", "--virtual-time-budget=4000", "--dump-dom", f"file://{path}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert shown.stdout.count("<canvas") >= 3
-    assert "CONSOLE" not in shown.stderr, shown.stderr
+    return shown.stdout, shown.stderr
+
+
+needs_a_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_a_browser_draws_the_charts_in_view_and_reports_no_error(run, tmp_path):
+    dom, said = dom_of(page_of(run), tmp_path / "page.html")
+    assert dom.count("<canvas") >= 3
+    assert "CONSOLE" not in said, said
+
+
+NOTES_TEXTS = """<script>
+const draw = CanvasRenderingContext2D.prototype.fillText, drawn = [];
+CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+  drawn.push(text);
+  document.documentElement.dataset.drawn = drawn.join(" ");
+  return draw.call(this, text, ...at);
+};
+</script>"""
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_the_marks_of_all_runs_have_their_letters(tmp_path):
+    one = write(tmp_path / "one", [line(1), line(90, bad_steps=1), line(100)])
+    other = write(tmp_path / "other", [line(1), line(30, alarms=["expert layer 1"]), line(100)])
+    page = re.sub(
+        '<meta http-equiv="Content-Security-Policy".*?>', NOTES_TEXTS, page_of(one, other)
+    )
+    dom, _ = dom_of(page, tmp_path / "page.html")
+    drawn = re.search('data-drawn="(.*?)"', dom)[1].split()
+    assert drawn.count("A") == drawn.count("K") > 3
