@@ -141,8 +141,8 @@ def _shown(
     numbers: Numbers, formats: dict[str, str], shown: Callable[[float], Any] = float
 ) -> Iterator[str]:
     for name, text in formats.items():
-        if (value := numbers.value(name)) is not None:
-            yield text.format(shown(value))
+        if name in numbers.latest:
+            yield text.format(shown(numbers.latest[name][1]))
 
 
 def _progress(run: WatchedRun, width: int, now: float) -> Iterator[str]:
@@ -168,7 +168,9 @@ def _progress(run: WatchedRun, width: int, now: float) -> Iterator[str]:
 def _loss(numbers: Numbers, width: int) -> Iterator[str]:
     if numbers.losses:
         yield sparkline([loss for _, loss in numbers.losses], _cells(width))
-        yield f"{numbers.losses[-1][1]:.4f}"
+    if "loss" in numbers.latest:
+        loss = numbers.value("loss")
+        yield "not finite" if loss is None else f"{loss:.4f}"
     yield from _shown(numbers, {"perplexity": "perplexity {:.4g}"})
 
 

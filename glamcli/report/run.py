@@ -38,6 +38,8 @@ class ReportRun:
     loads: Loads = field(default_factory=Loads)
     step: int = 0
     """the newest in its metrics."""
+    is_loss_finite: bool = True
+    """at the newest step that has one."""
     passed: float | None = None
     """seconds from its start to its newest line, by the clock."""
     tokens_per_step: float | None = None
@@ -138,6 +140,8 @@ def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
             if (spent := run_seconds(values)) and (at := as_number(values.get("unix_seconds"))):
                 began = at - spent if began is None else began
                 run.passed = at - began
+            if "loss" in values:
+                run.is_loss_finite = values["loss"] is not None
             run.curves.add(step, values)
             noticed.line(step, values)
             if LOAD in values:

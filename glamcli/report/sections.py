@@ -56,8 +56,9 @@ def _facts(run: ReportRun) -> dict[str, str]:
     found = {"step": f"{run.step:,}" + (f" of {last:,}" if last else "")}
     if run.tokens_per_step:
         found["tokens seen, padding included"] = short(run.step * run.tokens_per_step)
-    if "loss" in latest:
-        found["training loss, nats per token"] = number_text(latest["loss"])
+    if "loss" in latest or not run.is_loss_finite:
+        loss = number_text(latest["loss"]) if run.is_loss_finite else "not finite"
+        found["training loss, nats per token"] = loss
     if heldout := [latest[name] for name in run.curves.names("heldout/")]:
         found["held-out loss, mean of sources"] = number_text(sum(heldout) / len(heldout))
     if total := sum(run.seconds.values()):

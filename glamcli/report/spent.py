@@ -95,7 +95,7 @@ def cost_section(runs: Runs) -> Section:
         if chip is None or not run.seconds:
             continue
         so_far = num_chips * sum(run.seconds.values()) / 3600
-        to_end = so_far + num_chips * run.curves.latest.get("seconds_left", 0.0) / 3600
+        to_end = so_far + num_chips * _seconds_to_the_end(run) / 3600
         price = "without a price" if chip.price is None else f"${chip.price:g} per hour"
         row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, {price}"]
         for hours in (so_far, to_end):
@@ -108,8 +108,16 @@ def cost_section(runs: Runs) -> Section:
     figures = (">chip-hours", ">price", ">energy")
     columns = (*head_of(runs), "chips", *figures, *(f"{name} to the end" for name in figures))
     note = f"Price and energy of all of the run's time, at {WATTS_PER_CHIP:g} W per chip and a PUE "
-    note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest speed."
+    note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest "
+    note += "speed, with as much evaluation and saving as so far."
     return Section("Cost", [html_table(columns, escaped_rows(rows)), soft(note)])
+
+
+def _seconds_to_the_end(run: ReportRun) -> float:
+    """What is left of steps, and with it the time beside steps that went with so many so far."""
+    steps = sum(run.seconds.get(kind, 0.0) for kind in ("step", "data_wait"))
+    beside = sum(run.seconds.get(kind, 0.0) for kind in ("eval", "save"))
+    return run.curves.latest.get("seconds_left", 0.0) * (1 + beside / steps if steps > 0 else 1)
 
 
 def _energy(watt_hours: float) -> str:

@@ -4,6 +4,7 @@ Read again and again, at a cost that depends neither on how long the run is nor 
 model is; needs neither jax nor orbax. What is missing or damaged is unknown, and no error.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,14 +30,14 @@ class Numbers:
         self.step, self.unix_seconds = 0, 0.0
         """of the newest line."""
         self.latest: dict[str, tuple[int, float]] = {}
-        """every number's newest value, with its step."""
+        """every number's newest value, with its step; NaN where that line has `null`."""
         self.losses: deque[tuple[int, float]] = deque(maxlen=_KEPT_POINTS)
         self.events: deque[tuple[int, str]] = deque(maxlen=_KEPT_EVENTS)
         """skipped updates and alarms."""
 
     def value(self, name: str) -> float | None:
-        """The newest value of a number."""
-        return self.latest[name][1] if name in self.latest else None
+        """The newest value of a number; None where it is not known or not finite."""
+        return as_number(self.latest[name][1]) if name in self.latest else None
 
     def take(self, line: Mapping[str, Any]) -> None:
         """Adds a line of the metrics."""
@@ -51,7 +52,8 @@ class Numbers:
         found = {
             name: number for name, each in line.items() if (number := as_number(each)) is not None
         }
-        self.latest |= {name: (step, number) for name, number in found.items()}
+        nulls = {name: math.nan for name, each in line.items() if each is None}
+        self.latest |= {name: (step, number) for name, number in (found | nulls).items()}
         self.unix_seconds = found.get("unix_seconds", self.unix_seconds)
         if "loss" in found:
             self.losses.append((step, found["loss"]))
@@ -105,7 +107,8 @@ class WatchedRun:
             return "failed"
         if self.recipe and self.saved and self.saved[0] >= self.recipe.train.steps:
             return "finished"
-        return "stopped" if self.numbers.step else "empty"
+        is_run = self.numbers.step or (self.folder / "run.json").is_file()
+        return "stopped" if is_run else "empty"
 
     def _read_recipe(self) -> None:
         """The recipe that the run keeps, again only where it was written again."""

@@ -239,6 +239,11 @@ def test_what_is_missing_is_told_in_words(tmp_path):
     assert "last line written" not in overview
 
 
+def test_a_loss_that_is_not_finite_any_more_is_said(run):
+    for lines, loss in (([line(1), line(2, loss=None)], "not finite"), ([line(1)], "8.000")):
+        assert f"<b>{loss}</b>training loss" in section(page_of(write(run, lines)), "Overview")
+
+
 def test_the_newest_line_of_runs_is_one_row_with_its_date(run, tmp_path):
     other = write(tmp_path / "other", [line(1, unix_seconds=1.8e9)])
     overview = section(page_of(run, other), "Overview")
@@ -389,10 +394,10 @@ def test_money_and_energy_are_shown_of_chips_that_are_known(run, kind, price):
     about["topology"] |= {"device_kind": kind, "mesh": {"data": 4, "expert": 2}}
     (run / "run.json").write_text(json.dumps(about))
     write(run, [line(1, seconds_left=3600.0)])
-    hours = 8 * 21 / 3600
+    hours, beside = 8 * 21 / 3600, 0.5 / 9.5  # evaluation and saving, to steps and their waits
     listed = section(page_of(run), "Cost")
     cells = re.findall("<td class=n>(.*?)</td>", listed)
-    for each in (hours, hours + 8):
+    for each in (hours, hours + 8 * (1 + beside)):
         money = f"${each * price:,.2f}" if price else "-"
         energy = f"{each * 326 * 1.11 / 1e3:.4g} kWh"
         assert cells[:3] == [f"{each:,.1f}", money, energy]

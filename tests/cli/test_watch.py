@@ -166,6 +166,14 @@ def test_a_long_name_is_cut_before_its_number(run, width):
     assert "failed_tasks 2" in " ".join(drawn(run, width))
 
 
+def test_what_is_not_finite_is_said_and_no_older_number_shown(run):
+    null = dict.fromkeys(("loss", "perplexity", "grad_norm", "seconds_left", "heldout/web"))
+    write(run, {"step": 51, **null})
+    shown = " ".join(drawn(run, 80))
+    for text in ("█▁  not finite  perplexity nan", "gradient norm nan", "web nan  (step 51)"):
+        assert text in shown
+
+
 def test_without_a_terminal_it_is_printed_once(run, glam):
     code, out, err = glam("watch", "runs/mine")
     assert (code, err) == (0, "")
