@@ -24,6 +24,8 @@ from glamcli.untrusted import open_regular, parse_json, read_file
 
 METRICS = "metrics.jsonl"
 BY_LAYER = "_by_layer"
+MAX_SECONDS = 1e10
+"""of a run; where there are more, a clock was wrong."""
 
 _Read = TypeVar("_Read")
 
@@ -63,7 +65,9 @@ class ReportRun:
     def seconds(self) -> dict[str, float]:
         """The run's time so far by kind; empty where its metrics do not say."""
         found = {kind: self.curves.latest.get(f"seconds/{kind}") for kind in TIME_KINDS}
-        return {kind: each for kind, each in found.items() if each is not None}
+        return {
+            k: each for k, each in found.items() if each is not None and 0 <= each < MAX_SECONDS
+        }
 
     def try_to(self, what: str, read: Callable[[], _Read]) -> _Read | None:
         """What `read` returns; None, with a note, where that is not possible."""

@@ -8,15 +8,13 @@ from glamcli.config.chips import PUE, WATTS_PER_CHIP, Chip, chip_of
 from glamcli.progress import duration
 from glamcli.report.charts import curve_charts
 from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
-from glamcli.report.run import ReportRun
+from glamcli.report.run import MAX_SECONDS, ReportRun
 from glamcli.train.memory_use import MEMORY_KEYS
 from glamcli.train.metric_files import as_number
 from glamcli.train.times import TIME_KINDS
 from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
 
 NUM_COLOURS = 8
-MAX_SECONDS = 1e10
-"""from start to newest line; of more, a clock was wrong."""
 _GIB = 2**30
 
 

@@ -303,6 +303,13 @@ def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
     assert abs(sum(map(float, shares)) - 100) < 0.5
 
 
+@pytest.mark.parametrize("wrong", [1e298, -5.0])
+def test_times_that_cannot_be_are_left_out(run, wrong):
+    page = page_of(write(run, [line(1, **{"seconds/step": wrong})]))
+    assert "<b>12 s</b>run time" in section(page, "Overview")
+    assert "<td>training</td>" not in section(page, "Speed and time")
+
+
 def test_time_in_which_no_process_trained_is_said(run):
     lines = [line(1), line(2, unix_seconds=1.7e9 + 602.2)]
     listed = section(page_of(write(run, lines)), "Speed and time")
