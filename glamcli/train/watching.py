@@ -45,6 +45,7 @@ class Numbers:
         if not 0 <= step <= _MAX_STEP:
             return
         if step < self.step:  # the run went back
+            self.latest = {name: each for name, each in self.latest.items() if each[0] < step}
             for kept in (self.losses, self.events):
                 while kept and kept[-1][0] >= step:
                     kept.pop()
