@@ -95,16 +95,14 @@ def cost_section(runs: Runs) -> Section:
         so_far = num_chips * sum(run.seconds.values()) / 3600
         to_end = so_far + num_chips * _seconds_to_the_end(run) / 3600
         price = "without a price" if chip.price is None else f"${chip.price:g} per hour"
-        row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, {price}"]
-        for hours in (so_far, to_end):
+        head = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, {price}"]
+        for until, hours in (("so far", so_far), ("to the end", to_end)):
             money = "-" if chip.price is None else f"${hours * chip.price:,.2f}"
-            row += [f"{hours:,.1f}", money]
-            row += [_energy(hours * WATTS_PER_CHIP * PUE)]
-        rows.append(row)
+            energy = _energy(hours * WATTS_PER_CHIP * PUE)
+            rows.append([*head, until, f"{hours:,.1f}", money, energy])
     if not rows:
         return Section("Cost", missing="The table of chips does not have these devices.")
-    figures = (">chip-hours", ">price", ">energy")
-    columns = (*head_of(runs), "chips", *figures, *(f"{name} to the end" for name in figures))
+    columns = (*head_of(runs), "chips", "", ">chip-hours", ">price", ">energy")
     note = f"Price and energy of all of the run's time, at {WATTS_PER_CHIP:g} W per chip and a PUE "
     note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest "
     note += "speed, with as much evaluation and saving as so far."
