@@ -30,14 +30,10 @@ from glamcli.errors import CheckpointError, GlamError, SaveFailed
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import described_leaves, named_leaves, nested
+from glamcli.orbax_setup import ignore_abandoned_work, silenced, time_saves_by_a_steady_clock
 from glamcli.restore import restore_state
 from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_meta
 from glamcli.step_writers import LAST_CHANCE_SECONDS, BucketWriter, StepsInBucket, disk_writer
-from glamcli.stored_arrays import (
-    ignore_abandoned_work,
-    silenced,
-    time_saves_by_a_steady_clock,
-)
 
 # What orbax raises when it cannot write; ValueError is TensorStore's.
 DISK_ERRORS = (OSError, ValueError)

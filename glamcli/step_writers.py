@@ -22,7 +22,7 @@ from etils import epath
 from glamcli import atomic, step_folders
 from glamcli.errors import SaveFailed
 from glamcli.hosts.join import Host
-from glamcli.stored_arrays import prepare_for_bucket
+from glamcli.orbax_setup import prepare_for_bucket
 
 SAVE_SECONDS = 600.0
 """what the arrays of one step may take on their way to a bucket; orbax allows a disk as long."""

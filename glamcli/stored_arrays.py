@@ -7,14 +7,10 @@ behind when they fail is kept off the screen.
 
 import contextlib
 import errno
-import functools
 import gc
-import logging
-import sys
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,23 +24,16 @@ from glamcli.errors import CheckpointError, DamagedCheckpoint, RecipeError, caus
 from glamcli.hosts.join import ALONE, Host
 from glamcli.model.digest import digests
 from glamcli.named_leaves import named_leaves, nested
+from glamcli.orbax_setup import ignore_abandoned_work, prepare_for_bucket, silenced
 from glamcli.progress import duration
 from glamcli.step_folders import Meta, complete_meta
-from glamcli.storage import is_url, place, prepare_libraries
+from glamcli.storage import is_url, place
 
 # Reasons of this machine and not of the files: an older step would not be read either.
 _NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NO_THREAD = "can't start new thread"
 READ_WAITS = (5.0, 15.0, 60.0)
 """seconds before a bucket that did not answer is asked for arrays again."""
-STORE_RETRIES = 6
-"""of one request by TensorStore: they take a minute, its default a quarter of an hour."""
-# Coroutines of orbax that never start when a save fails before them.
-_UNSTARTED = (
-    "_create_paths|cancellable|_async_serialize_shardings|_serialize_arrays|JsonCheckpointHandler"
-    "|BasePyTreeCheckpointHandler|Store"
-)
-_ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
 
 Made = TypeVar("Made")
 
@@ -245,51 +234,6 @@ def _read(state: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     # that has not.
     with contextlib.closing(reader):
         return named_leaves(reader.restore(epath.Path(state), args=args))  # pyright: ignore[reportArgumentType]
-
-
-@functools.cache
-def ignore_abandoned_work() -> None:
-    """Leaves out, from now on, what is reported, perhaps late, of other arrays when one cannot be
-    read or written: orbax closes the event loop in which TensorStore's threads are at work."""
-    hook, known = sys.unraisablehook, _ABANDONED  # the module may be gone when it is called
-    sys.unraisablehook = lambda raised: (
-        None if str(raised.exc_value).startswith(known) else hook(raised)
-    )
-    message = rf"coroutine '({_UNSTARTED}).*' was never awaited"
-    warnings.filterwarnings("ignore", message, RuntimeWarning)
-
-
-def prepare_for_bucket() -> None:
-    """Lets TensorStore, of whose context orbax makes one for every read and write from now on, give
-    up a request after `STORE_RETRIES`."""
-    prepare_libraries()
-    if module := sys.modules.get("orbax.checkpoint._src.serialization.tensorstore_utils"):
-        for name in ("gcs_request_retries", "s3_request_retries"):
-            module._DEFAULT_OCDBT_TS_CONTEXT[name] = {"max_retries": STORE_RETRIES}
-
-
-@functools.cache
-def time_saves_by_a_steady_clock() -> None:
-    """Lets orbax measure its time limits, from now on, by a clock that nobody can set: if the
-    wall's, which it uses, jumps forward, a save fails at once."""
-    names = ("futures.future", "futures.signaling_client", "checkpointers.async_checkpointer")
-    for module in (sys.modules.get(f"orbax.checkpoint._src.{name}") for name in names):
-        if hasattr(module, "time"):
-            clock = {**vars(time), "time": time.monotonic}
-            module.time = types.SimpleNamespace(**clock)  # pyright: ignore
-
-
-@contextlib.contextmanager
-def silenced(*loggers: str) -> Iterator[None]:
-    """Silences these loggers, which report every phase; failures are raised as exceptions."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _collect_unfinished_reads() -> None:

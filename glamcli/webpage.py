@@ -9,6 +9,8 @@ from pathlib import Path
 
 from glamcli.errors import printable
 
+LARGE_CHARS = 14
+"""of a figure on a card; longer ones are smaller."""
 STYLE = Path(__file__).with_suffix(".css")
 
 
@@ -29,7 +31,10 @@ def text(value: str) -> str:
 
 def cards(found: Iterable[tuple[str, str]]) -> str:
     """Figures, large, each with its small print; both are text."""
-    each = (f"<div><b>{text(large)}</b>{text(small)}</div>" for large, small in found)
+    each = (
+        f"<div><b{' class=long' * (len(large) > LARGE_CHARS)}>{text(large)}</b>{text(small)}</div>"
+        for large, small in found
+    )
     return f"<div class=cards>{''.join(each)}</div>"
 
 

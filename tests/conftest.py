@@ -1,6 +1,7 @@
 """Test-wide settings: eight simulated devices, and silent dtype promotion is an error."""
 
 import os
+import signal
 from pathlib import Path
 
 from hypothesis import settings
@@ -17,6 +18,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+# Runs are sent it, and would inherit from `nohup pytest` that it is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A law holds on a busy machine as well.
 settings.register_profile("laws", deadline=None)

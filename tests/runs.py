@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 
 from glamcli.hosts.pace import PACE_KEYS
+from glamcli.train.memory_use import MEMORY_KEYS
 from glamcli.train.speed import SPEED_KEYS
 from glamcli.train.times import TIME_KEYS
 
 # Keys that depend on the clock; everything else in `metrics.jsonl` is the same in a repeated run.
 WALL_CLOCK = (
     *("unix_seconds", "seconds_per_step", "tokens_per_second", "seconds_left"),
-    *(*PACE_KEYS, *SPEED_KEYS, *TIME_KEYS),
+    *(*PACE_KEYS, *SPEED_KEYS, *TIME_KEYS, *MEMORY_KEYS),
 )
 STEPS = 40
 RECIPE = f"""
@@ -101,10 +103,12 @@ class Run:
         }
         start = [sys.executable, "-c", f"{first}\nfrom glamcli.cli.main import run; run()"]
         self.folder = folder
+        # Not a pipe: nobody reads it while the events are read, and a full one holds the run up.
+        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*start, "train", str(recipe), "--run", str(folder), "--json", *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._err,
             text=True,
             env=variables,
         )
@@ -129,8 +133,19 @@ class Run:
 
     def finish(self) -> tuple[int, str]:
         """Exit code and everything on stderr; what was left of stdout is in `rest`."""
-        self.rest, err = self.process.communicate(timeout=300)
-        return self.process.returncode, err
+        self.rest, _ = self.process.communicate(timeout=300)
+        if not self._err.closed:
+            with self._err:
+                self._err.seek(0)
+                self._said = self._err.read()
+        assert "Traceback" not in self._said, self._said
+        return self.process.returncode, self._said
+
+    def end(self) -> None:
+        """Ends it, if it runs."""
+        self.process.kill()
+        self.process.communicate()
+        self._err.close()
 
 
 def kill_at_a_random_moment(run: Run, rng: random.Random, num_lines: int = 12) -> None:
@@ -162,8 +177,7 @@ def train(recipe):
 
     yield start
     for run in started:
-        run.process.kill()
-        run.process.communicate()
+        run.end()
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ from glamcli.cli.options import json_option, set_option
 from glamcli.config.dump import as_yaml, dump_lines, json_schema
 from glamcli.config.load import Loaded, leaves, load_mixture, load_recipe, shipped
 from glamcli.config.mixtures import source_weights, tokens_by_source
+from glamcli.config.origins import short_origins
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import count, flops_per_token, short, tokens_per_step, tokens_total
 from glamcli.config.stages import schedule
@@ -104,7 +105,7 @@ def _diff(a: str, b: str, as_json: bool) -> None:
     elif not rows:
         click.echo("no differences")
     else:
-        ends = _shortened([place for row in rows for place in (row[2], row[4])])
+        ends = short_origins([place for row in rows for place in (row[2], row[4])])
         cells = [(row[0], row[1], row[3], f"{ends[row[2]]} | {ends[row[4]]}") for row in rows]
         click.echo(printable("\n".join(_aligned([("setting", a, b, "set at"), *cells]))))
 
@@ -262,19 +263,6 @@ def _facts(loaded: Loaded) -> Iterator[str]:
     yield from _aligned(lines, right=(1, 2, 3, 4))
     if any(line[-1] == "-" for line in lines):
         yield "-: known after preparation (`glam data prepare`)"
-
-
-def _shortened(places: Sequence[str]) -> dict[str, str]:
-    """Every `file:line` with no more of the path's end than tells its file from the others."""
-    parts = {place: Path(place.rpartition(":")[0] or place).parts for place in places}
-    files = set(parts.values())
-    short = {}
-    for place, file in parts.items():
-        lengths = range(1, len(file) + 1)
-        unique = (n for n in lengths if sum(each[-n:] == file[-n:] for each in files) == 1)
-        length = next(unique, len(file))  # `b.yaml` is the end of `a/b.yaml`
-        short[place] = "/".join(Path(place).parts[-length:])
-    return short
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:

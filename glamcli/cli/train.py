@@ -23,6 +23,7 @@ from glamcli.cli.options import (
 from glamcli.cli.several import one_of_several
 from glamcli.config.files import run_folder
 from glamcli.config.load import load_recipe
+from glamcli.config.origins import origins_to_note
 from glamcli.config.schema import Finish
 from glamcli.config.settings import first_and_last
 from glamcli.errors import DataError, GlamError, printable
@@ -110,7 +111,8 @@ def command(
         if fresh and host.is_first and (aside := set_aside(folder, progress)) is not None:
             progress.say(f"the earlier run is now {aside}")
         with loaded.placing():
-            outcome = train(loaded.recipe, folder, progress, host, score_during, strict, STARTED)
+            about = (score_during, strict, STARTED, origins_to_note(loaded))
+            outcome = train(loaded.recipe, folder, progress, host, *about)
         progress = progress if host.is_first else Silent()
         finish = loaded.recipe.finish
         again = _longer(recipe, sets, 2 * outcome.step)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,9 +18,11 @@ from glamcli.cli.options import run_argument
 from glamcli.cli.render import in_one_line
 from glamcli.cli.screen import Screen, is_drawable
 from glamcli.config.files import is_path
+from glamcli.config.sizes import bytes_text
 from glamcli.errors import CheckpointError, first_of
 from glamcli.progress import duration
 from glamcli.storage import is_url
+from glamcli.train.metrics import FAILED_TASKS, STDERR
 from glamcli.train.watching import Numbers, WatchedRun
 
 SECONDS = 2.0
@@ -99,13 +102,14 @@ def _rows(run: WatchedRun, width: int, now: float) -> _Rows:
     yield "loss", list(_loss(numbers, width))
     for step, text in list(numbers.events)[-SHOWN_EVENTS:]:
         yield "event", f"step {step:,}: {in_one_line(text)}"
-    yield "held-out", _newest(numbers, "heldout/", "{:.4g}")
+    yield "held-out", _newest(numbers, "heldout/", "{:.4g}", width - _LABEL)
     yield "optimizer", list(_shown(numbers, _OPTIMIZER))
     yield "routers", list(_shown(numbers, _ROUTERS))
     yield "speed", list(_shown(numbers, _SPEED))
+    yield "memory", list(_shown(numbers, _MEMORY, bytes_text))
     if run.saved is not None:
         yield "saved", [f"step {run.saved[0]:,}", f"{_age(run.saved[1], now)} ago"]
-    yield "scores", _newest(numbers, "eval/", "{:.3g}")
+    yield "scores", _newest(numbers, "eval/", "{:.3g}", width - _LABEL)
 
 
 def _command(folder: Path) -> str:
@@ -134,12 +138,19 @@ _SPEED = {
     "mfu": "MFU {:.1%}",
     "goodput": "goodput {:.1%}",
 }
+_MEMORY = {
+    "memory/device_bytes": "device {}",
+    "memory/device_peak_bytes": "most {}",
+    "memory/process_bytes": "process {}",
+}
 
 
-def _shown(numbers: Numbers, formats: dict[str, str]) -> Iterator[str]:
+def _shown(
+    numbers: Numbers, formats: dict[str, str], shown: Callable[[float], Any] = float
+) -> Iterator[str]:
     for name, text in formats.items():
-        if (value := numbers.value(name)) is not None:
-            yield text.format(value)
+        if name in numbers.latest:
+            yield text.format(shown(numbers.latest[name][1]))
 
 
 def _progress(run: WatchedRun, width: int, now: float) -> Iterator[str]:
@@ -165,19 +176,26 @@ def _progress(run: WatchedRun, width: int, now: float) -> Iterator[str]:
 def _loss(numbers: Numbers, width: int) -> Iterator[str]:
     if numbers.losses:
         yield sparkline([loss for _, loss in numbers.losses], _cells(width))
-        yield f"{numbers.losses[-1][1]:.4f}"
+    if "loss" in numbers.latest:
+        loss = numbers.value("loss")
+        yield "not finite" if loss is None else f"{loss:.4f}"
     yield from _shown(numbers, {"perplexity": "perplexity {:.4g}"})
 
 
-def _newest(numbers: Numbers, prefix: str, number: str) -> list[str]:
-    """The numbers with this prefix of the newest step that has any."""
+def _newest(numbers: Numbers, prefix: str, form: str, columns: int) -> list[str]:
+    """The numbers with this prefix of the newest step that has any; of a name that is too long for
+    its number to stand beside it, the two ends."""
     found = {name: each for name, each in numbers.latest.items() if name.startswith(prefix)}
     newest = max((step for step, _ in found.values()), default=0)
-    shown = [
-        f"{in_one_line(name.removeprefix(prefix))} {number.format(value)}"
-        for name, (step, value) in found.items()
-        if step == newest
-    ]
+    shown = []
+    for name, (step, value) in found.items():
+        if step != newest or name.endswith(STDERR) or (name == FAILED_TASKS and not value):
+            continue
+        number, error = f" {form.format(value)}", found.get(name + STDERR)
+        name = in_one_line(name.removeprefix(prefix))
+        shown.append(_ends(name, columns - len(number)) + number)
+        if error and _columns(more := f"{shown[-1]} ± {error[1]:.2g}") <= columns:
+            shown[-1] = more
     return [*first_of(shown, SHOWN_NAMES), f"(step {newest:,})"] if shown else []
 
 
@@ -220,6 +238,16 @@ def _cut(text: str, columns: int) -> str:
     while _columns(text) > columns - 1:
         text = text[:-1]
     return text + "…"
+
+
+def _ends(text: str, columns: int) -> str:
+    """The text without its middle, where it is too long."""
+    if _columns(text) <= columns:
+        return text
+    first, last = text[: len(text) // 2], text[len(text) // 2 :]
+    while first and _columns(f"{first}…{last}") > columns:
+        first, last = (first[:-1], last) if len(first) > len(last) else (first, last[1:])
+    return f"{first}…{last}"
 
 
 def _columns(text: str) -> int:

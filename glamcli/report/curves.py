@@ -6,8 +6,8 @@ least and greatest value of it, so that no spike is lost.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ EVALUATIONS = ("eval/", "heldout/", "unigram/")
 
 _Range = tuple[int, int, float, float, float]
 """the last step of a range, how many numbers, their sum, the least, the greatest"""
+_Column = tuple[int, int, np.ndarray]
+"""the last step of a range, how many loads, their sum"""
+_Kind = TypeVar("_Kind")
 
 
 class Point(NamedTuple):
@@ -45,7 +48,7 @@ class Curves:
         self.num_left_out = 0
         """numbers of names beyond the first `MAX_NAMES`."""
         self.latest: dict[str, float] = {}
-        self._curves: dict[str, _Curve] = {}
+        self._curves: dict[str, _Ranges[_Range]] = {}
 
     @property
     def width(self) -> int:
@@ -62,64 +65,27 @@ class Curves:
                 if len(self._curves) >= MAX_NAMES:
                     self.num_left_out += 1
                     continue
-                self._curves[name] = _Curve(name.startswith(EVALUATIONS))
+                merge = _newer if name.startswith(EVALUATIONS) else _mean
+                self._curves[name] = _Ranges(MAX_POINTS, merge)
             self.latest[name] = number
-            self._curves[name].add(step, number)
+            self._curves[name].put(step, (step, 1, number, number, number))
 
     def points(self, name: str) -> list[Point]:
         """A curve in order of steps; empty for one that is not there."""
-        return self._curves[name].points() if name in self._curves else []
+        ranges = self._curves[name].ordered() if name in self._curves else []
+        return [Point(step, total / n, low, high) for step, n, total, low, high in ranges]
 
     def names(self, prefix: str) -> list[str]:
         """The names that begin so, in the order they came."""
         return [name for name in self.latest if name.startswith(prefix)]
 
 
-class _Curve:
-    """One curve, in ranges of `width` steps. Of evaluations each range keeps the newest alone: a
-    mean of several was measured at no step."""
-
-    def __init__(self, of_evaluations: bool) -> None:
-        self.width = 1
-        self._of_evaluations = of_evaluations
-        self._ranges: dict[int, _Range] = {}
-
-    def add(self, step: int, number: float) -> None:
-        self._put(step // self.width, (step, 1, number, number, number))
-        while len(self._ranges) > MAX_POINTS:
-            self.width *= 2
-            before, self._ranges = self._ranges, {}
-            for at, each in before.items():
-                self._put(at // 2, each)
-
-    def _put(self, at: int, more: _Range) -> None:
-        have = self._ranges.get(at)
-        if have is not None and self._of_evaluations:
-            more = max(more, have, key=lambda each: each[0])
-        elif have is not None:
-            (a, n, total, low, high), (b, m, other, least, most) = have, more
-            more = (
-                a if a > b else b,
-                n + m,
-                total + other,
-                low if low < least else least,
-                high if high > most else most,
-            )
-        self._ranges[at] = more
-
-    def points(self) -> list[Point]:
-        ordered = (self._ranges[at] for at in sorted(self._ranges))
-        return [Point(step, total / n, low, high) for step, n, total, low, high in ordered]
-
-
 class Loads:
     """The load of every expert over the steps, [layers, experts], thinned in the same way."""
 
     def __init__(self) -> None:
-        self._width = 1
         self._shape: tuple[int, ...] | None = None
-        self._columns: dict[int, tuple[int, int, np.ndarray]] = {}
-        """by range of steps: its last one, how many, their sum."""
+        self._columns = _Ranges[_Column](MAX_COLUMNS, _both)
         self.num_left_out = 0
         """lines with another number of layers or experts than the first, or with no numbers."""
 
@@ -134,29 +100,59 @@ class Loads:
         if not is_load or shares.shape != self._shape:
             self.num_left_out += 1
             return
-        _add_column(self._columns, step // self._width, (step, 1, shares))
-        while len(self._columns) > MAX_COLUMNS:
-            self._width *= 2
-            before, self._columns = self._columns, {}
-            for at, column in before.items():
-                _add_column(self._columns, at // 2, column)
+        self._columns.put(step, (step, 1, shares))
 
     def columns(self) -> tuple[list[int], np.ndarray]:
         """Last steps, and the mean shares since the column before, [columns, layers, experts]."""
-        ordered = [self._columns[at] for at in sorted(self._columns)]
+        ordered = self._columns.ordered()
         if not ordered:
             return [], np.zeros((0, 0, 0))
         return [end for end, _, _ in ordered], np.stack([s / count for _, count, s in ordered])
 
 
-def _add_column(
-    columns: dict[int, tuple[int, int, np.ndarray]], at: int, more: tuple[int, int, np.ndarray]
-) -> None:
-    if at not in columns:
-        columns[at] = more
-        return
-    have = columns[at]
-    columns[at] = max(have[0], more[0]), have[1] + more[1], have[2] + more[2]
+class _Ranges(Generic[_Kind]):
+    """Steps in at most `most` ranges of `width`, which are doubled while they are more; `merge`
+    makes one of what is there in a range and what comes."""
+
+    def __init__(self, most: int, merge: Callable[[_Kind, _Kind], _Kind]) -> None:
+        self.width = 1
+        self._most, self._merge = most, merge
+        self._ranges: dict[int, _Kind] = {}
+
+    def put(self, step: int, one: _Kind) -> None:
+        self._add(step // self.width, one)
+        while len(self._ranges) > self._most:
+            self.width *= 2
+            before, self._ranges = self._ranges, {}
+            for at, each in before.items():
+                self._add(at // 2, each)
+
+    def ordered(self) -> list[_Kind]:
+        return [self._ranges[at] for at in sorted(self._ranges)]
+
+    def _add(self, at: int, more: _Kind) -> None:
+        have = self._ranges.get(at)
+        self._ranges[at] = more if have is None else self._merge(have, more)
+
+
+def _mean(have: _Range, more: _Range) -> _Range:
+    (a, n, total, low, high), (b, m, other, least, most) = have, more
+    return (
+        a if a > b else b,
+        n + m,
+        total + other,
+        low if low < least else least,
+        high if high > most else most,
+    )
+
+
+def _newer(have: _Range, more: _Range) -> _Range:
+    """Of evaluations the newest alone: a mean of several was measured at no step."""
+    return have if have[0] > more[0] else more
+
+
+def _both(have: _Column, more: _Column) -> _Column:
+    return max(have[0], more[0]), have[1] + more[1], have[2] + more[2]
 
 
 def significant(values: Iterable[float]) -> list[float]:

@@ -37,8 +37,10 @@ def name_of(runs: Runs, run: ReportRun) -> list[str]:
 
 
 def number_text(value: float | None, form: str = ".3f") -> str:
-    """A number as text, `-` for none."""
-    return "-" if value is None else format(value, form)
+    """A number as text, `-` for none; a large one with few digits."""
+    if value is None:
+        return "-"
+    return format(value, form if abs(value) < 1e6 else ".4g")
 
 
 def points_of(values: Iterable[tuple[int, float]], scale: float = 1.0) -> list[Point]:

@@ -91,8 +91,8 @@ def scores_section(runs: Runs) -> Section:
     ]
     columns = (*head_of(runs), "task", ">shots", "metric", ">step", ">score", ">error", ">items",
                ">random", *(f">{text(model)}" for model in models))  # fmt: skip
-    note = "Percent, but perplexities, at the newest step. Errors are standard errors; scores made "
-    note += "during training have none. random: what guessing would score."
+    note = "Percent, but perplexities, at the newest step. Errors are standard errors; averages "
+    note += "have none. random: what guessing would score."
     note += " Published scores with ? were not seen in the paper itself." * bool(models)
     return Section("Scores", [*parts, html_table(columns, escaped_rows(rows)), soft(note)])
 

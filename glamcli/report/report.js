@@ -33,7 +33,7 @@
       return run.marks
         .filter((mark) => isOn("mark", mark[1]))
         .map(([step, kind, letter, text]) => ({ x: step * unit, step, kind, letter, text, number }));
-    });
+    }).sort((a, b) => a.x - b.x);  // letters keep their distance from the one to their left
   }
 
   function drawMarks(u, marks) {

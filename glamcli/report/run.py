@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glamcli.config.load import leaves, load_recipe
+from glamcli.config.origins import noted_origins, short_origins
 from glamcli.config.schema import Recipe
 from glamcli.config.settings import Settings
 from glamcli.errors import CheckpointError, GlamError
@@ -16,13 +17,15 @@ from glamcli.report.events import Event, Noticed
 from glamcli.report.mixture import ReadRows
 from glamcli.report.scores import ScoreCurve
 from glamcli.train.identity import by_dotted_key
-from glamcli.train.metric_files import as_number, metric_lines
+from glamcli.train.metric_files import as_number, metric_lines, run_seconds
 from glamcli.train.rewind import Rewind, rewinds
 from glamcli.train.times import TIME_KINDS
 from glamcli.untrusted import open_regular, parse_json, read_file
 
 METRICS = "metrics.jsonl"
 BY_LAYER = "_by_layer"
+MAX_SECONDS = 1e10
+"""of a run; where there are more, a clock was wrong."""
 
 _Read = TypeVar("_Read")
 
@@ -37,6 +40,10 @@ class ReportRun:
     loads: Loads = field(default_factory=Loads)
     step: int = 0
     """the newest in its metrics."""
+    is_loss_finite: bool = True
+    """at the newest step that has one."""
+    passed: float | None = None
+    """seconds from its start to its newest line, by the clock."""
     tokens_per_step: float | None = None
     by_layer: dict[str, list[float | None]] = field(default_factory=dict)
     """the newest numbers of the routers by expert layer."""
@@ -58,7 +65,9 @@ class ReportRun:
     def seconds(self) -> dict[str, float]:
         """The run's time so far by kind; empty where its metrics do not say."""
         found = {kind: self.curves.latest.get(f"seconds/{kind}") for kind in TIME_KINDS}
-        return {kind: each for kind, each in found.items() if each is not None}
+        return {
+            k: each for k, each in found.items() if each is not None and 0 <= each < MAX_SECONDS
+        }
 
     def try_to(self, what: str, read: Callable[[], _Read]) -> _Read | None:
         """What `read` returns; None, with a note, where that is not possible."""
@@ -121,7 +130,7 @@ def read_run(run_dir: Path, name: str) -> ReportRun:
 
 def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
     """Fills curves and loads; raises OSError when there is no such file."""
-    noticed, num_damaged = Noticed(records), 0
+    noticed, num_damaged, began = Noticed(records), 0, None
     routers: Mapping[str, Any] = {}
     with open_regular(run.folder / METRICS) as file:
         for line, values in metric_lines(file):
@@ -132,6 +141,11 @@ def _read_metrics(run: ReportRun, records: Sequence[Rewind]) -> Noticed:
             run.step = max(run.step, step)
             tokens = as_number(values.get("tokens_seen"))
             run.tokens_per_step = tokens / step if tokens else run.tokens_per_step
+            if (spent := run_seconds(values)) and (at := as_number(values.get("unix_seconds"))):
+                began = at - spent if began is None else began
+                run.passed = at - began
+            if "loss" in values:
+                run.is_loss_finite = values["loss"] is not None
             run.curves.add(step, values)
             noticed.line(step, values)
             if LOAD in values:
@@ -172,12 +186,14 @@ def _read_recipe(run: ReportRun) -> None:
         run.settings = by_dotted_key(kept) if isinstance(kept, dict) else {}
         return
     run.recipe, run.settings = loaded.recipe, dict(leaves(loaded.recipe))
+    noted = noted_origins(run.about, loaded.recipe)
+    short = short_origins(noted.values())
     run.origins = dict(_origins(loaded.recipe))
+    run.origins |= {key: short[origin] for key, origin in noted.items()}
 
 
 def _origins(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`default` or `recipe` for every setting by dotted key. A run keeps all values and not the
-    files that they came from."""
+    """`default` or `recipe` for every setting by dotted key, for a run that has noted no more."""
     for name, about in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):

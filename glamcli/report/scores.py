@@ -1,18 +1,22 @@
 """Scores of a run over its steps, with their errors, beside those that were published."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from glamcli.errors import GlamError
-from glamcli.evals.results.scores import Measured, Reported
+from glamcli.evals.results.scores import Measured, Reported, Results
 from glamcli.evals.results.store import RESULTS_FOLDER, load_results
 from glamcli.evals.scoring.totals import published_at
+from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import TASKS, load_suite
 from glamcli.report.curves import MAX_STEP, Curves
-from glamcli.train.metrics import FAILED_TASKS
+from glamcli.train.metrics import STDERR
 
+AVERAGE = "average"
+"""the metric of what is a mean over tasks."""
 MAX_FILES = 500
 """of results that are read."""
 
@@ -30,7 +34,7 @@ class ScoreAt:
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """One metric of a task at one number of shots."""
+    """One metric of a task, or an average over tasks, at one number of shots."""
 
     task: str
     metric: str
@@ -49,13 +53,15 @@ class ScoreCurve:
 
 def score_curves(run_dir: Path, curves: Curves) -> tuple[list[ScoreCurve], list[str]]:
     """Every score of a run's metrics and of its kept results, which have errors and are preferred
-    at the same step; and what could not be read."""
+    at the same step, by task and number of shots; and what could not be read."""
     found: dict[tuple[str, str, str], ScoreCurve] = {}
     for name in curves.names("eval/"):
-        parts = name.removeprefix("eval/").rsplit("/", 2)
-        if name != FAILED_TASKS and len(parts) == 3 and parts[2].endswith("_shots"):
-            key = (parts[0], parts[1], parts[2].removesuffix("_shots"))
-            points = [ScoreAt(each.step, each.mean) for each in curves.points(name)]
+        of, _, shots = name.removeprefix("eval/").rpartition("/")
+        if of and shots.endswith("_shots"):
+            task, _, metric = of.rpartition("/") if "/" in of else (of, "", AVERAGE)
+            key = (task, metric, shots.removesuffix("_shots"))
+            errors = {each.step: each.mean for each in curves.points(name + STDERR)}
+            points = [ScoreAt(at.step, at.mean, errors.get(at.step)) for at in curves.points(name)]
             found[key] = ScoreCurve(*key, points, published=_published(*key))
     wrong = []
     for path in sorted((run_dir / RESULTS_FOLDER).glob("*.json"))[-MAX_FILES:]:
@@ -67,12 +73,24 @@ def score_curves(run_dir: Path, curves: Curves) -> tuple[list[ScoreCurve], list[
         step = results.model.get("step")
         if type(step) is not int or not 0 <= step < MAX_STEP:
             continue
-        for score in results.scores:
-            for each in score.measured:
-                key = (score.task, each.metric, score.setting)
-                at = ScoreAt(step, each.value, each.stderr, score.num_items, path.name)
-                found[key] = _with(found.get(key) or ScoreCurve(*key, []), at, each)
-    return list(found.values()), wrong
+        for task, setting, num_items, each in _kept(results):
+            key = (task, each.metric, setting)
+            at = ScoreAt(step, each.value, each.stderr, num_items, path.name)
+            found[key] = _with(found.get(key) or ScoreCurve(*key, []), at, each)
+    tasks = list(dict.fromkeys(key[0] for key in found))
+    ordered = sorted(found, key=lambda key: (tasks.index(key[0]), key[2].zfill(9)))
+    return [found[key] for key in ordered], wrong
+
+
+def _kept(results: Results) -> Iterator[tuple[str, str, int | None, Measured]]:
+    """Task, setting, number of items and score: of all scores, and of averages that lack none."""
+    for score in results.scores:
+        for each in score.measured:
+            yield score.task, score.setting, score.num_items, each
+    for mean in results.averages:
+        if mean.value is not None and not mean.missing:
+            measured = Measured(AVERAGE, mean.value, None, {}, published=mean.published)
+            yield mean.name, mean.setting, None, measured
 
 
 def _with(curve: ScoreCurve, at: ScoreAt, measured: Measured) -> ScoreCurve:
@@ -89,12 +107,20 @@ def _with(curve: ScoreCurve, at: ScoreAt, measured: Measured) -> ScoreCurve:
 
 def _published(task: str, metric: str, setting: str) -> tuple[Reported, ...]:
     """What was published of a shipped task: its file has it."""
-    if "/" in task or not (TASKS / f"{task}.yaml").is_file():
+    settings = _shipped(task)
+    if settings is None:
         return ()
+    return published_at(settings.published, metric, setting, settings.measured[0])
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> Task | None:
+    """The settings of a task that comes with the program."""
+    if "/" in name or not (TASKS / f"{name}.yaml").is_file():
+        return None
     with suppress(GlamError):
-        settings = load_suite(task).tasks[0].at(0)
-        return published_at(settings.published, metric, setting, settings.measured[0])
-    return ()
+        return load_suite(name).tasks[0].at(0)
+    return None
 
 
 def models_of(curves: Iterable[ScoreCurve]) -> Sequence[str]:

@@ -2,12 +2,13 @@
 
 from html import escape
 
+from glamcli.config.dump import as_yaml
 from glamcli.config.sizes import short
 from glamcli.progress import duration
 from glamcli.report.charts import Chart, curve_charts
 from glamcli.report.events import EVENT_KINDS, clock_text
 from glamcli.report.learning import losses_section, optimizer_section, routers_section
-from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
+from glamcli.report.parts import Part, Runs, Section, head_of, name_of, number_text, soft
 from glamcli.report.reached import mixture_section, scores_section
 from glamcli.report.run import ReportRun
 from glamcli.report.spent import cost_section, memory_section, speed_section
@@ -55,10 +56,11 @@ def _facts(run: ReportRun) -> dict[str, str]:
     found = {"step": f"{run.step:,}" + (f" of {last:,}" if last else "")}
     if run.tokens_per_step:
         found["tokens seen, padding included"] = short(run.step * run.tokens_per_step)
-    if "loss" in latest:
-        found["training loss, nats per token"] = f"{latest['loss']:.3f}"
+    if "loss" in latest or not run.is_loss_finite:
+        loss = number_text(latest["loss"]) if run.is_loss_finite else "not finite"
+        found["training loss, nats per token"] = loss
     if heldout := [latest[name] for name in run.curves.names("heldout/")]:
-        found["held-out loss, mean of sources"] = f"{sum(heldout) / len(heldout):.3f}"
+        found["held-out loss, mean of sources"] = number_text(sum(heldout) / len(heldout))
     if total := sum(run.seconds.values()):
         found["run time"] = duration(total)
         found["goodput"] = f"{100 * run.seconds.get('step', 0.0) / total:.1f} %"
@@ -102,8 +104,8 @@ def _recipe(runs: Runs) -> Section:
 
 
 def _value(run: ReportRun, key: str) -> str:
-    value = run.settings.get(key)
-    shown = repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    """A setting as it is written in a recipe."""
+    shown = as_yaml(run.settings[key]) if key in run.settings else "-"
     return shown if len(shown) <= 300 else shown[:297] + "..."
 
 

@@ -2,17 +2,20 @@
 
 import math
 from itertools import cycle
+from typing import Any
 
 from glamcli.config.chips import PUE, WATTS_PER_CHIP, Chip, chip_of
 from glamcli.progress import duration
 from glamcli.report.charts import curve_charts
 from glamcli.report.parts import Part, Runs, Section, head_of, name_of, soft
-from glamcli.report.run import ReportRun
+from glamcli.report.run import MAX_SECONDS, ReportRun
+from glamcli.train.memory_use import MEMORY_KEYS
 from glamcli.train.metric_files import as_number
 from glamcli.train.times import TIME_KINDS
 from glamcli.webpage import colour_key, escaped_rows, html_table, share_bar, text
 
 NUM_COLOURS = 8
+_GIB = 2**30
 
 
 def speed_section(runs: Runs) -> Section:
@@ -46,42 +49,76 @@ def _time_bar(run: ReportRun, total: float, is_named: bool) -> str:
     rows.append(("all of the run's time", duration(total), "100 %"))
     title = f"<h3>Where the time of {text(run.name)} went</h3>" if is_named else ""
     bar = share_bar(((colour, spent) for colour, _, spent in keyed), total)
-    return title + bar + html_table(("", ">time", ">share"), rows, sums=1)
+    return title + bar + html_table(("", ">time", ">share"), rows, sums=1) + _apart(run, total)
+
+
+def _apart(run: ReportRun, total: float) -> str:
+    """What passed beside the run's time, where that is more than a hundredth of it."""
+    if run.passed is None or not total * 1.01 < run.passed < MAX_SECONDS:
+        return ""
+    return soft(
+        f"{duration(run.passed)} have passed from its start to its newest line. For "
+        f"{duration(run.passed - total)} of them no process trained it, or one that was killed "
+        "had not written down yet what it did."
+    )
 
 
 def memory_section(runs: Runs) -> Section:
-    """What the metrics say of memory."""
-    names = dict.fromkeys(n for run in runs for n in run.curves.names("") if "memory" in n)
+    """Memory of processes and devices, and whatever else the metrics say of memory."""
+    process, held, peak = MEMORY_KEYS
+    devices = {"in use": held, "most so far": peak}
+    chips = {chip.name: chip.usable_bytes / _GIB for run in runs if (chip := _chips(run)[0])}
+    others = dict.fromkeys(n for run in runs for n in run.curves.names("") if "memory" in n)
+    gib: dict[str, Any] = {"scale": 1 / _GIB, "from_zero": True}
     parts: list[Part] = [
-        chart
-        for name in names
-        for chart in curve_charts(runs, name, "", {name: name}, from_zero=True)
-    ]
-    hint = "<code>glam plan RUN --target local</code> says what a step takes."
-    return Section("Memory", parts, f"No memory in the metrics; {hint}")
+        *curve_charts(runs, "Memory of the fullest device", "GiB", devices, **gib,
+                      levels=[(f"a {name} has", size) for name, size in chips.items()]),
+        *curve_charts(runs, "Memory of the largest process", "GiB", {"resident": process}, **gib),
+        *(chart for name in others if name not in MEMORY_KEYS
+          for chart in curve_charts(runs, name, "", {name: name}, from_zero=True)),
+    ]  # fmt: skip
+    if not parts:
+        hint = "<code>glam plan RUN --target local</code> says what a step takes."
+        return Section("Memory", missing=f"No memory in the metrics; {hint}")
+    if not any(run.curves.names("memory/device") for run in runs):
+        parts += [soft("These devices do not tell how much memory they hold.")]
+    return Section("Memory", parts)
 
 
 def cost_section(runs: Runs) -> Section:
-    """Chip-hours, money and energy so far and to the end, where the chip has a price."""
+    """Chip-hours, money and energy so far and to the end, where the chip is known."""
     rows = []
     for run in runs:
         chip, num_chips = _chips(run)
-        if chip is None or chip.price is None or not run.seconds:
+        if chip is None or not run.seconds:
             continue
         so_far = num_chips * sum(run.seconds.values()) / 3600
-        to_end = so_far + num_chips * run.curves.latest.get("seconds_left", 0.0) / 3600
-        row = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, ${chip.price:g} per hour"]
-        for hours in (so_far, to_end):
-            row += [f"{hours:,.1f}", f"${hours * chip.price:,.2f}"]
-            row += [f"{hours * WATTS_PER_CHIP * PUE / 1e6:,.4g}"]
-        rows.append(row)
+        to_end = so_far + num_chips * _seconds_to_the_end(run) / 3600
+        price = "without a price" if chip.price is None else f"${chip.price:g} per hour"
+        head = [*name_of(runs, run), f"{num_chips:g} x {chip.name}, {price}"]
+        for until, hours in (("so far", so_far), ("to the end", to_end)):
+            money = "-" if chip.price is None else f"${hours * chip.price:,.2f}"
+            energy = _energy(hours * WATTS_PER_CHIP * PUE)
+            rows.append([*head, until, f"{hours:,.1f}", money, energy])
     if not rows:
-        return Section("Cost", missing="The table of chips has no price for these devices.")
-    figures = (">chip-hours", ">price", ">MWh")
-    columns = (*head_of(runs), "chips", *figures, *(f"{name} to the end" for name in figures))
+        return Section("Cost", missing="The table of chips does not have these devices.")
+    columns = (*head_of(runs), "chips", "", ">chip-hours", ">price", ">energy")
     note = f"Price and energy of all of the run's time, at {WATTS_PER_CHIP:g} W per chip and a PUE "
-    note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest speed."
+    note += f"of {PUE:g}, as <code>glam plan</code> counts them; to the end at the newest "
+    note += "speed, with as much evaluation and saving as so far."
     return Section("Cost", [html_table(columns, escaped_rows(rows)), soft(note)])
+
+
+def _seconds_to_the_end(run: ReportRun) -> float:
+    """What is left of steps, and with it the time beside steps that went with so many so far."""
+    steps = sum(run.seconds.get(kind, 0.0) for kind in ("step", "data_wait"))
+    beside = sum(run.seconds.get(kind, 0.0) for kind in ("eval", "save"))
+    return run.curves.latest.get("seconds_left", 0.0) * (1 + beside / steps if steps > 0 else 1)
+
+
+def _energy(watt_hours: float) -> str:
+    unit, of = ("MWh", 1e6) if watt_hours >= 1e6 else ("kWh", 1e3)
+    return f"{watt_hours / of:,.4g} {unit}"
 
 
 def _chips(run: ReportRun) -> tuple[Chip | None, float]:

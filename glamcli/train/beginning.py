@@ -64,6 +64,7 @@ class Beginning:
     checkpoints: Checkpoints
     progress: Progress
     host: Host
+    origins: Mapping[str, str]
 
     def first(self, is_new: bool, strict: bool) -> First:
         """What a run starts with that is new, or else continues from the newest checkpoint that can
@@ -77,7 +78,8 @@ class Beginning:
         with explaining_memory(lambda: STATE_HINT), watching as watchdog:
             first = self._anew(watchdog) if is_new else self._continued(watchdog, strict)
         if self.host.is_first:
-            write_run_files(self.run_dir, self.recipe, first.run_identity, self.dataset.tokenizer)
+            about = {**first.run_identity, "origins": {**self.origins}}
+            write_run_files(self.run_dir, self.recipe, about, self.dataset.tokenizer)
         return first
 
     def _anew(self, watchdog: Watchdog) -> First:

@@ -147,15 +147,16 @@ def _refuse_differences(run_dir: Path, step: int, differences: list[str]) -> Non
 
 
 def write_run_files(
-    run_dir: Path, recipe: Recipe, run_identity: Mapping[str, Any], tokenizer: Tokenizer
+    run_dir: Path, recipe: Recipe, about: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Writes the recipe, the run's identity and its tokenizer beside the checkpoints.
+    """Writes the recipe, what else there is to say `about` the run, and its tokenizer beside the
+    checkpoints.
 
     Raises: CheckpointError when the folder cannot be written.
     """
     if isinstance(tokenizer, SentencePiece):  # so that the run outlives its corpora
         tokenizer.write(run_dir / TOKENIZER_FILE)
-    texts = {"recipe.yaml": dump(recipe), "run.json": json.dumps(run_identity, indent=1) + "\n"}
+    texts = {"recipe.yaml": dump(recipe), "run.json": json.dumps(about, indent=1) + "\n"}
     for path in map(run_dir.joinpath, texts):
         try:
             atomic.write(path, texts[path.name])

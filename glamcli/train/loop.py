@@ -8,10 +8,11 @@ before anything is compiled. What is due between steps, and in which order, is i
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 from jax.sharding import Mesh
@@ -27,7 +28,6 @@ from glamcli.errors import (
 )
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
-from glamcli.hosts.pulse import Pulse
 from glamcli.hosts.signals import Stop, listening
 from glamcli.hosts.watchdog import LONG, make_watchdog
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
@@ -74,12 +74,14 @@ def train(
     evaluate: Evaluate | None = None,
     strict: bool = False,
     since: float | None = None,
+    origins: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint in `run_dir` if there is one.
 
     Every process calls this alike; the first writes and prints. `evaluate` runs as `every` says.
     A damaged checkpoint is left for an older one with a warning; with `strict` it ends the run.
-    `since` is when the program was started, by `time.monotonic`.
+    `since` is when the program was started, by `time.monotonic`; `origins`, where the recipe's
+    values came from, are noted in `run.json`.
 
     Raises:
         CheckpointError: the folder is in use, belongs to another run, or cannot be written; its
@@ -98,7 +100,7 @@ def train(
             run_dir = bucket.folder
         while True:
             try:
-                about = (evaluate, strict, stop, Times(since), bucket)
+                about = (evaluate, strict, origins, bucket, stop, Times(since))
                 return _attempt(recipe, run_dir, progress, host, *about)
             except GoBack as back:
                 since = back.at
@@ -117,9 +119,10 @@ def _attempt(
     host: Host,
     evaluate: Evaluate | None,
     strict: bool,
+    origins: Mapping[str, str],
+    bucket: Bucket | None,
     stop: Stop,
     times: Times,
-    bucket: Bucket | None,
 ) -> Outcome:
     """The same until it has to go back. Raises: `GoBack`, when the run folder is ready for it."""
     last = recipe.train.steps
@@ -143,11 +146,12 @@ def _attempt(
         progress = progress if host.is_first else Silent()
         mesh = make_mesh(automesh.layout(recipe, host, progress))
         decoder = programs.make_decoder(recipe, mesh.shape)
-        begin = Beginning(recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host)
+        about = (recipe, run_dir, dataset, mesh, decoder, checkpoints, progress, host, origins)
+        begin = Beginning(*about)
         start, saved_step, saved, run_identity, state = begin.first(not saved, strict)
         batches = stack.enter_context(_device_batches(recipe, dataset, mesh, start, times))
         stack.enter_context(checkpoints)
-        folder, pace, pulse = run_dir if host.is_first else None, Pace(host.name), Pulse()
+        folder, pace = run_dir if host.is_first else None, Pace(host.name)
         about = (recipe, dataset.source_names, folder, start, progress, pace)
         meter = stack.enter_context(Meter(*about, checkpoints, saved, times, [*mesh.devices.flat]))
         stack.enter_context(ending(run_dir, recipe, start, checkpoints, host))
@@ -177,7 +181,7 @@ def _attempt(
                 meter.add(step, sums)  # reads the numbers of the step before
                 save.poll()
                 bar.advance()
-                stopping = _is_asked_to_stop(stop, pulse, pace, progress) and step < last
+                stopping = meter.exchange(stop.requested) and step < last
                 stopping |= damaged is not None
                 if _run_due((train_step, heldout, tasks, save), times, step, state, stopping):
                     break
@@ -255,18 +259,6 @@ def _catch_up(
         has = run.meter.has(step, event.prefix)
         if not run.host.gather(f"has {event.prefix}", has)[0]:
             run.meter.times.of(event.kind, event.run, step, state)
-
-
-def _is_asked_to_stop(stop: Stop, pulse: Pulse, pace: Pace, progress: Progress) -> bool:
-    """Whether any process was, by now or, of several, by the step before."""
-    mine = pace.mine()
-    with pace.waiting():
-        of_all = pulse.beat(stop.requested, *mine)
-    if of_all is None:
-        return False
-    if warning := pace.add(of_all[:, 1:]):
-        progress.warn(warning)
-    return bool(of_all[:, 0].any())
 
 
 def _run_due(

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import tokens_per_step
 from glamcli.hosts.pace import Pace
+from glamcli.hosts.pulse import Pulse
 from glamcli.progress import Progress
 from glamcli.train import metrics
 from glamcli.train.health import Health
 from glamcli.train.loggers import Writer, open_loggers
+from glamcli.train.memory_use import MemoryUse
 from glamcli.train.metric_files import MetricsFile
-from glamcli.train.metrics import FAILED_TASKS, LossSums, finite
+from glamcli.train.metrics import FAILED_TASKS, STDERR, LossSums, finite
 from glamcli.train.rewind import rewinds, seconds_before
 from glamcli.train.router_alarms import RouterAlarms
 from glamcli.train.speed import model_speed
@@ -54,7 +57,8 @@ class Meter(AbstractContextManager["Meter"]):
         """`checkpoints` are for the message of a run that gives up; `saved` is the metadata of the
         one that it continues, empty for a new run. `devices` are all that it trains on."""
         self._devices = devices
-        self._pace = pace
+        self._pace, self._pulse = pace, Pulse()
+        self._memory = MemoryUse(jax.local_devices())
         self.times = times or Times()
         self.health = Health(recipe, progress, checkpoints, saved, start)
         self.routers = RouterAlarms(recipe, saved.get("routers", {}))
@@ -92,6 +96,20 @@ class Meter(AbstractContextManager["Meter"]):
         if previous is not None:
             self._read(*previous)
 
+    def exchange(self, is_asked_to_stop: bool) -> bool:
+        """Exchanges with all processes what each has measured since the last call: all call it
+        after each step. Whether any is asked to stop, by now or, of several, by the step before."""
+        mine = (*self._pace.mine(), *self._memory.mine())
+        with self._pace.waiting():
+            of_all = self._pulse.beat(is_asked_to_stop, *mine)
+        if of_all is None:
+            return False
+        asked, paces, memory = np.split(of_all, (1, 3), axis=1)
+        self._memory.add(memory)
+        if warning := self._pace.add(paces):
+            self.progress.warn(warning)
+        return bool(asked.any())
+
     def flush(self) -> None:
         """Reads what is pending and puts everything so far on disk."""
         if self._pending is not None:
@@ -127,8 +145,9 @@ class Meter(AbstractContextManager["Meter"]):
         self._write({"step": step, **{name: finite(value) for name, value in values.items()}})
         shown = [
             f"{name.removeprefix('eval/')} {value:.3f}"
+            + (f" ± {values[name + STDERR]:.3f}" if name + STDERR in values else "")
             for name, value in values.items()
-            if name != FAILED_TASKS or value
+            if (name != FAILED_TASKS or value) and not name.endswith(STDERR)
         ]
         self.progress.say(f"step {step}: {', '.join(shown)}")
         self.restart_clock()
@@ -178,6 +197,7 @@ class Meter(AbstractContextManager["Meter"]):
             **model_speed(self.recipe, self._devices, rate),
             "seconds_left": round((self.recipe.train.steps - step) * seconds, 1),
             **self.times.summary(),
+            **self._memory.summary(),
         }
 
     def _write(self, values: Mapping[str, Any]) -> None:

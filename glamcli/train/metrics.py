@@ -18,6 +18,9 @@ LossSums = tuple[float, int]
 FAILED_TASKS = "eval/failed_tasks"
 """The key of the number of tasks that could not be scored, beside the scores of the others."""
 
+STDERR = "_stderr"
+"""What the key of a score's standard error has after the score's own."""
+
 DEVIATIONS = ("loss_deviations", "grad_norm_deviations", "update_norm_deviations")
 
 # Router statistics in the summary, without `_loss`; those of the layers are `<name>_by_layer`.

@@ -4,6 +4,7 @@ Read again and again, at a cost that depends neither on how long the run is nor 
 model is; needs neither jax nor orbax. What is missing or damaged is unknown, and no error.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -36,14 +37,14 @@ class Numbers:
         self.step, self.unix_seconds = 0, 0.0
         """of the newest line."""
         self.latest: dict[str, tuple[int, float]] = {}
-        """every number's newest value, with its step."""
+        """every number's newest value, with its step; NaN where that line has `null`."""
         self.losses: deque[tuple[int, float]] = deque(maxlen=_KEPT_POINTS)
         self.events: deque[tuple[int, str]] = deque(maxlen=_KEPT_EVENTS)
         """skipped updates and alarms."""
 
     def value(self, name: str) -> float | None:
-        """The newest value of a number."""
-        return self.latest[name][1] if name in self.latest else None
+        """The newest value of a number; None where it is not known or not finite."""
+        return as_number(self.latest[name][1]) if name in self.latest else None
 
     def take(self, line: Mapping[str, Any]) -> None:
         """Adds a line of the metrics."""
@@ -51,6 +52,7 @@ class Numbers:
         if not 0 <= step <= _MAX_STEP:
             return
         if step < self.step:  # the run went back
+            self.latest = {name: each for name, each in self.latest.items() if each[0] < step}
             for kept in (self.losses, self.events):
                 while kept and kept[-1][0] >= step:
                     kept.pop()
@@ -58,7 +60,8 @@ class Numbers:
         found = {
             name: number for name, each in line.items() if (number := as_number(each)) is not None
         }
-        self.latest |= {name: (step, number) for name, number in found.items()}
+        nulls = {name: math.nan for name, each in line.items() if each is None}
+        self.latest |= {name: (step, number) for name, number in (found | nulls).items()}
         self.unix_seconds = found.get("unix_seconds", self.unix_seconds)
         if "loss" in found:
             self.losses.append((step, found["loss"]))
@@ -152,7 +155,8 @@ class WatchedRun:
             return "failed"
         if self.recipe and self.saved and self.saved[0] >= self.recipe.train.steps:
             return "finished"
-        return "stopped" if self.numbers.step else "empty"
+        is_run = self.numbers.step or (self.folder / "run.json").is_file()
+        return "stopped" if is_run else "empty"
 
     def _read_recipe(self) -> None:
         """The recipe that the run keeps, again only where it was written again."""

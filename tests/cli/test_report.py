@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cli.run_folder import make_run
-from glamcli.evals.results.scores import Measured, Reported, Results, Score
+from glamcli.evals.results.scores import Average, Measured, Reported, Results, Score
 from glamcli.evals.results.store import keep_results
 from glamcli.progress import Silent
 from glamcli.report.page import report_page
@@ -20,6 +20,9 @@ TITLES = ("Overview", "Loss", "Optimizer", "Routers", "Mixture", "Scores", "Spee
           "Memory", "Cost", "Events", "Recipe", "Other numbers")  # fmt: skip
 TIMES = {"start": 4.0, "data": 1.0, "compile": 6.0, "step": 8.0, "data_wait": 0.5, "eval": 0.3,
          "save": 0.2, "lost": 0.0}  # fmt: skip
+
+
+PROCESS = "memory/process_bytes"
 
 
 def line(step, **more):
@@ -236,6 +239,11 @@ def test_what_is_missing_is_told_in_words(tmp_path):
     assert "last line written" not in overview
 
 
+def test_a_loss_that_is_not_finite_any_more_is_said(run):
+    for lines, loss in (([line(1), line(2, loss=None)], "not finite"), ([line(1)], "8.000")):
+        assert f"<b>{loss}</b>training loss" in section(page_of(write(run, lines)), "Overview")
+
+
 def test_the_newest_line_of_runs_is_one_row_with_its_date(run, tmp_path):
     other = write(tmp_path / "other", [line(1, unix_seconds=1.8e9)])
     overview = section(page_of(run, other), "Overview")
@@ -254,7 +262,38 @@ def test_planned_and_realised_shares_are_those_of_the_saved_step(run):
 def test_a_setting_of_the_recipe_says_whether_it_is_a_default(run):
     listed = section(page_of(run), "Recipe")
     assert "<tr><td>seed</td><td>0</td><td>default</td></tr>" in listed
+    assert "<tr><td>model.zero_logit</td><td>true</td><td>default</td></tr>" in listed
+    assert "<td>finish.suite</td><td>null</td>" in listed
     assert "<tr><td>batch.row_tokens</td><td>128</td><td>recipe</td></tr>" in listed
+
+
+def test_a_setting_says_where_it_came_from_when_the_run_was_started(run):
+    path = run / "run.json"
+    about = json.loads(path.read_text())
+    places = {"seed": "--set", "batch.row_tokens": "/home/me/a<b>.yaml:7", "batch.rows": "default"}
+    path.write_text(json.dumps(about | {"origins": places}))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("seed: 0", "seed: 5"))  # edited since
+    listed = section(page_of(run), "Recipe")
+    assert "<tr><td>batch.row_tokens</td><td>128</td><td>a&lt;b&gt;.yaml:7</td></tr>" in listed
+    assert "<tr><td>seed</td><td>5</td><td>recipe</td></tr>" in listed
+    assert "<td>data.cache_dir</td>" in listed
+
+
+def test_memory_is_drawn_beside_what_a_chip_has(run):
+    about = json.loads((run / "run.json").read_text())
+    assert "do not tell" in section(page_of(write(run, [line(1, **{PROCESS: 2**31})])), "Memory")
+    about["topology"] |= {"device_kind": "TPU v4"}
+    (run / "run.json").write_text(json.dumps(about))
+    sizes = {PROCESS: 2**31, "memory/device_bytes": 5 * 2**30, "memory/device_peak_bytes": 2**33}
+    page = page_of(write(run, [line(1, **sizes), line(2, **sizes)]))
+    charts = charts_of(page)
+    assert charts["Memory of the largest process"]["lines"][0]["mean"] == [2.0, 2.0]
+    of_device = charts["Memory of the fullest device"]
+    assert [each["mean"][0] for each in of_device["lines"]] == [5.0, 8.0]
+    assert of_device["levels"] == [["a v4 has", 30.75]]
+    assert "do not tell" not in section(page, "Memory")
+    assert not [title for title in charts if "memory/" in title]
 
 
 def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
@@ -262,6 +301,24 @@ def test_the_kinds_of_time_add_up_to_the_time_of_the_run(run):
     assert shares.pop() == "100"
     assert len(shares) == len(TIMES)
     assert abs(sum(map(float, shares)) - 100) < 0.5
+
+
+@pytest.mark.parametrize("wrong", [1e298, -5.0])
+def test_times_that_cannot_be_are_left_out(run, wrong):
+    page = page_of(write(run, [line(1, **{"seconds/step": wrong})]))
+    assert "<b>12 s</b>run time" in section(page, "Overview")
+    assert "<td>training</td>" not in section(page, "Speed and time")
+
+
+def test_time_in_which_no_process_trained_is_said(run):
+    lines = [line(1), line(2, unix_seconds=1.7e9 + 602.2)]
+    listed = section(page_of(write(run, lines)), "Speed and time")
+    assert "10:22 have passed from its start" in listed
+    assert "For 10:00 of them no process trained it" in listed
+    for at in (2.2, 1e290):  # within a hundredth; by a clock that was wrong
+        lines = [line(1), line(2, unix_seconds=1.7e9 + at)]
+        listed = section(page_of(write(run, lines)), "Speed and time")
+        assert "have passed" not in listed
 
 
 def test_scores_stand_beside_those_that_were_published(run):
@@ -275,11 +332,46 @@ def test_scores_stand_beside_those_that_were_published(run):
     assert ["GLaM 64B/64E", 81.4] in levels
 
 
-def keep(run, step, baselines=None, published=()):
+def test_scores_of_training_have_their_errors_and_averages_stand_beside_them(run):
+    names = "eval/piqa/accuracy/0_shots", "eval/NLU/0_shots"
+    errors = {1: 0.05, 9: 0.025}
+    lines = [
+        {"step": step, names[0]: 0.5, names[0] + "_stderr": error, names[1]: step / 10}
+        for step, error in errors.items()
+    ]
+    page = page_of(write(run, [line(1), *lines]))
+    (drawn,) = charts_of(page)["piqa, 0 shots"]["lines"]
+    assert drawn["errors"] == [5.0, 2.5]
+    assert charts_of(page)["NLU, 0 shots"]["lines"][0]["mean"] == [10.0, 90.0]
+    listed = section(page, "Scores")
+    assert "<td class=n>± 2.5</td>" in listed
+    assert "<td>NLU</td><td class=n>0</td><td>average</td><td class=n>9</td>" in listed
+    assert "_stderr" not in listed
+
+
+def test_scores_are_in_order_of_tasks_and_shots(run):
+    asked = [(task, shots) for shots in (0, 10, 5) for task in ("b", "a")]
+    scores = {f"eval/{task}/f1/{shots}_shots": 0.5 for task, shots in asked}
+    listed = section(page_of(write(run, [line(1), {"step": 1, **scores}])), "Scores")
+    rows = re.findall(r"<tr><td>(\w)</td><td class=n>(\d+)</td>", listed)
+    assert rows == [(task, shots) for task in "ba" for shots in ("0", "5", "10")]
+
+
+def test_published_averages_stand_beside_kept_ones_that_lack_no_task(run):
+    published = (Reported("GPT-3", 60.8, True),)
+    means = [Average("NLU", "0", 0.5, 2, missing, published) for missing in ((), ("piqa",))]
+    keep(run, 2, averages=(means[0],))
+    keep(run, 3, averages=(means[1],))
+    listed = section(page_of(run), "Scores")
+    assert re.findall(r"<td>NLU</td>.*?</tr>", listed)[0].endswith("<td class=n>60.8</td></tr>")
+    assert "<td>NLU</td><td class=n>0</td><td>average</td><td class=n>2</td>" in listed
+
+
+def keep(run, step, baselines=None, published=(), averages=()):
     """A result as `glam eval` keeps it in the run folder."""
     measured = Measured("accuracy", 0.75, 0.1, baselines or {}, None, published)
     score = Score("t", 0, "0", (measured,), 9, 0, 0, 0, (), {}, ())
-    keep_results(Results("s", {"step": step}, (score,), ()), run, Silent())
+    keep_results(Results("s", {"step": step}, (score,), (), (), averages), run, Silent())
 
 
 def test_a_kept_result_replaces_the_score_of_its_step_in_a_long_run(tmp_path):
@@ -302,16 +394,21 @@ def test_numbers_that_are_not_finite_are_left_out(run):
     assert data_of(page)["runs"][0]["flops"] is None
 
 
-def test_money_and_energy_are_shown_where_the_chip_has_a_price(run):
-    assert "no price for these devices" in section(page_of(run), "Cost")
+@pytest.mark.parametrize(("kind", "price"), [("TPU v4", 3.22), ("NVIDIA A100-SXM4-80GB", None)])
+def test_money_and_energy_are_shown_of_chips_that_are_known(run, kind, price):
+    assert "does not have these devices" in section(page_of(run), "Cost")
     about = json.loads((run / "run.json").read_text())
-    about["topology"] |= {"device_kind": "TPU v4", "mesh": {"data": 4, "expert": 2}}
+    about["topology"] |= {"device_kind": kind, "mesh": {"data": 4, "expert": 2}}
     (run / "run.json").write_text(json.dumps(about))
     write(run, [line(1, seconds_left=3600.0)])
-    hours = 8 * 21 / 3600
+    hours, beside = 8 * 21 / 3600, 0.5 / 9.5  # evaluation and saving, to steps and their waits
     listed = section(page_of(run), "Cost")
-    assert f"<td class=n>{hours:,.1f}</td>" in listed
-    assert f"<td class=n>{hours + 8:,.1f}</td>" in listed
+    cells = re.findall("<td class=n>(.*?)</td>", listed)
+    for each in (hours, hours + 8 * (1 + beside)):
+        money = f"${each * price:,.2f}" if price else "-"
+        energy = f"{each * 326 * 1.11 / 1e3:.4g} kWh"
+        assert cells[:3] == [f"{each:,.1f}", money, energy]
+        del cells[:3]
 
 
 def test_a_long_run_makes_a_page_of_bounded_size(tmp_path):
@@ -323,14 +420,46 @@ def test_a_long_run_makes_a_page_of_bounded_size(tmp_path):
     assert loss["low"][0] < loss["mean"][0] < loss["high"][0]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
-def test_a_browser_draws_the_charts_in_view_and_reports_no_error(run, tmp_path):
-    (tmp_path / "page.html").write_text(page_of(run))
+def dom_of(page, path):
+    """What a browser makes of a page, and what it says."""
+    path.write_text(page)
     shown = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         "--window-size=1400,2000", "--virtual-time-budget=4000", "--dump-dom", f"file://{tmp_path}/page.html"],
+         "--window-size=1400,2000", "--virtual-time-budget=4000", "--dump-dom", f"file://{path}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert shown.stdout.count("<canvas") >= 3
-    assert "CONSOLE" not in shown.stderr, shown.stderr
+    return shown.stdout, shown.stderr
+
+
+needs_a_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_a_browser_draws_the_charts_in_view_and_reports_no_error(run, tmp_path):
+    dom, said = dom_of(page_of(run), tmp_path / "page.html")
+    assert dom.count("<canvas") >= 3
+    assert "CONSOLE" not in said, said
+
+
+NOTES_TEXTS = """<script>
+const draw = CanvasRenderingContext2D.prototype.fillText, drawn = [];
+CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+  drawn.push(text);
+  document.documentElement.dataset.drawn = drawn.join(" ");
+  return draw.call(this, text, ...at);
+};
+</script>"""
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_the_marks_of_all_runs_have_their_letters(tmp_path):
+    one = write(tmp_path / "one", [line(1), line(90, bad_steps=1), line(100)])
+    other = write(tmp_path / "other", [line(1), line(30, alarms=["expert layer 1"]), line(100)])
+    page = re.sub(
+        '<meta http-equiv="Content-Security-Policy".*?>', NOTES_TEXTS, page_of(one, other)
+    )
+    dom, _ = dom_of(page, tmp_path / "page.html")
+    drawn = re.search('data-drawn="(.*?)"', dom)[1].split()
+    assert drawn.count("A") == drawn.count("K") > 3

@@ -195,6 +195,10 @@ def test_a_run_folder_holds_what_is_promised(uninterrupted):
     }
     identity = json.loads((uninterrupted / "run.json").read_text())
     assert identity["recipe"]["train"]["steps"] == STEPS
+    origins = identity["origins"]
+    assert origins["train.steps"].endswith("tiny.yaml:6")
+    assert origins["batch.rows"].endswith("test-tiny.yaml:14")
+    assert origins["seed"] == "default"
     assert {"jax", "glamcli", "python"} <= identity["versions"].keys()
     assert sorted(int(p.name) for p in (uninterrupted / "checkpoints").iterdir()) == [28, 35, 40]
 

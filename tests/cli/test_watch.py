@@ -34,6 +34,9 @@ LINE = {
     "seconds_per_step": 0.831,
     "mfu": 0.413,
     "goodput": 0.92,
+    "memory/process_bytes": 3 * 2**30,
+    "memory/device_bytes": 21.5 * 2**30,
+    "memory/device_peak_bytes": 2**35,
     "max_first_frac": 0.051,
     "router_entropy_nats": 2.9,
     "balance": 1.04,
@@ -60,6 +63,7 @@ optimizer rate 0.03  gradient norm 1.5  skipped 2
 routers   top expert 5.1%  entropy 2.90 nats  balance 1.04  first drops 1.0%
           second drops 30.0%  dead experts 3  alarms 1
 speed     2,466 tokens/s  0.831 s/step  MFU 41.3%  goodput 92.0%
+memory    device 21.50 GiB  most 32.00 GiB  process 3.00 GiB
 scores    arc/accuracy/0_shots 0.512  (step 50)"""
 
 
@@ -143,6 +147,31 @@ def test_what_files_say_is_shown_escaped_and_cut(run):
         for line in lines:
             wide = sum(unicodedata.east_asian_width(char) in "WF" for char in line)
             assert len(line) + wide <= width
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_long_name_is_cut_before_its_number(run, width):
+    scores = {f"eval/{name}/accuracy/{shots}_shots": 0.125 * (shots + 1)
+              for name in ("a_task_with_a_long_name", "名" * 40) for shots in (0, 1)}  # fmt: skip
+    errors = {name + "_stderr": 0.0512 for name in scores}
+    write(run, {"step": 60, "eval/failed_tasks": 0, **scores, **errors})
+    lines = drawn(run, width)
+    shown = " ".join(lines[next(i for i, line in enumerate(lines) if "scores" in line) :])
+    for score in ("0_shots 0.125", "1_shots 0.25"):
+        assert shown.count(score) == 2
+    assert shown.count("0.25 ± 0.051") == (width == 80)  # where the name fits as well
+    assert "stderr" not in shown
+    assert "failed" not in shown
+    write(run, {"step": 61, "eval/failed_tasks": 2})
+    assert "failed_tasks 2" in " ".join(drawn(run, width))
+
+
+def test_what_is_not_finite_is_said_and_no_older_number_shown(run):
+    null = dict.fromkeys(("loss", "perplexity", "grad_norm", "seconds_left", "heldout/web"))
+    write(run, {"step": 51, **null})
+    shown = " ".join(drawn(run, 80))
+    for text in ("█▁  not finite  perplexity nan", "gradient norm nan", "web nan  (step 51)"):
+        assert text in shown
 
 
 def test_without_a_terminal_it_is_printed_once(run, glam):

@@ -126,7 +126,7 @@ def test_a_run_that_learns_nothing_says_so_and_ends_where_it_should(running):
 def test_a_run_that_is_stopped_in_a_bad_streak_goes_on_with_it(running, monkeypatch):
     monkeypatch.setattr(programs, "Decoder", Poisoned)
     asked = itertools.count(1)
-    monkeypatch.setattr(loop, "_is_asked_to_stop", lambda *_: next(asked) == 9)
+    monkeypatch.setattr(loop.Meter, "exchange", lambda *_: next(asked) == 9)
     sets = ("train.max_bad_steps=4", "train.steps=60")
     with pytest.raises(Preempted, match="saved at step 9"):
         running(*sets, mixture=BAD_FROM_7)

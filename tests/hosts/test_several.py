@@ -134,7 +134,9 @@ def test_two_processes_compute_what_one_computes(several, train, tmp_path):
         assert found == pytest.approx(alone, rel=1e-5)  # the last steps are the resumed ones
         assert len(set(alone.values())) == len(alone) > 5
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert any("slowest_process_seconds" in line for line in lines)
+    together = [line for line in lines if "slowest_process_seconds" in line]
+    assert together
+    assert all(line["memory/process_bytes"] > 1e8 for line in together)
 
 
 @pytest.mark.slow

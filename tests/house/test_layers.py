@@ -42,6 +42,7 @@ ROWS = (
     ("glamcli.train", 5),
     ("glamcli.checkpoint", 6),
     ("glamcli.restore", 5),
+    ("glamcli.orbax_setup", 3),
     ("glamcli.stored_arrays", 4),
     ("glamcli.array_errors", 3),
     ("glamcli.step_writers", 5),

@@ -6,7 +6,7 @@ echo >> "$starts"
 read -r first second step <<< "$(sed -n "$(wc -l < "$starts")p" "$FAKE_CLOUD/ends")"
 code=$([ "$OMPI_COMM_WORLD_RANK" = 0 ] && echo "$first" || echo "$second")
 echo "worker $OMPI_COMM_WORLD_RANK trains to step $step"
-[ -n "$step" ] && mkdir -p "$4/checkpoints/$step"
+[ -n "$step" ] && [ "$OMPI_COMM_WORLD_RANK" = 0 ] && mkdir -p "$4/checkpoints/$step"
 if [ "$code" = run ]; then
     trap 'echo saved; mkdir -p "$4/checkpoints/99"; exit 75' TERM
     while :; do sleep 0.05; done

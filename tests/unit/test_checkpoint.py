@@ -1,5 +1,7 @@
 """What a checkpoint promises: exact bits, any number of devices, nothing torn, nothing cast."""
 
+import asyncio
+import gc
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glamcli.checkpoint import Checkpoints
 from glamcli.config.schema import Optimizer
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
+from glamcli.orbax_setup import ignore_abandoned_work
 from glamcli.restore import restore_params
 from glamcli.step_folders import CHECKPOINT_FORMAT, checksum, damaged_steps, find_step, find_steps
 from glamcli.stored_arrays import verify
@@ -343,6 +346,17 @@ def test_a_failed_save_prints_nothing_of_the_libraries(tmp_path, when):
     assert ended.stdout == "saving step 5 failed: File too large\n"
     assert "Traceback" not in ended.stderr
     assert "never awaited" not in ended.stderr
+
+
+def test_of_writes_that_failed_after_the_save_had_nothing_is_told(caplog):
+    ignore_abandoned_work()
+    loop = asyncio.new_event_loop()
+    write = loop.create_future()
+    write.set_exception(ValueError("NOT_FOUND: the folder is gone"))
+    del write
+    gc.collect()
+    loop.close()
+    assert not caplog.records
 
 
 def test_a_path_from_here_is_as_good_as_a_whole_one(saved, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glamcli.errors import GlamError
-from glamcli.train.metrics import FAILED_TASKS
+from glamcli.train.metrics import FAILED_TASKS, STDERR
 
 RESULTS_FORMAT = 2
 """2 since scores count ties and records of items hold classes; 1 is still read."""
@@ -151,12 +151,15 @@ class Results:
     limit: int | None = None
 
     def curves(self) -> dict[str, float]:
-        """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, and how many
-        tasks failed."""
+        """Numbers by name for the metrics of a run, `eval/TASK/METRIC/SETTING_shots`, their
+        standard errors (`..._stderr`), and how many tasks failed."""
         found = {FAILED_TASKS: float(len({each.task for each in self.failures}))}
         for score in self.scores:
             for each in score.measured:
-                found[f"eval/{score.task}/{each.metric}/{score.setting}_shots"] = each.value
+                name = f"eval/{score.task}/{each.metric}/{score.setting}_shots"
+                found[name] = each.value
+                if each.stderr is not None:
+                    found[name + STDERR] = each.stderr
         for each in self.averages:
             if each.value is not None and not each.missing:
                 found[f"eval/{each.name}/{each.setting}_shots"] = each.value

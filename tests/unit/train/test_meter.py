@@ -15,6 +15,7 @@ from glamcli.errors import TrainError
 from glamcli.hosts.join import ALONE
 from glamcli.hosts.pace import PACE_KEYS, Pace
 from glamcli.progress import Silent
+from glamcli.train.memory_use import MEMORY_KEYS, MemoryUse
 from glamcli.train.meter import Meter
 from glamcli.train.speed import SPEED_KEYS
 from runs import WALL_CLOCK
@@ -135,7 +136,20 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path):
         return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines(folder)]
 
     assert run(tmp_path / "a") == run(tmp_path / "b", 5)
-    assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - set(PACE_KEYS) - set(SPEED_KEYS)
+    others = {*PACE_KEYS, *SPEED_KEYS, *MEMORY_KEYS}  # of many processes, of chips, from the loop
+    assert set(lines(tmp_path / "a")[0]) >= set(WALL_CLOCK) - others
+
+
+def test_the_most_memory_since_the_line_before_is_in_a_line(tmp_path, monkeypatch):
+    held = iter((1e9, 2e9, 4e9, 3e9, 2e9, 2e9, 1e9, 1e9))
+    monkeypatch.setattr(MemoryUse, "mine", lambda self: (next(held), 5.0, np.nan))
+    with meter(tmp_path) as read:
+        for step in range(1, 9):
+            read.add(step, sums(step))
+            assert read.exchange(step == 7) is (step == 7)
+        read.flush()
+    found = [[line.get(key) for key in MEMORY_KEYS] for line in lines(tmp_path)]
+    assert found == [[1e9, 5, None], [4e9, 5, None], [3e9, 5, None], [1e9, 5, None]]
 
 
 FRESH = "start anew (`--fresh`) with a lower `optimizer.learning_rate`"
@@ -276,3 +290,14 @@ def test_held_out_losses_have_lines_of_their_own(tmp_path):
         "unigram/web": 3.0,
         "unigram/books": 3.0,
     }
+
+
+def test_scores_are_told_with_their_errors_and_written_as_they_are(tmp_path):
+    heard = Heard()
+    heard.said = []
+    heard.say = heard.said.append
+    scores = {"eval/failed_tasks": 0.0, "eval/t/f1/0_shots": 0.5, "eval/t/f1/0_shots_stderr": 0.25}
+    with meter(tmp_path, progress=heard) as read:
+        read.evaluated(3, scores)
+    assert heard.said == ["step 3: t/f1/0_shots 0.500 ± 0.250"]
+    assert scores.items() <= lines(tmp_path)[0].items()

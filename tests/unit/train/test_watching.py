@@ -109,14 +109,28 @@ def test_a_folder_that_comes_and_goes_is_no_error(tmp_path):
     assert states == [("absent", 0), ("empty", 0), ("stopped", 3), ("absent", 0), ("stopped", 3)]
 
 
+def test_a_run_that_died_before_its_first_step_is_one_that_stopped(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("extends: test-tiny\n")
+    assert seen(tmp_path).state == "empty"
+    (tmp_path / "run.json").write_text("{}")
+    assert seen(tmp_path).state == "stopped"
+
+
 def test_numbers_are_the_newest_and_those_of_before_a_return_are_forgotten(run):
     watched = seen(run)
+    write(run, {"step": 5, "heldout/web": 4.5})
     write(run, {"step": 3, "loss": 1.5, "grad_norm": float("nan")}, {"step": 4, "rate": True})
     watched.refresh()
     numbers = watched.numbers
     assert [*numbers.losses] == [(1, 8.0), (2, 7.0), (3, 1.5)]
-    assert (numbers.step, numbers.value("loss")) == (4, 1.5)
+    assert (numbers.step, numbers.value("loss"), numbers.value("heldout/web")) == (4, 1.5, None)
     assert (numbers.value("grad_norm"), numbers.value("rate")) == (None, None)
+    write(run, {"step": 5, "loss": None})
+    watched.refresh()
+    assert numbers.value("loss") is None
+    write(run, {"step": 6, "loss": 2.5})
+    watched.refresh()
+    assert numbers.value("loss") == 2.5
 
 
 def test_skipped_updates_and_alarms_are_events(run):
