@@ -29,8 +29,8 @@ from glamcli.train.mirror import Mirror, packed_steps, write_steps
 from glamcli.untrusted import parse_json
 
 _ARRAYS = "arrays"
-_PATTERN = re.compile(r"[*?\[\]\\]")
 """the folder that has one for every attempt, with the arrays of its steps."""
+_PATTERN = re.compile(r"[*?\[\]\\]")
 RELEASE_SECONDS = 10.0
 """what an ending run gives to giving it back, without which the next start has to wait."""
 
