@@ -16,9 +16,16 @@ import click
 
 from glamcli.cli import render
 from glamcli.cli.launch_show import cost_words, list_, logs, name_argument, status, unknown
+from glamcli.cli.launch_write import (
+    check_options,
+    nodes_options,
+    warn_of_files,
+    write_files,
+    write_slurm,
+)
 from glamcli.cli.options import RunFolder, set_option
 from glamcli.config.load import load_recipe
-from glamcli.errors import LaunchError, first_of, printable
+from glamcli.errors import LaunchError, printable
 
 if TYPE_CHECKING:
     from glamcli.config.load import Loaded
@@ -67,8 +74,8 @@ for subcommand in (status, logs, list_):
 @command.command()
 @click.argument("recipe")
 @set_option
-@click.option("--tpu", metavar="NAME", required=True, help="The slice: v4-32, v5e-64, ...")
-@click.option("--zone", required=True, help="Where: us-central2-b, ...")
+@click.option("--tpu", metavar="NAME", help="The slice: v4-32, v5e-64, ...")
+@click.option("--zone", help="Where: us-central2-b, ...")
 @click.option(
     "--run",
     "run_dir",
@@ -89,14 +96,15 @@ for subcommand in (status, logs, list_):
 @click.option(
     "--write",
     "kind",
-    type=click.Choice(["script"]),
-    help="Write a shell script with what it needs into ./NAME instead, and ask for nothing.",
+    type=click.Choice(["script", "sky", "slurm", "gke"]),
+    help="Write a shell script, or a job for SkyPilot, Slurm or Kubernetes, into ./NAME instead.",
 )
+@nodes_options
 def start(
     recipe: str,
     sets: tuple[str, ...],
-    tpu: str,
-    zone: str,
+    tpu: str | None,
+    zone: str | None,
     run_dir: Path,
     spot: bool,
     name: str | None,
@@ -105,6 +113,8 @@ def start(
     keep: bool,
     dry_run: bool,
     kind: str | None,
+    nodes: int | None,
+    gpus: int,
 ) -> int:
     """Train RECIPE on a slice."""
     loaded = load_recipe(recipe, sets)
@@ -113,28 +123,25 @@ def start(
     from glamcli.launch import ending, request
     from glamcli.launch.control import Control
     from glamcli.launch.gcloud import Gcloud, default_project
-    from glamcli.launch.package import local_paths
     from glamcli.launch.record import Record
 
     run = request.check_run(str(run_dir))
-    target, shape = request.check_target(loaded, tpu)
-    where: dict[str, Any] = {"zone": zone, "project": project, "spot": spot}
-    asked = request.make_launch(loaded, target, name=name, run=run, setup=setup, **where)
+    check_options(kind, tpu, zone, nodes)
+    if kind == "slurm":
+        return write_slurm(loaded, name, run, setup, nodes or 1, gpus)
+    target, shape = request.check_target(loaded, tpu or "")
+    where: dict[str, Any] = {"zone": zone or "", "project": project, "spot": spot}
+    asked = request.make_launch(loaded, target, name=name, run=run, setup=setup, kind=kind, **where)
     if kind is not None:
-        return _write(loaded, asked, setup)
-    Gcloud(zone, project).check()
+        return write_files(kind, loaded, asked, setup, target)
+    Gcloud(asked.zone, project).check()
     asked.project = project or default_project()
-    cloud, record, progress = (
-        Gcloud(zone, asked.project),
-        Record(asked.name),
-        render.make_progress(),
-    )
+    cloud, record = Gcloud(asked.zone, asked.project), Record(asked.name)
+    progress = render.make_progress()
     sizes = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
     progress.say(f"{loaded.name} on {target.words}, {'spot, ' * spot}in {zone}; mesh {sizes}")
     progress.say(_price(asked))
-    if local := local_paths(loaded):
-        files = ", ".join(first_of(local, 3))
-        progress.warn(f"every machine of the slice needs the same files as this one: {files}")
+    warn_of_files(loaded, "slice")
     with nullcontext() if dry_run else record.looking_after():
         known = request.going_on(record, asked, cloud)
         if dry_run:
@@ -145,14 +152,6 @@ def start(
             progress.say(f"going on with `{launch.name}`, start {launch.attempt}")
         show = _shower(record)
         return _look_after(Control(launch, record, cloud, progress, show, ending.PATIENCE, keep))
-
-
-def _write(loaded: Loaded, asked: Launch, setup: str | None) -> int:
-    from glamcli.launch.script import write_script
-
-    path = write_script(Path(asked.name), loaded, asked, setup)
-    click.echo(f"wrote {path} and what it sends; read it, then `bash {path}`")
-    return 0
 
 
 def _begin(loaded: Loaded, asked: Launch, record: Record, setup: str | None) -> Launch:

@@ -22,7 +22,8 @@ from glamcli.errors import LaunchError
 from glamcli.storage import is_url
 
 DISTRIBUTION = "glamcli"
-EXTRAS = ("tpu", "remote")
+TPU = ("tpu",)
+"""what machines need for their chips."""
 LOGGER_EXTRAS = ("trackio", "wandb")
 SHIPPED = ("recipes", "data_mixtures")
 _CHOSEN_BY_JAX = {DISTRIBUTION, "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt"}
@@ -95,7 +96,18 @@ def local_paths(loaded: Loaded) -> list[str]:
     return [path for path in paths if path is not None and not is_url(path)]
 
 
-def write_package(folder: Path, loaded: Loaded, run: str, setup: str | None) -> str:
+def extras(loaded: Loaded, chips: tuple[str, ...] = TPU) -> tuple[str, ...]:
+    """Those of glam's package that the machines need."""
+    return (*chips, "remote", *(e for e in loaded.recipe.run.loggers if e in LOGGER_EXTRAS))
+
+
+def write_package(
+    folder: Path,
+    loaded: Loaded,
+    run: str,
+    setup: str | None,
+    chips: tuple[str, ...] = TPU,
+) -> str:
     """Writes the package into `folder`, in place of an earlier one; its digest.
 
     Raises: LaunchError when it cannot be written.
@@ -103,8 +115,8 @@ def write_package(folder: Path, loaded: Loaded, run: str, setup: str | None) -> 
     files, texts = wheel_files(), recipe_files(loaded)
     wheel = f"{DISTRIBUTION}-{glamcli.__version__}-py3-none-any.whl"
     pins, python = constraints(), f"{sys.version_info.major}.{sys.version_info.minor}"
-    extras = ",".join([*EXTRAS, *(e for e in loaded.recipe.run.loggers if e in LOGGER_EXTRAS)])
-    facts = {"run": run, "setup": setup, "python": python, "extras": extras, "wheel": wheel}
+    facts = {"run": run, "setup": setup, "python": python, "wheel": wheel}
+    facts["extras"] = ",".join(extras(loaded, chips))
     seen = {name: _digest(data) for name, data in files.items()}
     text = json.dumps([seen, texts, pins, facts], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from glamcli.launch.gcloud import Gcloud
 from glamcli.launch.package import recipe_files
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.slices import accelerator_type, image_of, slice_of
+from glamcli.launch.written.slurm import Nodes
 from glamcli.plan.planner import on_target
 from glamcli.plan.topology import Target, parse_target
 
@@ -63,6 +64,14 @@ def check_target(loaded: Loaded, name: str) -> tuple[Target, dict[str, int]]:
     return target, shape
 
 
+def check_nodes(loaded: Loaded, nodes: Nodes) -> None:
+    """Raises: RecipeError, PlanError when the recipe cannot be laid out on these machines."""
+    on = Target(f"{nodes.num_devices} devices", "cpu", num_chips=nodes.num_devices)
+    with loaded.placing():
+        recipe, shape = on_target(loaded.recipe, on)
+        check_divides(indivisible(recipe, shape))
+
+
 def make_launch(
     loaded: Loaded,
     target: Target,
@@ -73,8 +82,9 @@ def make_launch(
     project: str | None,
     spot: bool,
     setup: str | None,
+    kind: str | None = None,
 ) -> Launch:
-    """The launch that is asked for; its package is not made yet.
+    """The launch that is asked for, or written as a file of that kind; its package is not made yet.
 
     Raises: RecipeError when a name is none that Google takes; PlanError for a kind of chip that
         is not offered so.
@@ -90,7 +100,7 @@ def make_launch(
         name=name,
         target=target.name,
         accelerator=accelerator,
-        image=image_of(target),
+        image="" if kind == "gke" else image_of(target),
         zone=zone,
         project=project,
         spot=spot,

@@ -42,6 +42,6 @@ def image_of(target: Target) -> str:
     if chip.name not in _IMAGES:
         raise PlanError(
             f"Google offers {chip.name} in Kubernetes only",
-            "start `glam train` there on every machine yourself; docs/hosts.md",
+            "`--write gke` writes a job for it",
         )
     return _IMAGES[chip.name]

@@ -118,18 +118,29 @@ def _start(attempt):
     _answer("{}")
 
 
+def _command():
+    """The command of the run, and its environment."""
+    package = _package()
+    words = [str(HERE / "venv/bin/glam"), "train", str(HERE / "recipe.yaml")]
+    words += ["--run", package["run"]]
+    return words, dict(os.environ, GLAM_SECRET=package["secret"])
+
+
+def _run():
+    """Becomes the command: for a scheduler that looks after it."""
+    with contextlib.suppress(OSError):
+        LIBTPU_LOCK.unlink()
+    words, environment = _command()
+    os.execve(words[0], words, environment)
+
+
 def _supervise(attempt, lock):
     """Runs the command to its end and writes its exit code. Its parent is gone. The command holds
     the lock (a file descriptor), too: it may outlive this process."""
-    package = _package()
-    command = [str(HERE / "venv/bin/glam"), "train", str(HERE / "recipe.yaml")]
-    environment = dict(os.environ, GLAM_SECRET=package["secret"])
+    command, environment = _command()
     try:
         process = subprocess.Popen(
-            [*command, "--run", package["run"]],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(lock,),
+            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=(lock,)
         )
     except OSError as error:
         sys.stderr.write(f"{error}\n")
@@ -207,6 +218,7 @@ def _status(offset):
 if __name__ == "__main__":
     {
         "install": _install,
+        "run": _run,
         "start": _start,
         "supervise": _supervise,
         "stop": _stop,

@@ -16,7 +16,7 @@ def main(arguments):
     environment = Path(options["--python"]).parent.parent
     assert "jax==" in Path(options["--constraint"]).read_text()
     wheel, _, extras = arguments[-1].partition("[")
-    assert extras.rstrip("]").split(",")[0] == "tpu"
+    assert "remote" in extras.rstrip("]").split(",")
     with ZipFile(wheel) as archive:
         archive.extractall(environment / "site")
     program = environment / "bin" / "glam"

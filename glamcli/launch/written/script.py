@@ -1,13 +1,8 @@
 """A launch as a shell script, for whoever wants to read or change what is done."""
 
 import shlex
-from pathlib import Path
 
-from glamcli import atomic
-from glamcli.config.load import Loaded
-from glamcli.errors import LaunchError
 from glamcli.launch.gcloud import create_words, place_words
-from glamcli.launch.package import write_package
 from glamcli.launch.record import Launch
 from glamcli.launch.workers import HOME_FOLDER
 
@@ -38,22 +33,6 @@ on_all 'python3 {folder}/worker.py start 1'
 # How it is, with the end of the log (-1), as one line of JSON per machine:
 on_all 'python3 {folder}/worker.py status -1'
 """
-
-
-def write_script(folder: Path, loaded: Loaded, launch: Launch, setup: str | None) -> Path:
-    """Writes the script and the package that it sends into a new folder; the script's path.
-
-    Raises: LaunchError when there is such a folder, or it cannot be written.
-    """
-    path = folder / "launch.sh"
-    if folder.exists():
-        raise LaunchError(f"{folder} exists already", "delete it, or choose another `--name`")
-    write_package(folder / "package", loaded, launch.run, setup)
-    try:
-        atomic.write(path, script(launch))
-    except OSError as error:
-        raise LaunchError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
 
 
 def script(launch: Launch) -> str:
