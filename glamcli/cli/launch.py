@@ -242,10 +242,6 @@ def stop(name: str, zone: str | None, project: str | None) -> None:
         project = project or default_project()
         launch = Launch(check_name(name), "a slice", zone, project, slices=1, spans=spans)
         record.save(launch)
-        progress.warn(
-            "a launcher that still runs on another machine asks for a slice again, unless this one "
-            "was ready and its workers could be reached: end it there, too"
-        )
     if launch is None:
         raise unknown(name, "`--zone ZONE` says where it is if it was launched elsewhere")
     if (zone or launch.zone, project or launch.project) != (launch.zone, launch.project):

@@ -15,6 +15,7 @@ from glamcli.launch.decisions import MAX_ENDS, MAX_FAILED, End, SlicePhase, end_
 from glamcli.launch.ending import Patience, bill, give_back, is_anothers
 from glamcli.launch.gcloud import Gcloud, Slice
 from glamcli.launch.meaning import NoLogin, TryAgain, Unclear
+from glamcli.launch.presence import Presence
 from glamcli.launch.record import Creating, Launch, Record, Stopped
 from glamcli.launch.silence import Hearing, Silence
 from glamcli.launch.workers import SliceWorkers, Told
@@ -59,6 +60,9 @@ class Control:
     _more: bool = False
     """whether the log goes on."""
 
+    def __post_init__(self) -> None:
+        self._presence = Presence(self.launch, self.record)
+
     def run(self) -> int:
         """Looks after the launch until its run has ended; the exit code.
 
@@ -97,12 +101,16 @@ class Control:
                 f"slice `{self.launch.name}` is not of this launch any more: its label is "
                 f"{found.label}, not {self.launch.id}"
             )
+        if found.phase in (SlicePhase.READY, SlicePhase.WAITING):
+            self._presence.expect(True)
         if found.phase is SlicePhase.READY:
             self._failed = 0
             self._ready(found)
             return
         self._hearing.another_slice()
         self._installs = self._starts = 0
+        if found.phase is SlicePhase.ABSENT and self._presence.missing():
+            return
         if found.phase in (SlicePhase.ABSENT, SlicePhase.LOST) and self.launch.costs:
             self._lost()
         if found.phase is SlicePhase.ABSENT:
@@ -110,7 +118,7 @@ class Control:
             return
         self._say(f"slice {self.launch.name}: {found.words}")
         if found.phase is SlicePhase.LOST:
-            self.cloud.delete(self.launch.name)
+            self._presence.delete(self.cloud)
         elif found.phase is SlicePhase.FAILED:
             self._refused(found)
 
@@ -136,7 +144,7 @@ class Control:
             how = f"{self._failed} requests for a slice failed: {found.words}"
             self._end(how, LaunchError.exit_code)
             return
-        self.cloud.delete(self.launch.name)
+        self._presence.delete(self.cloud)
         raise TryAgain(f"the request for a slice failed: {found.words}")
 
     def _ready(self, found: Slice) -> None:
@@ -181,7 +189,7 @@ class Control:
             )
         elif silence is Silence.REPLACE:
             self._say(f"no answer from worker {missing} for long: giving the slice back")
-            self.cloud.delete(self.launch.name)
+            self._presence.delete(self.cloud)
         else:
             why = "a firewall? (docs/tpu.md)" if silence is Silence.NEVER else silence.value
             never = "never answered" if silence is Silence.NEVER else "does not answer"

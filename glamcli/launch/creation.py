@@ -29,6 +29,8 @@ def create_slice(launch: Launch, record: Record, cloud: Gcloud) -> None:
             launch.ended, launch.code, launch.gone = error.what, error.exit_code, True
             record.save_unless_stopped(launch)
             raise
+        launch.expected = True
+        record.save_unless_stopped(launch)
 
 
 def _check_refused(launch: Launch, cloud: Gcloud, error: CloudError) -> None:

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 
 from glamcli.errors import CloudError, LaunchError
-from glamcli.launch.decisions import SlicePhase
+from glamcli.launch.decisions import SlicePhase, wait_seconds
 from glamcli.launch.gcloud import Gcloud, Slice, delete_commands
-from glamcli.launch.meaning import TryAgain
+from glamcli.launch.meaning import NoLogin, TryAgain
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.workers import SliceWorkers
 from glamcli.progress import Progress, duration
@@ -16,7 +16,8 @@ from glamcli.progress import Progress, duration
 @dataclass(frozen=True)
 class Patience:
     """How often to look, in seconds, and for how long workers may be silent, a worker outlive
-    another one, a slice be on its way out, a run save, another process create a slice."""
+    another one, a slice be on its way out, a run save, another process create a slice, a launcher
+    elsewhere ask for another one."""
 
     look: float = 15.0
     silence: float = 900.0
@@ -24,10 +25,12 @@ class Patience:
     leaving: float = 1200.0
     saving: float = 900.0
     creating: float = 180.0
+    elsewhere: float = 600.0
 
 
 PATIENCE = Patience()
 NO_SLICE = "none"
+_LIVES = (SlicePhase.READY, SlicePhase.WAITING)
 MAX_SILENT = 5
 """looks in a row at which a worker may be silent before the run is not waited for."""
 
@@ -40,24 +43,45 @@ def bill(launch: Launch, found: Slice) -> bool:
     return True
 
 
-def give_back(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> None:
-    """Deletes the slice and waits until it is gone.
+def give_back(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> bool:
+    """Deletes the slice and waits until it is gone. Whether there was one that had not been lost.
 
     Raises: CloudError when it may still be there, with the command that deletes it.
     """
-    until = time.monotonic() + patience.leaving
+    commands = delete_commands(launch.name, launch.zone, launch.project)
     try:
         with progress.phase(f"deleting slice {launch.name}"):
-            while not _is_gone(launch, cloud, last_try=time.monotonic() > until):
-                if time.monotonic() > until:
-                    raise LaunchError(f"it is not gone after {duration(patience.leaving)}")
-                time.sleep(min(patience.look, 5.0))
+            lived = _delete(launch, cloud, progress, patience)
     except LaunchError as error:
-        raise CloudError(
-            f"slice `{launch.name}` may still cost money: {error.what}",
-            delete_commands(launch.name, launch.zone, launch.project),
-        ) from error
+        what = f"slice `{launch.name}` may still cost money: {error.what}"
+        raise CloudError(what, commands) from error
+    except KeyboardInterrupt:
+        progress.warn(f"slice `{launch.name}` may still cost money: {commands}")
+        raise
     launch.has_none()
+    return lived
+
+
+def _delete(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> bool:
+    """While nobody is logged in that is no reason to leave what costs money."""
+    until, tries, lived = time.monotonic() + patience.leaving, 0, False
+    while True:
+        last_try = time.monotonic() > until
+        try:
+            found = _deleted(launch, cloud, last_try)
+            if found is SlicePhase.ABSENT:
+                return lived
+            lived = lived or found in _LIVES
+        except NoLogin as error:
+            if not tries:
+                name = launch.name
+                progress.warn(f"slice `{name}` costs money until you log in: {error.hint}")
+            until, tries = time.monotonic() + patience.leaving, tries + 1
+            time.sleep(wait_seconds(tries, min(patience.look, 5.0)))
+            continue
+        if last_try:
+            raise LaunchError(f"it is not gone after {duration(patience.leaving)}")
+        time.sleep(min(patience.look, 5.0))
 
 
 def is_anothers(launch: Launch, found: Slice) -> bool:
@@ -65,19 +89,20 @@ def is_anothers(launch: Launch, found: Slice) -> bool:
     return bool(launch.id and found.label) and found.label != launch.id
 
 
-def _is_gone(launch: Launch, cloud: Gcloud, last_try: bool) -> bool:
+def _deleted(launch: Launch, cloud: Gcloud, last_try: bool) -> SlicePhase | None:
+    """What was deleted, which may have to be done again; None where Google did not answer."""
     try:
         found = cloud.find(launch.name)
         if is_anothers(launch, found):
-            return True
+            return SlicePhase.ABSENT
         bill(launch, found)
         if found.phase not in (SlicePhase.ABSENT, SlicePhase.LEAVING):
             cloud.delete(launch.name)
     except TryAgain:
         if last_try:
             raise
-        return False
-    return found.phase is SlicePhase.ABSENT
+        return None
+    return found.phase
 
 
 def slice_words(record: Record, launch: Launch) -> str:
@@ -120,7 +145,9 @@ def end_launch(
         _check_absent(launch, cloud)
     else:
         _try_to_save(launch, cloud, progress, patience)
-        give_back(launch, cloud, progress, patience)
+        lived = give_back(launch, cloud, progress, patience)
+        if not lived and not launch.id:
+            _watch(launch, cloud, progress, patience)
     launch.ended = launch.ended or "stopped"
     launch.has_none()
     launch.gone = creates is None
@@ -131,6 +158,23 @@ def end_launch(
             delete_commands(launch.name, launch.zone, launch.project),
         )
     return launch
+
+
+def _watch(launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience) -> None:
+    """A launcher elsewhere that was just then without a slice asks for another one; when that is
+    deleted, it ends."""
+    until = time.monotonic() + patience.elsewhere
+    with progress.phase("looking whether a launcher elsewhere asks for another slice"):
+        while time.monotonic() < until:
+            with contextlib.suppress(TryAgain):
+                if cloud.find(launch.name).phase in _LIVES:
+                    give_back(launch, cloud, progress, patience)
+                    return
+            time.sleep(patience.look)
+    progress.warn(
+        f"none did in {duration(patience.elsewhere)}; one whose requests are refused, as for a "
+        "quota, may still get a slice later: end it there, if there is one"
+    )
 
 
 def _check_absent(launch: Launch, cloud: Gcloud) -> None:

@@ -72,6 +72,8 @@ class Launch:
     """whether a slice was left on purpose at the end."""
     slices: int = 0
     """how many were asked for."""
+    expected: bool = False
+    """whether there is a slice, by all that was seen: if it is gone, somebody deleted it."""
     spans: list[Span] = field(default_factory=list)
 
     @property

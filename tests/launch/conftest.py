@@ -32,7 +32,8 @@ class Cloud:
         (self.folder / "requests" / f"{name}.json").write_text(json.dumps(request))
 
     def calls(self, *words: str) -> list[str]:
-        lines = (self.folder / "calls").read_text().splitlines()
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if all(word in line for word in words)]
 
 

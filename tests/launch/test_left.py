@@ -1,5 +1,7 @@
 """No slice is left behind unnoticed, and none is rented that nobody wants: one law per way."""
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from glamcli.launch.meaning import NotThere, Unclear, meaning
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.silence import Hearing, Silence
 
-FAST = ending.Patience(look=0.02, silence=1.0, apart=5.0, leaving=20.0, saving=20.0, creating=0.3)
+FAST = ending.Patience(0.02, silence=1.0, leaving=20.0, saving=20.0, creating=0.3, elsewhere=5.0)
 DENIED = "PERMISSION_DENIED: Permission 'tpu.operations.get' denied on resource"
 
 
@@ -104,6 +106,22 @@ def test_a_slice_of_another_launch_is_not_touched(ours, cloud, glam):
     cloud.rent("glam-run", "another")
     code, _, err = glam("launch", "stop", "glam-run")
     assert (code, cloud.slices(), cloud.calls(" delete ")) == (0, ["glam-run"], []), err
+
+
+def test_a_stop_elsewhere_that_finds_no_slice_deletes_the_one_that_is_asked_for_next(
+    cloud, glam, monkeypatch
+):
+    monkeypatch.setattr(ending, "PATIENCE", FAST)
+    cloud.plan(workers=0)
+    later = threading.Timer(1.5, cloud.rent, ("glam-run", "theirs"))
+    later.start()
+    code, _, err = glam("launch", "stop", "glam-run", "--zone", "z")
+    later.join()
+    assert (code, cloud.slices()) == (0, []), err
+    assert len(cloud.calls("queued-resources delete")) == 1
+    monkeypatch.setattr(ending, "PATIENCE", dataclasses.replace(FAST, elsewhere=0.1))
+    code, _, err = glam("launch", "stop", "glam-run", "--zone", "z")
+    assert (code, "may still get a slice later: end it there" in err) == (0, True)
 
 
 def test_stop_says_which_worker_could_not_be_asked_to_save(ours, cloud, glam):

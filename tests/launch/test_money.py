@@ -47,7 +47,7 @@ def wait_until(is_so) -> None:
 
 
 def wait_for(cloud, *words: str) -> None:
-    wait_until(lambda: (cloud.folder / "calls").exists() and cloud.calls(*words))
+    wait_until(lambda: cloud.calls(*words))
 
 
 @pytest.mark.slow
@@ -98,6 +98,58 @@ def test_a_launcher_leaves_when_another_machine_stops_its_launch(
     assert (cloud.slices(), len(cloud.calls("queued-resources create"))) == ([], 1)
     assert Record("glam-run").load().ended == "stopped from another machine"
     assert (tmp_path / "run" / "checkpoints" / "99").is_dir()
+
+
+@pytest.mark.slow
+def test_a_stop_from_another_machine_ends_a_launcher_that_waits_for_a_slice(
+    launched, cloud, glam, tmp_path, monkeypatch
+):
+    cloud.plan(states=["WAITING_FOR_RESOURCES"] * 9999)
+    launcher = launched()
+    wait_for(cloud, "queued-resources describe")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+        code, _, err = glam("launch", "stop", "glam-run", "--zone", "z")
+    assert code == 0, err
+    assert launcher.wait(timeout=30) == 7
+    assert cloud.slices() == []
+    assert Record("glam-run").load().ended == "its slice was deleted by somebody else"
+    assert len(cloud.calls("queued-resources create")) == 1
+
+
+@pytest.mark.slow
+def test_a_slice_that_is_deleted_in_the_console_is_not_rented_again(launched, cloud, glam):
+    launcher = launched()
+    wait_for(cloud, "worker.py start")
+    (cloud.folder / "requests" / "glam-run.json").unlink()
+    assert launcher.wait(timeout=30) == 7
+    assert len(cloud.calls("queued-resources create")) == 1
+    launch = Record("glam-run").load()
+    assert (launch.ended, launch.gone) == ("its slice was deleted by somebody else", True)
+    assert not launch.costs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["login", "ctrl-c"])
+def test_a_login_that_expires_at_the_end_is_waited_for_until_the_slice_is_deleted(
+    launched, cloud, capfd, then
+):
+    expired = "Reauthentication failed. cannot prompt during non-interactive execution."
+    (cloud.folder / "ends").write_text("0 0 20\n")
+    cloud.plan(fail={"queued-resources delete": expired})
+    launcher = launched()
+    wait_until(lambda: len(cloud.calls("queued-resources delete")) > 2)
+    assert (launcher.poll(), cloud.slices()) == (None, ["glam-run"])
+    if then == "login":
+        cloud.plan()
+    else:
+        launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == (0 if then == "login" else 130)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "slice `glam-run` costs money until you log in: gcloud auth login" in said
+    commands = "may still cost money: gcloud compute tpus queued-resources delete glam-run"
+    assert (cloud.slices() == []) is (then == "login")
+    assert (commands in said) is (then != "login")
 
 
 @pytest.mark.slow
