@@ -165,8 +165,8 @@ class Checkpoints:
         except Exception as error:
             if not self._may_pass(error):
                 raise
-            # What failed after the step was complete was the deletion of an old one.
-            if step_folders.fault(self.folder / str(step)) is not None:
+            # What failed after the step was complete was, on a disk, the deletion of an old one.
+            if self.bucket is not None or step_folders.fault(self.folder / str(step)) is not None:
                 raise self._failure(step, error) from error
         if self.host.is_first:
             if (fault := step_folders.fault(self.folder / str(step))) is not None:

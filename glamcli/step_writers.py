@@ -8,7 +8,6 @@ bucket is written from threads alone, so no request ever keeps the training wait
 
 import asyncio
 import json
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,10 +147,13 @@ class BucketWriter:
             writer.close()
 
     def _describe(self, step: int, place: str, meta: Any) -> None:
+        """In the place of an earlier save of this step, whose upload failed."""
+        step_folders.empty_trash(self._folder)
         unfinished = self._folder / f"{step}.orbax-checkpoint-tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
         atomic.write(unfinished / "meta" / "metadata", json.dumps(meta))
         atomic.write(unfinished / step_folders.ARRAYS_URL, place)
+        if (self._folder / str(step)).exists():
+            step_folders.delete_step(self._folder, step)
         unfinished.rename(self._folder / str(step))
 
     def _wait_for_others(self, name: str) -> None:

@@ -27,6 +27,7 @@ from glamcli.errors import RecipeError, redacted
 EXTRA = "pip install 'glamcli[remote]'"
 _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _REFUSED = (401, 403)
+_PATTERN = re.compile(r"[*?\[]")
 _BLOCK_BYTES = 1 << 22
 
 
@@ -186,14 +187,17 @@ class Remote(PurePosixPath):
 
     def folders(self, depth: int) -> list[Remote]:
         """Folders so many levels below this one."""
-        with self._asking() as (fs, path):
-            found = fs.glob(path + "/*" * depth)
-            return [Remote(fs.unstrip_protocol(each)) for each in found if fs.isdir(each)]
+        with suppress(FileNotFoundError), self._asking() as (fs, path):
+            level = [path]
+            for _ in range(depth):
+                found = [entry for each in level for entry in fs.ls(each, detail=True)]
+                level = sorted({each["name"] for each in found if each["type"] == "directory"})
+            return [Remote(fs.unstrip_protocol(each)) for each in level]
+        return []
 
     def delete(self) -> None:
         """Deletes all objects below this one."""
-        with self._asking() as (fs, path):
-            fs.rm(path, recursive=True)
+        self.remove(self.files())
 
     def copy(self, names: list[str], target: Remote) -> None:
         """Copies these objects below this one; within a store the server does it."""
@@ -204,7 +208,12 @@ class Remote(PurePosixPath):
     def remove(self, names: list[str]) -> None:
         """Deletes these objects below this one."""
         with self._asking() as (fs, path):
-            fs.rm([f"{path}/{name}" for name in names])
+            paths = {f"{path}/{name}" for name in names}
+            patterns = {each for each in paths if _PATTERN.search(each)}  # as fsspec takes them
+            if paths - patterns:
+                fs.rm(sorted(paths - patterns))
+            for each in patterns:
+                fs.rm_file(each)
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Deletes the object; there need be none, whatever is asked for."""

@@ -28,8 +28,10 @@ are, and which are set aside, changes as a whole, and after all other files."""
 STEPS_FOLDER = "checkpoints"
 OWNER = "lock.json"
 """the object that names who writes to the run (`hosts/lease.py`)."""
-RESULTS = ("eval", "bias", "overlap")
+RESULTS_FOLDER, BIAS_FOLDER, OVERLAP_FOLDER = RESULTS = ("eval", "bias", "overlap")
 """folders of a run that others than its owner write to."""
+UNFINISHED = "unfinished-"
+"""how the names of files begin by which an evaluation goes on."""
 _METRICS = "metrics.jsonl"
 _LATER_METRICS = re.compile(r"metrics\.after-.*")
 _COMPARED_BYTES = 4096
@@ -113,15 +115,17 @@ class Copy:
         found = self._listed()
         if not metrics:
             found.pop(_METRICS, None)
-        for folder in RESULTS if results else ():
-            (self.folder / folder).mkdir(exist_ok=True)
+        if results:
+            (self.folder / RESULTS_FOLDER).mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
-                tree = (self.url / folder).tree()
-                found |= {f"{folder}/{name}": each for name, each in tree.items()}
+                tree = (self.url / RESULTS_FOLDER).tree()
+                whole = {n: each for n, each in tree.items() if not n.startswith(UNFINISHED)}
+                found |= {f"{RESULTS_FOLDER}/{name}": each for name, each in whole.items()}
         known = self._known()
         # Steps first: what was written by then is in the metrics, which are written before.
         for name in sorted(found, key=lambda name: name != STEPS):
-            if known.get(name) != found[name].version and _is_copied(name):
+            is_here = known.get(name) == found[name].version and (self.folder / name).exists()
+            if not is_here and _is_copied(name):
                 with suppress(FileNotFoundError):
                     self._fetch(name, found[name], name in known)
                 known[name] = found[name].version

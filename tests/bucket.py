@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,8 +136,10 @@ class Weather:
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
-                weather.requests.append((self.command, self.path))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                written = re.search(rb'{"name": "([^"]+)"', body[:1000])  # by a multipart upload
+                name = f"#{written[1].decode()}" if written else ""
+                weather.requests.append((self.command, self.path + name))
                 time.sleep(weather.delay)
                 if status := weather.fault(self.command, self.path):
                     self.reply(status, {}, b"")

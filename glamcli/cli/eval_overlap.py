@@ -21,13 +21,10 @@ from glamcli.evals.results.scores import file_name
 from glamcli.evals.results.store import keep_analysis
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.storage import is_url
-from glamcli.stored_runs import local
+from glamcli.stored_runs import OVERLAP_FOLDER, local
 
 if TYPE_CHECKING:
     from glamcli.evals.paper.overlap import Overlap, Split
-
-_FOLDER = "overlap"
-"""of a run folder"""
 
 
 @click.command()
@@ -96,7 +93,7 @@ def overlap(
         _show(chosen.name, what, found, splits)
     if run is not None:
         name = file_name(chosen.name, {}, preset=preset, limit=limit)
-        keep_analysis(content, run / _FOLDER, name, progress)
+        keep_analysis(content, run / OVERLAP_FOLDER, name, progress)
     return DataError.exit_code if failed else 0
 
 

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glamcli.cli import render
-from glamcli.cli.launch_show import cost_words, list_, logs, name_argument, status, unknown
+from glamcli.cli.launch_show import (
+    cost_words,
+    list_,
+    logs,
+    name_argument,
+    status,
+    stopped_by_url,
+    unknown,
+)
 from glamcli.cli.launch_write import (
     check_options,
     nodes_options,
@@ -26,6 +34,7 @@ from glamcli.cli.launch_write import (
 from glamcli.cli.options import RunFolder, set_option
 from glamcli.config.load import load_recipe
 from glamcli.errors import LaunchError, printable
+from glamcli.storage import is_url
 
 if TYPE_CHECKING:
     from glamcli.config.load import Loaded
@@ -81,7 +90,7 @@ for subcommand in (status, logs, list_):
     "run_dir",
     type=RunFolder(file_okay=False),
     required=True,
-    help="Folder of the run, the same on all machines of the slice.",
+    help="Folder of the run: gs://bucket/run, or one that all machines of the slice mount.",
 )
 @click.option("--spot", is_flag=True, help="A cheaper slice that may be taken away at any time.")
 @click.option("--name", help="Name of slice and launch.  [default: glam-<last part of the run>]")
@@ -122,7 +131,9 @@ def start(
 
     from glamcli.launch import ending, request
     from glamcli.launch.control import Control
+    from glamcli.launch.egress import egress_warning
     from glamcli.launch.gcloud import Gcloud, default_project
+    from glamcli.launch.in_bucket import launch_folder
     from glamcli.launch.record import Record
 
     run = request.check_run(str(run_dir))
@@ -142,6 +153,10 @@ def start(
     progress.say(f"{loaded.name} on {target.words}, {'spot, ' * spot}in {zone}; mesh {sizes}")
     progress.say(_price(asked))
     warn_of_files(loaded, "slice")
+    if folder := launch_folder(run):
+        folder.check()
+        if said := egress_warning(folder.url, asked.zone):
+            progress.warn(said)
     with nullcontext() if dry_run else record.looking_after():
         known = request.going_on(record, asked, cloud)
         if dry_run:
@@ -155,6 +170,7 @@ def start(
 
 
 def _begin(loaded: Loaded, asked: Launch, record: Record, setup: str | None) -> Launch:
+    from glamcli.launch.in_bucket import launch_folder
     from glamcli.launch.package import write_package
 
     record.begin()
@@ -162,6 +178,8 @@ def _begin(loaded: Loaded, asked: Launch, record: Record, setup: str | None) -> 
         before.closed()
         asked.spans = before.spans  # what slices of this name cost
     asked.digest = write_package(record.folder / "package", loaded, asked.run, setup)
+    if folder := launch_folder(asked.run):
+        folder.send(record.folder / "package")
     record.save(asked)
     return asked
 
@@ -235,8 +253,13 @@ def stop(name: str, zone: str | None, project: str | None) -> None:
     from glamcli.launch.record import Launch, Record
     from glamcli.launch.request import check_name
 
-    record, progress = Record(name), render.make_progress()
-    launch = record.load()
+    progress, elsewhere = render.make_progress(), False
+    if is_url(name):
+        record, launch, elsewhere = stopped_by_url(name)
+        name = record.name
+    else:
+        record = Record(name)
+        launch = record.load()
     if zone is not None and (launch is None or launch.gone):
         spans = launch.spans if launch else []
         project = project or default_project()
@@ -250,5 +273,5 @@ def stop(name: str, zone: str | None, project: str | None) -> None:
             f"`glam launch stop {name}` ends it there; only then `--zone` can name another slice",
         )
     cloud = Gcloud(launch.zone, launch.project)
-    launch = ending.end_launch(record, launch, cloud, progress, ending.PATIENCE)
+    launch = ending.end_launch(record, launch, cloud, progress, ending.PATIENCE, elsewhere)
     progress.say(f"{name}: {launch.ended}; no slice is left; {cost_words(launch)}")

@@ -9,13 +9,15 @@ import click
 from glamcli.cli import render
 from glamcli.cli.options import json_option
 from glamcli.config.nearest import did_you_mean
-from glamcli.errors import LaunchError, printable
+from glamcli.errors import CloudError, LaunchError, RecipeError, printable
+from glamcli.storage import is_url
 
 if TYPE_CHECKING:
     from glamcli.launch.gcloud import Gcloud
     from glamcli.launch.record import Launch, Record
 
-name_argument = click.argument("name")
+name_argument = click.argument("name", metavar="NAME|RUN")
+"""of a launch of this machine, or the gs:// URL of its run."""
 
 
 @click.command()
@@ -28,14 +30,14 @@ def status(name: str, as_json: bool) -> None:
     from glamcli.launch.workers import SliceWorkers
 
     record, launch, cloud = _known(name)
-    found = seen(record, launch, cloud)
+    found = seen(None if is_url(name) else record, launch, cloud)
     told = SliceWorkers(launch, cloud).ask(0) if found.phase is SlicePhase.READY else {}
     if as_json:
         workers = {worker: each and each.code for worker, each in told.items()}
         render.emit("launch", **_values(launch, found.words), codes=workers)
         return
     how = launch.ended or ("is being stopped" if record.stopped else "goes on")
-    click.echo(printable(f"{name}: {how}; run {launch.run}; {cost_words(launch)}"))
+    click.echo(printable(f"{launch.name}: {how}; run {launch.run}; {cost_words(launch)}"))
     click.echo(printable(f"slice: {found.words or NO_SLICE}; start {launch.attempt}"))
     for worker, each in told.items():
         how = "nothing was started"
@@ -49,10 +51,48 @@ def _known(name: str) -> tuple[Record, Launch, Gcloud]:
     from glamcli.launch.gcloud import Gcloud
     from glamcli.launch.record import Record
 
+    if is_url(name):
+        launch = by_url(name)
+        return Record(launch.name), launch, Gcloud(launch.zone, launch.project)
     record = Record(name)
     if (launch := record.load()) is None:
         raise unknown(name, None)
     return record, launch, Gcloud(launch.zone, launch.project)
+
+
+def by_url(run: str) -> Launch:
+    """The launch of a run in a bucket. Raises: LaunchError when there is none."""
+    from glamcli.launch.in_bucket import LaunchFolder
+    from glamcli.launch.request import check_name, check_place, check_run
+
+    folder = LaunchFolder(check_run(run.rstrip("/")))
+    launch = folder.load()
+    launch.run = run.rstrip("/")
+    try:  # others may write there, and these become a path and words of commands
+        check_name(launch.name)
+        check_place(launch.zone, launch.project)
+    except RecipeError as error:
+        raise LaunchError(f"{folder.url}/launch.json: {error.what}") from error
+    return launch
+
+
+def stopped_by_url(run: str) -> tuple[Record, Launch, bool]:
+    """The record here of the launch of a run in a bucket, and whether it was launched elsewhere.
+
+    Raises: LaunchError, also when another launch of that name is known here.
+    """
+    from glamcli.launch.record import Record
+
+    launch = by_url(run)
+    record = Record(launch.name)
+    known = record.load()
+    if known is not None and known.id == launch.id:
+        return record, known, False
+    if known is not None and not known.gone:
+        what = f"another launch called `{launch.name}` is known here, into {known.run}"
+        raise LaunchError(what, f"glam launch stop {launch.name}")
+    record.save(launch, shared=False)
+    return record, launch, True
 
 
 def unknown(name: str, hint: str | None) -> LaunchError:
@@ -75,19 +115,30 @@ def _values(launch: Launch, state: str) -> dict[str, Any]:
 @click.option("--worker", type=click.IntRange(0), help="The end of this machine's log instead.")
 def logs(name: str, worker: int | None) -> None:
     """Print the log of the first machine so far, or the end of another one's."""
+    from glamcli.launch.in_bucket import launch_folder
     from glamcli.launch.workers import LAST_LINES, SliceWorkers
 
     record, launch, cloud = _known(name)
+    folder = launch_folder(launch.run)
+    if folder is not None and is_url(name):
+        click.echo(printable(folder.logs(worker or 0)), nl=False)
+        return
     if worker is None:
         try:
             click.echo(printable(record.log.read_text(errors="replace")), nl=False)
         except OSError as error:
             raise LaunchError(f"no log of `{name}` yet: {error.strerror}") from error
         return
-    told = SliceWorkers(launch, cloud).ask(LAST_LINES).get(worker)
-    if told is None:
+    try:
+        told = SliceWorkers(launch, cloud).ask(LAST_LINES).get(worker)
+    except CloudError:
+        if folder is None:
+            raise
+        told = None
+    if told is None and folder is None:
         raise LaunchError(f"worker {worker} of `{name}` does not answer, or was not started")
-    click.echo(printable(told.text), nl=False)
+    text = told.text if told else folder.logs(worker) if folder else ""
+    click.echo(printable(text), nl=False)
 
 
 @click.command("list")

@@ -10,6 +10,7 @@ import click
 
 from glamcli.cli import render
 from glamcli.errors import RecipeError, first_of
+from glamcli.storage import is_url
 
 if TYPE_CHECKING:
     from glamcli.config.load import Loaded
@@ -62,6 +63,8 @@ def write_slurm(
     from glamcli.launch.request import check_name, check_nodes, launch_name
     from glamcli.launch.written.slurm import Nodes
 
+    if is_url(run):
+        raise RecipeError(f"--run {run}: the job needs it in a folder that all nodes share")
     nodes = Nodes(number, gpus)
     check_nodes(loaded, nodes)
     launch = Launch(check_name(name or launch_name(run)), "nodes", "", None, run=run)

@@ -14,7 +14,6 @@ from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.asking.prompts import Prompt, TaskQuestions
 from glamcli.evals.results.journal import Journal, inputs_digest
 from glamcli.evals.results.scores import Explanation, Failure, Results, Score
-from glamcli.evals.results.store import RESULTS_FOLDER
 from glamcli.evals.scoring.answer import answer_freely
 from glamcli.evals.scoring.choice import ItemResult, answer_choices
 from glamcli.evals.scoring.likelihoods import Likelihoods
@@ -23,6 +22,7 @@ from glamcli.evals.tasks.items import Library
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import SuiteFile, TaskFile
 from glamcli.progress import Phase, Progress
+from glamcli.stored_runs import RESULTS_FOLDER
 from glamcli.trained import Trained
 
 

@@ -63,6 +63,11 @@ class Control:
     def __post_init__(self) -> None:
         self._presence = Presence(self.launch, self.record)
 
+    @property
+    def _newest(self) -> int:
+        """The newest saved step that was seen."""
+        return max(self.launch.step, self._hearing.step)
+
     def run(self) -> int:
         """Looks after the launch until its run has ended; the exit code.
 
@@ -95,6 +100,7 @@ class Control:
 
     def _look(self) -> None:
         self._more = False
+        self._presence.check_wanted()
         found = self.cloud.find(self.launch.name)
         if is_anothers(self.launch, found):
             raise LaunchError(
@@ -109,7 +115,7 @@ class Control:
             return
         self._hearing.another_slice()
         self._installs = self._starts = 0
-        if found.phase is SlicePhase.ABSENT and self._presence.missing():
+        if found.phase is SlicePhase.ABSENT and self._presence.missing(self._newest):
             return
         if found.phase in (SlicePhase.ABSENT, SlicePhase.LOST) and self.launch.costs:
             self._lost()
@@ -134,7 +140,7 @@ class Control:
         self._save()
         self.progress.warn(
             f"the slice is lost, after {duration(3600 * self.launch.hours)} in all; "
-            f"the newest step seen is {self.launch.step}; asking for another one"
+            f"the newest step seen is {self._newest}; asking for another one"
         )
 
     def _refused(self, found: Slice) -> None:
@@ -155,12 +161,7 @@ class Control:
         workers = SliceWorkers(launch, self.cloud)
         told = workers.ask(launch.shown)
         if any(each is not None and each.stopped for each in told.values()):
-            launch.ended = "stopped from another machine"
-            self._save()
-            raise Stopped(
-                f"`{launch.name}` was stopped from another machine, which deletes its slice; "
-                f"`glam launch status {launch.name}` says whether it is gone"
-            )
+            self._presence.leave()
         if len(told) < num_workers:
             self._silent(told, num_workers, now)
             return
@@ -225,7 +226,7 @@ class Control:
         if first.text:
             self.show(first.text)
             self.launch.shown = first.offset
-            self._save()
+            self.record.save_unless_stopped(self.launch, shared=False)
 
     def _judge(self, workers: SliceWorkers, told: Mapping[int, Told], now: float) -> None:
         ended = {worker: each.code for worker, each in told.items() if each.code is not None}

@@ -1,11 +1,14 @@
 """How a launch's slice is asked for: one at a time, and what was asked for is never forgotten."""
 
+from contextlib import suppress
+from typing import IO
+
 from glamcli.errors import CloudError
 from glamcli.launch.decisions import SlicePhase
 from glamcli.launch.ending import is_anothers
 from glamcli.launch.gcloud import Gcloud
 from glamcli.launch.meaning import NameTaken, NoLogin, TryAgain
-from glamcli.launch.record import Launch, Record
+from glamcli.launch.record import Launch, Record, Stopped
 
 
 def create_slice(launch: Launch, record: Record, cloud: Gcloud) -> None:
@@ -16,9 +19,10 @@ def create_slice(launch: Launch, record: Record, cloud: Gcloud) -> None:
     """
     with record.creating() as held:
         launch.slices += 1
-        record.save_unless_stopped(launch)
+        launch.asking = True
+        record.save_unless_stopped(launch, shared=False)
         try:
-            cloud.create(launch, held)
+            _ask(launch, record, cloud, held)
         except (TryAgain, NoLogin):
             raise
         except CloudError as error:
@@ -31,6 +35,23 @@ def create_slice(launch: Launch, record: Record, cloud: Gcloud) -> None:
             raise
         launch.expected = True
         record.save_unless_stopped(launch)
+
+
+def _ask(launch: Launch, record: Record, cloud: Gcloud, held: IO[str]) -> None:
+    try:
+        try:
+            record.check_wanted(launch)
+        except OSError as error:
+            launch.slices -= 1
+            raise TryAgain(f"{launch.run}: {error.strerror}; no slice is asked for") from error
+        cloud.create(launch, held)
+        with suppress(OSError):
+            if record.is_stopped_elsewhere(launch):  # meanwhile, maybe while this machine slept
+                cloud.delete(launch.name)
+                raise Stopped(f"`{launch.name}` was stopped from another machine")
+    finally:
+        launch.asking = False
+        record.save(launch)
 
 
 def _check_refused(launch: Launch, cloud: Gcloud, error: CloudError) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glamcli.errors import CloudError, LaunchError
 from glamcli.launch.decisions import SlicePhase, wait_seconds
 from glamcli.launch.gcloud import Gcloud, Slice, delete_commands
+from glamcli.launch.in_bucket import launch_folder
 from glamcli.launch.meaning import NoLogin, TryAgain
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.workers import SliceWorkers
@@ -116,13 +117,16 @@ def slice_words(record: Record, launch: Launch) -> str:
     return seen(record, launch, Gcloud(launch.zone, launch.project)).words or NO_SLICE
 
 
-def seen(record: Record, launch: Launch, cloud: Gcloud) -> Slice:
-    """The launch's slice as it is now; the launch's cost is that of now, too.
+def seen(record: Record | None, launch: Launch, cloud: Gcloud) -> Slice:
+    """The launch's slice as it is now; the launch's cost is that of now, too. Without a record
+    somebody else looks after it.
 
     Raises: LaunchError when Google does not say.
     """
     found = cloud.find(launch.name)
     bill(launch, found)  # not saved: whoever looks after the launch starts the run by it
+    if record is None:
+        return found
     if found.phase is SlicePhase.ABSENT and (launch.costs or launch.ended is not None):
         with contextlib.suppress(LaunchError), record.looking_after():
             launch.closed()
@@ -132,14 +136,29 @@ def seen(record: Record, launch: Launch, cloud: Gcloud) -> Slice:
 
 
 def end_launch(
-    record: Record, launch: Launch, cloud: Gcloud, progress: Progress, patience: Patience
+    record: Record,
+    launch: Launch,
+    cloud: Gcloud,
+    progress: Progress,
+    patience: Patience,
+    elsewhere: bool = False,
 ) -> Launch:
-    """Ends a launch: its run saves, its slice is deleted, whoever else looks after it leaves. What
-    became of it.
+    """Ends a launch, which may be looked after `elsewhere`: its run saves, its slice is deleted,
+    whoever else looks after it leaves. What became of it.
 
     Raises: CloudError when the slice may still be there, or one of this name is not the launch's.
     """
     creates = record.stop(progress.say, patience.creating)
+    if folder := launch_folder(launch.run):
+        try:
+            folder.stop(launch)
+            if elsewhere:
+                creates = folder.await_asked(progress.say, patience.creating)
+                record.save(folder.load(), shared=False)
+        except LaunchError as error:
+            if elsewhere:
+                raise
+            progress.warn(f"{error.what}: a launcher on another machine does not hear of this")
     launch = record.load() or launch  # as whoever looked after it left it
     if launch.gone or not launch.slices:
         _check_absent(launch, cloud)

@@ -70,6 +70,24 @@ def default_project() -> str:
     return found
 
 
+@dataclass(frozen=True)
+class BucketPlace:
+    """Where a bucket is: `US-CENTRAL2`, `US` for several regions; these where one chose them."""
+
+    name: str
+    regions: tuple[str, ...] = ()
+
+
+def bucket_place(bucket: str) -> BucketPlace:
+    """Raises: CloudError when Google does not say."""
+    words = ("storage", "buckets", "describe", f"gs://{bucket}", "--format=json", "--raw")
+    found = _json(_run((*words, "--quiet"), "", f"describing gs://{bucket}"))
+    if not isinstance(found, dict) or not isinstance(found.get("location"), str):
+        raise CloudError(f"gcloud does not say where gs://{bucket} is")
+    chosen = (found.get("customPlacementConfig") or {}).get("dataLocations") or ()
+    return BucketPlace(found["location"], tuple(map(str, chosen)))
+
+
 class Gcloud:
     """Calls in one zone of one project (None is gcloud's own default)."""
 

@@ -1,8 +1,10 @@
 """Whether a slice that is gone was taken away, or deleted by somebody who wants none any more."""
 
+from contextlib import suppress
+
 from glamcli.errors import LaunchError
 from glamcli.launch.gcloud import Gcloud
-from glamcli.launch.record import Launch, Record
+from glamcli.launch.record import Launch, Record, Stopped
 
 MAX_ABSENT = 3
 """looks in a row at which a slice may be gone that should be there."""
@@ -14,6 +16,22 @@ class Presence:
     def __init__(self, launch: Launch, record: Record):
         self._launch, self._record = launch, record
         self._absent = 0
+
+    def check_wanted(self) -> None:
+        """Raises: Stopped when another machine has said in the run's bucket that it is to end."""
+        with suppress(OSError):  # before a slice is asked for, it is an error
+            if self._record.is_stopped_elsewhere(self._launch):
+                self.leave()
+
+    def leave(self) -> None:
+        """Another machine asked for the end. Raises: Stopped."""
+        launch = self._launch
+        launch.ended = "stopped from another machine"
+        self._record.save_unless_stopped(launch, shared=False)
+        raise Stopped(
+            f"`{launch.name}` was stopped from another machine, which deletes its slice; "
+            f"`glam launch status {launch.name}` says whether it is gone"
+        )
 
     def expect(self, there: bool) -> None:
         """Raises: Stopped, LaunchError."""
@@ -30,8 +48,8 @@ class Presence:
         self.expect(False)
         cloud.delete(self._launch.name)
 
-    def missing(self) -> bool:
-        """Whether the slice, which is not there, should be.
+    def missing(self, newest: int) -> bool:
+        """Whether the slice, which is not there, should be; `newest` is the newest step seen.
 
         A slice that Google takes away is first seen so, and stays until it is deleted. One that is
         just gone was deleted on another machine or in the console, by somebody who wants none.
@@ -49,6 +67,6 @@ class Presence:
         self._record.save_unless_stopped(launch)
         raise LaunchError(
             f"the slice of `{launch.name}` was deleted, and not by its launcher, which ends; the "
-            f"newest step seen is {launch.step}",
+            f"newest step seen is {newest}",
             "the same command asks for another slice and goes on from the newest checkpoint",
         )

@@ -14,14 +14,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from glamcli import atomic
 from glamcli.errors import LaunchError
 from glamcli.hosts.lock import hold
+from glamcli.storage import Remote, is_url, place
 from glamcli.untrusted import parse_as, read_file
 
 HOUR = 3600.0
@@ -72,6 +73,8 @@ class Launch:
     """whether a slice was left on purpose at the end."""
     slices: int = 0
     """how many were asked for."""
+    asking: bool = False
+    """whether a slice may just now be being asked for."""
     expected: bool = False
     """whether there is a slice, by all that was seen: if it is gone, somebody deleted it."""
     spans: list[Span] = field(default_factory=list)
@@ -115,6 +118,11 @@ def launches_dir() -> Path:
     return base / "glam" / "launches"
 
 
+def shared_folder(run: str) -> Remote | None:
+    """Where the launch of a run in a bucket is kept; None for one in a mounted folder."""
+    return cast(Remote, place(run) / "launch") if is_url(run) else None
+
+
 class Stopped(LaunchError):
     """Somebody asked for the end of this launch meanwhile."""
 
@@ -156,16 +164,45 @@ class Record:
                 f"the record of `{self.name}` cannot be read: {error}", hint
             ) from None
 
-    def save(self, launch: Launch) -> None:
-        """Raises: LaunchError when the folder cannot be written."""
-        with self._writing():
-            atomic.write(self.folder / "launch.json", json.dumps(asdict(launch), indent=1) + "\n")
+    def save(self, launch: Launch, shared: bool = True) -> None:
+        """Also into the bucket of its run, unless `shared` is false; there the next time if it does
+        not answer.
 
-    def save_unless_stopped(self, launch: Launch) -> None:
+        Raises: LaunchError when the folder cannot be written.
+        """
+        text = json.dumps(asdict(launch), indent=1) + "\n"
+        with self._writing():
+            atomic.write(self.folder / "launch.json", text)
+        if shared and (folder := shared_folder(launch.run)):
+            with suppress(OSError):
+                (folder / "launch.json").write(text.encode())
+
+    def is_stopped_elsewhere(self, launch: Launch) -> bool:
+        """Whether another machine asked for the end of a launch of a run in a bucket.
+
+        Raises: OSError when the bucket does not say.
+        """
+        folder = shared_folder(launch.run)
+        if folder is None:
+            return False
+        return cast(Remote, folder / "stopped").read_at()[0] == launch.id.encode()
+
+    def check_wanted(self, launch: Launch) -> None:
+        """Before a slice is asked for. Who ends the launch from elsewhere first leaves the mark and
+        then looks whether a slice is being asked for; here it is the other way round.
+
+        Raises: Stopped; OSError when the bucket does not answer.
+        """
+        if folder := shared_folder(launch.run):
+            (folder / "launch.json").write(json.dumps(asdict(launch)).encode())
+            if self.is_stopped_elsewhere(launch):
+                raise Stopped(f"`{self.name}` was stopped from another machine")
+
+    def save_unless_stopped(self, launch: Launch, shared: bool = True) -> None:
         """Raises: Stopped, LaunchError."""
         if self.stopped:
             raise Stopped(f"`{self.name}` was stopped")
-        self.save(launch)
+        self.save(launch, shared)
 
     def stop(self, say: Callable[[str], object], seconds: float) -> str | None:
         """From here on nothing is created for the launch; waits so long for a creation that has

@@ -19,6 +19,7 @@ from glamcli.launch.slices import accelerator_type, image_of, slice_of
 from glamcli.launch.written.slurm import Nodes
 from glamcli.plan.planner import on_target
 from glamcli.plan.topology import Target, parse_target
+from glamcli.storage import is_url
 
 _PLACE = re.compile(r"[a-z0-9][-a-z0-9.:]*")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -40,14 +41,25 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_place(zone: str, project: str | None) -> None:
+    """Raises: RecipeError when these cannot be names of a zone and a project."""
+    for option, value in (("zone", zone), ("project", project)):
+        if value is not None and not _PLACE.fullmatch(value):
+            raise RecipeError(f"--{option} {value!r}: not the name of one")
+
+
 def check_run(run: str) -> str:
     """Raises: RecipeError when the workers would not find it there, or not list its steps."""
     if not run.isprintable():
         raise RecipeError(f"--run {run!r}: not a path in one line")
+    if is_url(run):
+        if not run.startswith("gs://"):
+            raise RecipeError(f"--run {run}: a bucket of Google's, gs://, or a mounted folder")
+        return run
     if not Path(run).is_absolute():
         raise RecipeError(
             f"--run {run}: a relative path is another folder on every worker",
-            "give the absolute path of a folder that all workers mount (docs/tpu.md)",
+            "gs://BUCKET/NAME, or the absolute path of a folder that all workers mount",
         )
     return run
 
@@ -90,9 +102,7 @@ def make_launch(
         is not offered so.
     """
     name = check_name(name or launch_name(run))
-    for option, value in (("zone", zone), ("project", project)):
-        if value is not None and not _PLACE.fullmatch(value):
-            raise RecipeError(f"--{option} {value!r}: not the name of one")
+    check_place(zone, project)
     _, chip = slice_of(target)
     accelerator = accelerator_type(target)
     asked = [recipe_files(loaded), run, setup, accelerator, zone, spot]

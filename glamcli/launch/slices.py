@@ -14,6 +14,10 @@ _IMAGES = {
 }
 
 
+# Chips of the largest slice that one machine has; larger ones have machines of 4.
+_ONE_HOST = {"v2": 4, "v3": 4, "v5e": 8, "v6e": 8}
+
+
 def slice_of(target: Target) -> tuple[Target, Chip]:
     """The target and its kind of chip. Raises: PlanError when it is not one TPU slice."""
     if target.kind != "tpu" or target.chip is None:
@@ -24,6 +28,12 @@ def slice_of(target: Target) -> tuple[Target, Chip]:
             "a launcher of your own, such as Kubernetes, starts several; docs/hosts.md",
         )
     return target, target.chip
+
+
+def chips_of_host(target: Target) -> int:
+    """Chips of each machine of the slice."""
+    target, chip = slice_of(target)
+    return target.num_chips if chip.torus == 2 and target.num_chips <= _ONE_HOST[chip.name] else 4
 
 
 def accelerator_type(target: Target) -> str:

@@ -7,6 +7,7 @@ commands may be repeated: what has been done is not done again.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +27,56 @@ ANSWER = "glam-worker "
 """before the one line of an answer: ssh and gcloud print their own."""
 STOPPED = HERE / "stopped"
 """somebody asked for the end of the launch, maybe from a machine that the launcher is not on."""
+LOG_SECONDS = 60
 LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
+
+
+def _storage(url, data=None):
+    """The content of an object in a bucket, or, with `data`, writes it. Raises: OSError."""
+    bucket, _, name = url[len("gs://") :].partition("/")
+    server = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    headers = {}
+    if server.startswith("https://"):
+        account = "instance/service-accounts/default/token"
+        headers["Authorization"] = "Bearer " + json.loads(_metadata(account))["access_token"]
+    place, quoted = f"/storage/v1/b/{bucket}/o", urllib.parse.quote(name, safe="")
+    if data is None:
+        url = f"{server}/download{place}/{quoted}?alt=media"
+    else:
+        url = f"{server}/upload{place}?uploadType=media&name={quoted}"
+        headers["Content-Type"] = "text/plain"
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        hint = "; may the machines' service account use it?" if error.code in (401, 403) else ""
+        raise OSError(f"gs://{bucket}/{name}: HTTP status {error.code}{hint}") from error
+
+
+def _metadata(path):
+    """What Google says to the machine of itself."""
+    url = f"http://metadata.google.internal/computeMetadata/v1/{path}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def _number():
+    """Which machine of the slice this is."""
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK")  # of machines that are none of Google's
+    return rank or _metadata("instance/attributes/agent-worker-number")
+
+
+def _upload_log(attempt):
+    """Where the run is in a bucket; the next time if that fails."""
+    run = _package()["run"]
+    if run.startswith("gs://"):
+        try:
+            name = f"{run}/launch/logs/worker-{_number()}-start-{attempt}.log"
+            _storage(name, _of(attempt, "log").read_bytes())
+        except OSError as error:
+            sys.stderr.write(f"warning: this log was not uploaded: {error}\n")
 
 
 def _answer(text):
@@ -48,6 +101,11 @@ def _install_package(package):
     free = shutil.disk_usage(str(HERE)).free
     if free < MIN_FREE_BYTES:
         sys.exit(f"only {free / 1e9:.1f} GB are free on the disk, 8 are needed")
+    for name, digest in package.get("fetch", {}).items():
+        data = _storage(package["run"] + "/launch/package/" + name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            sys.exit(f"{name} in the bucket is not the one that was sent: launch again")
+        (HERE / name).write_bytes(data)
     if package["setup"]:
         subprocess.run(["bash", "-e", "-c", package["setup"]], check=True)
     uv = shutil.which("uv") or os.path.expanduser("~/.local/bin/uv")
@@ -147,7 +205,11 @@ def _supervise(attempt, lock):
         code = 127
     else:
         _of(attempt, "pid").write_text(str(process.pid))
-        code = process.wait()
+        code = None
+        while code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=LOG_SECONDS)
+            _upload_log(attempt)
     unfinished = _of(attempt, "code.new")
     unfinished.write_text(str(code))
     os.replace(str(unfinished), str(_of(attempt, "code")))

@@ -2,13 +2,15 @@
 
 import contextlib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glamcli import atomic
 from glamcli.errors import CloudError
 from glamcli.launch.gcloud import Gcloud
+from glamcli.launch.in_bucket import newest_step
 from glamcli.launch.record import Launch, Record
 from glamcli.launch.worker import ANSWER
+from glamcli.storage import is_url
 from glamcli.untrusted import parse_as
 
 INSTALL_SECONDS = 1800.0
@@ -30,7 +32,7 @@ class Told:
     code: int | None
     """its exit code; None while it runs."""
     step: int
-    """the newest saved step in the run folder."""
+    """the newest saved step of the run."""
     clock: float
     offset: int
     """into the log of that start: where `text` ends."""
@@ -45,7 +47,7 @@ class SliceWorkers:
     """The machines of a launch's slice."""
 
     def __init__(self, launch: Launch, cloud: Gcloud):
-        self._name, self._cloud = launch.name, cloud
+        self._name, self._cloud, self._run_url = launch.name, cloud, launch.run
         self._folder = f"{HOME_FOLDER}/{launch.name}"
 
     def ask(self, offset: int) -> dict[int, Told | None]:
@@ -53,7 +55,11 @@ class SliceWorkers:
         sent nothing yet."""
         unsent = f"test -e {self._folder}/package.json || {{ echo '{ANSWER}null'; exit 0; }}"
         said = self._run(f"{unsent}; {self._python('status', offset)}", SSH_SECONDS)
-        return {worker: answer for worker, text in said.items() for answer in _answers(text)}
+        told = {worker: answer for worker, text in said.items() for answer in _answers(text)}
+        if told and is_url(self._run_url):
+            step = newest_step(self._run_url)
+            told = {worker: each and replace(each, step=step) for worker, each in told.items()}
+        return told
 
     def send(self, record: Record, num_workers: int) -> None:
         """Sends the package and installs it.

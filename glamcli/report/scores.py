@@ -8,11 +8,12 @@ from pathlib import Path
 
 from glamcli.errors import GlamError
 from glamcli.evals.results.scores import Measured, Reported, Results
-from glamcli.evals.results.store import RESULTS_FOLDER, load_results
+from glamcli.evals.results.store import load_results
 from glamcli.evals.scoring.totals import published_at
 from glamcli.evals.tasks.schema import Task
 from glamcli.evals.tasks.suites import TASKS, load_suite
 from glamcli.report.curves import MAX_STEP, Curves
+from glamcli.stored_runs import RESULTS_FOLDER
 from glamcli.train.metrics import STDERR
 
 AVERAGE = "average"

@@ -8,6 +8,7 @@ gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
 
 import functools
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glamcli.data.cache import user_cache_dir
-from glamcli.errors import EXIT_PEER_GONE, CheckpointError, name_folder
+from glamcli.errors import EXIT_PEER_GONE, CheckpointError, RecipeError, name_folder
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Progress
@@ -29,6 +30,7 @@ from glamcli.untrusted import parse_json
 
 _ARRAYS = "arrays"
 """the folder that has one for every attempt, with the arrays of its steps."""
+_PATTERN = re.compile(r"[*?\[\]\\]")
 RELEASE_SECONDS = 10.0
 """what an ending run gives to giving it back, without which the next start has to wait."""
 
@@ -79,8 +81,12 @@ class Bucket:
 def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucket]:
     """Takes the run, in the first process; the others wait for it when they next hear of it.
 
-    Raises: CheckpointError when another process owns it, or the bucket cannot be used.
+    Raises: CheckpointError when another process owns it, or the bucket cannot be used; RecipeError
+        for a URL that libraries take for a pattern of names.
     """
+    if found := _PATTERN.search(str(url)):
+        what = f"no run can be at {url}: libraries take `{found[0]}` in a URL for a pattern"
+        raise RecipeError(what, hint="give another URL with `--run`")
     name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
     folder = user_cache_dir() / "runs" / (name if host.is_first else f"{name}-{host.index}")
     name_folder(str(folder), str(url))
@@ -104,11 +110,16 @@ def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucke
             collect = functools.partial(_collect, url / _ARRAYS)
             mirror = Mirror(url, folder, progress.warn, lost, collect)
             mirror.open()
-            held.callback(mirror.close, LAST_CHANCE_SECONDS)
+            held.callback(_close, mirror, url, progress)
         yield Bucket(url, folder, mirror)
     finally:
         close()
         host.last = lambda: None
+
+
+def _close(mirror: Mirror, url: Remote, progress: Progress) -> None:
+    if not mirror.close(LAST_CHANCE_SECONDS):
+        progress.warn(f"not all files of {url} could be uploaded; a start goes on from what it has")
 
 
 def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
@@ -126,7 +137,7 @@ def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
             while (target := url.with_name(f"{url.name}.{number}")).files():
                 number += 1
             names = [name for name in url.files() if name != OWNER]
-            arrays = [name for name in names if name.startswith("arrays/")]
+            arrays = [name for name in names if name.startswith(f"{_ARRAYS}/")]
             plain = [name for name in names if name != STEPS and name not in arrays]
             steps = [STEPS] if STEPS in names else []
             for some in filter(None, (arrays, plain, steps)):

@@ -22,8 +22,8 @@ from glamcli.storage import Remote
 from glamcli.stored_runs import OWNER, RESULTS, STEPS, STEPS_FOLDER, is_plain, parse_steps
 from glamcli.train.retry import WAITS
 
-ELSEWHERE = ("arrays/", "profile/", *(f"{folder}/" for folder in RESULTS), OWNER)
-"""not the mirror's: what other processes write as well (arrays, traces, scores), and the owner."""
+ELSEWHERE = ("arrays/", "launch/", "profile/", *(f"{folder}/" for folder in RESULTS), OWNER)
+"""not the mirror's: what others write (arrays, a launch, traces, scores), and the owner."""
 _NOT_FILES = (*ELSEWHERE, f"{STEPS_FOLDER}/")
 _NOT_STEPS = ("trash", ".orbax-checkpoint-tmp")
 _Stamp = tuple[int, int]

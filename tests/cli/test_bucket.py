@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from glamcli.evals.results.journal import Journal
 from glamcli.hosts.lease import Lease
 from glamcli.step_folders import checksum
 from glamcli.storage import place
+from glamcli.stored_runs import local
 from glamcli.train import watching
 from glamcli.train.watching import WatchedRun
 
@@ -48,11 +50,11 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def both(glam, runs, cache):
-    """Runs a command on both, and expects the same; what it wrote on the one in the bucket."""
-    run, url = runs
+def same(glam, cache):
+    """Runs a command on a run of a disk and on one in a bucket, and expects the same, also of what
+    is told; this, with the second one's URL."""
 
-    def both(*words):
+    def same(run, url, *words):
         here = glam(*[str(word).replace("RUN", str(run)) for word in words])
         there = glam(*[str(word).replace("RUN", url) for word in words])
         assert there[0] == here[0], there
@@ -60,7 +62,13 @@ def both(glam, runs, cache):
             assert CLOCK.sub("", theirs.replace(url, str(run))) == CLOCK.sub("", ours)
         return there
 
-    return both
+    return same
+
+
+@pytest.fixture
+def both(same, runs):
+    """The same of the run that the tests share."""
+    return partial(same, *runs)
 
 
 def test_steps_are_listed_and_verified(both):
@@ -229,3 +237,24 @@ def test_the_python_interface_and_the_analyses_read_and_keep_there(glam, own):
     assert (code, f"kept in {own}/overlap/" in err, "of " + own in out) == (0, True, True)
     kept = {name.split("/")[0] for name in place(own).files()}
     assert {"eval", "bias", "overlap"} <= kept
+
+
+@pytest.mark.slow
+def test_a_run_that_was_trained_there_reads_as_a_copy_of_it_on_a_disk(
+    train, same, glam, bucket, tmp_path
+):
+    url, copy = f"{bucket}/run", tmp_path / "copy"
+    assert train(url, "--set", "train.steps=14").finish()[0] == 0
+    shutil.copytree(local(place(url)), copy)
+    for link in copy.glob("checkpoints/*/arrays.url"):
+        arrays = place(link.read_text())
+        for name in arrays.files():
+            (link.parent / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+            (link.parent / "state" / name).write_bytes((arrays / name).read(1 << 30))
+        link.unlink()
+    assert "\n  14 good" in same(copy, url, "checkpoint", "list", "RUN")[1]
+    assert same(copy, url, "checkpoint", "verify", "RUN")[0] == 0
+    assert " differ\n" in same(copy, url, "checkpoint", "diff", "RUN", "RUN/checkpoints/7")[1]
+    assert "finished" in same(copy, url, "watch", "RUN", "--once")[1]
+    assert same(copy, url, "generate", "RUN", "the red fox", "--tokens", 8)[0] == 0
+    assert glam("report", copy, url, "-o", tmp_path / "page.html")[0] == 0

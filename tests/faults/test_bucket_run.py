@@ -70,6 +70,22 @@ def test_a_run_that_goes_back_by_itself_does_so_in_a_bucket(train, bucket, tmp_p
     assert there.finish()[0] == 0
 
 
+def test_what_ended_a_run_is_in_the_bucket_with_its_last_metrics(train, bucket, tmp_path):
+    url = f"{bucket}/run"
+    arguments = ["--allow-faults", "--set", "train.max_bad_steps=3", "--set", "every.log_steps=1"]
+    bad = {"GLAM_FAULT": "nan_grad@18+", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    code, err = train(url, *arguments, **bad).finish()
+    assert code == 6
+    assert str(tmp_path) not in err, "the working folder is nobody's business"
+    assert "3 steps in a row were skipped" in place(f"{url}/failures.json").read(9999).decode()
+    metrics, _ = outcome_in_bucket(url, tmp_path / "copy")
+    assert max(line["step"] for line in metrics) >= 19
+    assert json.loads(place(f"{url}/lock.json").read(999))["holder"] == "nobody"
+    cache = str(tmp_path / "cache").encode()
+    for name in place(url).files():
+        assert cache not in place(f"{url}/{name}").read(1 << 30), name
+
+
 def test_of_two_starts_one_trains(train, bucket, tmp_path):
     url, options = f"{bucket}/run", {"first": HASTY, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     runs = [train(url, **options) for _ in range(2)]

@@ -12,7 +12,8 @@ Its state is under $FAKE_CLOUD. What it does is in `plan.json` there, which a te
     project      gcloud's default one
     no_request   machines are there without a request
     preempt      saved steps of the run at which a slice is taken away, one after the other
-    run          the run's folder, for `preempt`
+    run          the run's folder, for `preempt`; it may be in a bucket
+    location     where every bucket is
 
 As on a real slice, `ssh` runs a shell in the home folder of each machine, and processes outlive it.
 Peers are told by the variables of Open MPI, where a real slice has its metadata server.
@@ -26,6 +27,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -73,9 +76,23 @@ def turn_off(name):
 
 
 def saved_step():
+    if (plan().get("run") or "").startswith("gs://"):
+        return step_in_bucket(plan()["run"])
     folder = Path(plan().get("run") or "/nowhere") / "checkpoints"
     names = os.listdir(folder) if folder.is_dir() else []
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def step_in_bucket(run):
+    bucket, _, name = run[len("gs://") :].partition("/")
+    place = f"/download/storage/v1/b/{bucket}/o/{name}%2Fsteps.json?alt=media"
+    try:
+        with urllib.request.urlopen(os.environ["STORAGE_EMULATOR_HOST"] + place) as answer:
+            names = json.loads(answer.read())
+    except urllib.error.HTTPError:
+        return 0
+    steps = {name.split("/")[0] for name in names}
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def advance(name):
@@ -190,7 +207,7 @@ def ssh(options, homes, name, port, number):
             "JAX_COORDINATOR_PORT": str(port),
         }
         # So does gcloud 528, when it is given a folder.
-        place = f"None/{worker}.log" if "output-directory" in options else "/dev/stdout"
+        place = f"None/{worker}.log" if "output-directory" in options else os.dup(1)
         with open(place, "ab") as log:
             running.append(
                 subprocess.Popen(
@@ -222,6 +239,9 @@ def main(arguments):
         return
     if words[:2] == ["config", "get"]:
         sys.stdout.write(plan().get("project", "p") + "\n")
+        return
+    if words[:3] == ["storage", "buckets", "describe"]:
+        sys.stdout.write(json.dumps({"location": plan().get("location", "Z")}))
         return
     kind, verb, *rest = words[2:]
     assert "zone" in options, "gcloud would ask for a zone"

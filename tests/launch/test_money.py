@@ -13,7 +13,6 @@ import pytest
 
 from glamcli.launch import ending
 from glamcli.launch.record import Record
-from runs import assert_same_run, finished, free_port
 
 QUICK = "ending.Patience(look=0.02, silence=2.0, apart=5.0, leaving=20.0, saving=20.0)"
 START = f"from glamcli.launch import ending; ending.PATIENCE = {QUICK}"
@@ -204,25 +203,4 @@ def test_a_slice_that_google_does_not_delete_is_told_with_the_command_that_does(
     assert "queued-resources delete glam-run --zone=z --project=p --force" in err
     cloud.plan()
     assert glam("launch", "stop", "glam-run")[0] == 0
-    assert cloud.slices() == []
-
-
-@pytest.mark.slow
-def test_a_run_whose_slice_is_taken_away_twice_ends_bit_for_bit_as_undisturbed(
-    cloud, recipe, train, tmp_path, monkeypatch, glam
-):
-    address, short = f"127.0.0.1:{free_port()}", ("--set", "train.steps=24")
-    place = ("--coordinator", address, "--num-processes", "2", "--process-id")
-    alone = [train(tmp_path / "undisturbed", *short, *place, number) for number in "01"]
-    finished(alone)
-    monkeypatch.setattr(ending, "PATIENCE", ending.Patience(look=0.2))
-    devices = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
-    monkeypatch.setenv("XLA_FLAGS", devices)
-    run = tmp_path / "run"
-    cloud.plan(preempt=[7, 14], run=str(run))
-    code, out, err = glam("launch", recipe, *short, "--tpu=v4-16", "--zone=z", "--run", run)
-    assert code == 0, (out, err)
-    assert err.count("the slice is lost") == 2
-    assert "continuing from step" in out
-    assert_same_run(tmp_path / "undisturbed", run, step=24)
     assert cloud.slices() == []

@@ -110,6 +110,16 @@ def test_a_jobset_is_one_of_kubernetes_for_the_pods_of_the_slice(written, name):
     assert "gke-spot" not in text
 
 
+def test_pods_need_no_volume_for_a_run_in_a_bucket_but_a_right_to_it(written):
+    text, folder = written("gke", *SLICE, run="gs://bucket/moe")
+    values = YAML(typ="safe", pure=True).load(text)
+    assert json.loads(jobsets.JobsetV1alpha2JobSet.from_dict(values).to_json()) == values
+    pod = values["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert ("volumes" in pod, pod["serviceAccountName"]) == (False, "glam")
+    assert pod["containers"][0]["command"][-1] == "gs://bucket/moe"
+    assert "fetch" not in json.loads((folder / "package" / "package.json").read_text())
+
+
 def test_an_image_holds_glam_and_the_recipe_and_no_secret(written):
     text, folder = written("gke", *SLICE, "--spot")
     assert 'cloud.google.com/gke-spot: "true"' in text
@@ -183,6 +193,7 @@ REFUSED = {
     "--nodes is for `--write slurm`": ["sky", *SLICE, "--nodes", "2"],
     "a cluster has no slices": ["slurm", *SLICE],
     "--tpu is missing": ["sky", *SLICE[2:]],
+    "folder that all nodes share": ["slurm", "--run", "gs://bucket/moe"],
     "the mesh asks for 2 devices": ["slurm", "--nodes=3", "--set", "mesh.data=2"],
     "needs `--project`": ["gke", *SLICE[:4]],
     "GKE offers no v3": ["gke", "--tpu", "v3-32", *SLICE[2:]],
@@ -196,7 +207,7 @@ def test_what_a_scheduler_cannot_do_is_refused_and_nothing_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     kind, *rest = REFUSED[words]
-    words_given = ("launch", "test-tiny", "--set", "batch.rows=64", *rest, "--run", "/mnt/moe")
+    words_given = ("launch", "test-tiny", "--set", "batch.rows=64", "--run", "/mnt/moe", *rest)
     code, _, err = glam(*words_given, "--write", kind)
     assert (code in (2, 5), words in err) == (True, True), err
     assert list(tmp_path.iterdir()) == []

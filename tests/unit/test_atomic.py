@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from glamcli import atomic
+from glamcli.storage import is_url, place
+from glamcli.untrusted import read_file
 
 
 def test_writers_of_one_file_at_once_each_leave_a_whole_one(tmp_path):
@@ -64,3 +66,17 @@ def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
             atomic.write(path, "new")
     assert pipe.is_fifo()
     assert [*tmp_path.iterdir()] == [pipe]
+
+
+def test_lines_are_in_a_file_at_once_and_in_a_bucket_now_and_then(bucket, tmp_path, monkeypatch):
+    for path in (tmp_path / "a" / "lines", place(f"{bucket}/a/lines")):
+        lines = atomic.Lines(path, b"head\n")
+        lines.add(b"1\n")
+        assert read_file(path) == (b"head\n" if is_url(path) else b"head\n1\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "_SECONDS_BETWEEN", -1.0)
+            lines.add(b"2\n")
+        assert read_file(path) == b"head\n1\n2\n"
+        lines.add(b"3\n")
+        lines.flush()
+        assert read_file(path) == b"head\n1\n2\n3\n"

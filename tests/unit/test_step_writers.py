@@ -112,6 +112,28 @@ def test_a_save_whose_small_files_are_not_uploaded_has_failed(saved):
         saved.wait()
 
 
+def test_a_step_whose_upload_failed_is_saved_again_in_its_place(saved):
+    answers = iter([True, False, True])
+    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: next(answers))
+    save(saved, 1)
+    saved.save(2, at(2), {})
+    with pytest.raises(SaveFailed):
+        saved.wait()
+    first = arrays_of(saved, 2)
+    save(saved, 2)
+    assert (arrays_of(saved, 2) != first, saved.steps()) == (True, [2, 1])
+
+
+def test_an_error_after_the_description_was_written_is_one_of_the_save(saved):
+    def fail():
+        raise OSError("no more room")
+
+    object.__setattr__(saved.bucket, "publish", fail)
+    saved.save(1, at(1), {})
+    with pytest.raises(SaveFailed, match="saving step 1 failed: no more room"):
+        saved.wait()
+
+
 def away(weather, monkeypatch) -> None:
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")

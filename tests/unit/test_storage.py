@@ -170,3 +170,19 @@ def test_a_refusal_of_the_server_is_told_as_no_permission(monkeypatch):
                     read_file(path)
         finally:
             server.shutdown()
+
+
+def test_names_that_look_like_patterns_are_names(bucket):
+    run = place(f"{bucket}/run[1]")
+    for name in ("arrays/1/1-4/a", "arrays/1/2-[8]/a", "b", "c*"):
+        (run / name).write(b"mine")
+        (place(f"{bucket}/run1") / name).write(b"another's")
+    assert [str(each) for each in run.folders(3)] == [
+        f"{run}/arrays/1/1-4",
+        f"{run}/arrays/1/2-[8]",
+    ]
+    assert place(f"{bucket}/none").folders(2) == []
+    (run / "arrays").delete()
+    run.remove(["b", "c*"])
+    assert run.files() == []
+    assert len(place(f"{bucket}/run1").files()) == 4

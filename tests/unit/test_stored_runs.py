@@ -23,6 +23,7 @@ def run(bucket, tmp_path, monkeypatch):
     put(url, "metrics.after-1.jsonl", b"later")
     put(url, "recipe.yaml", b"model: {}")
     put(url, "eval/a.json", b"{}")
+    put(url, "eval/unfinished-1.jsonl", b"{}")
     put_steps(url, {"4": "1/2-4", "set-aside/2.1": "1/1-2"})
     return url
 
@@ -59,7 +60,7 @@ def test_it_has_the_small_files_and_steps_whose_arrays_are_where_the_run_is_now(
             for f in ("meta/metadata", ARRAYS_URL)
         ),
     }
-    assert "eval/a.json" in content(local(run, results=True))
+    assert {*content(local(run, results=True))} - {*found} == {"eval/a.json"}
     assert local(run / "checkpoints" / "4").name == "4"
 
 
@@ -102,11 +103,14 @@ def test_a_copy_that_was_damaged_or_cut_by_a_kill_is_made_whole(run):
     folder = local(run)
     (folder / ".versions.json").write_text("{")
     (folder / "checkpoints/4/meta/metadata").unlink()
+    (folder / "recipe.yaml").unlink()
     with (folder / "metrics.jsonl").open("r+b") as file:
         file.truncate(5)
     found = content(local(run))
     assert found["metrics.jsonl"] == LINES
     assert found["checkpoints/4/meta/metadata"] == b"about 1/2-4"
+    (folder / "recipe.yaml").unlink()
+    assert content(local(run)) == found
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,12 @@ from glamcli.evals.results.store import keep_analysis
 from glamcli.generate import Generator, Sampling
 from glamcli.model.digest import digest
 from glamcli.progress import Progress
+from glamcli.stored_runs import BIAS_FOLDER
 from glamcli.trained import Trained
 from glamcli.untrusted import parse_as, read_file
 
 _BATCH_ROWS = 100
 """continuations of one prompt that grow side by side"""
-_BIAS_FOLDER = "bias"
-"""of a run folder"""
 _TOP_K = 40
 
 
@@ -66,7 +65,7 @@ class Draws:
         path = None
         if trained.run_dir is not None:
             name = f"{self.stem(trained, analysis)}-{inputs_digest([settings])[:8]}.texts.jsonl"
-            path = trained.run_dir / _BIAS_FOLDER / name
+            path = trained.run_dir / BIAS_FOLDER / name
 
         def sample(prompt: str) -> list[str]:
             return _sampled(trained.generator, prompt, sampling, self)
@@ -80,7 +79,7 @@ class Draws:
     ) -> None:
         """Writes RUN/bias/STEM.json, or STEM-2 if other prompts, words or scorers have the name."""
         if trained.run_dir is not None:
-            folder = trained.run_dir / _BIAS_FOLDER
+            folder = trained.run_dir / BIAS_FOLDER
             keep_analysis(content, folder, self.stem(trained, analysis), progress)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from glamcli import atomic
+from glamcli.stored_runs import UNFINISHED
 from glamcli.untrusted import parse_json, read_file
 
 
@@ -50,7 +51,7 @@ class Journal:
         """
         head = json.dumps(conditions, sort_keys=True, default=str).encode()
         name = hashlib.sha256(head).hexdigest()[:16]
-        path = folder / f"unfinished-{name}.jsonl"
+        path = folder / f"{UNFINISHED}{name}.jsonl"
         kept = b""
         if not fresh:
             with contextlib.suppress(FileNotFoundError):

@@ -14,10 +14,9 @@ from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results.scores import RESULTS_FORMAT, Failure, Results, file_name
 from glamcli.progress import Progress
+from glamcli.stored_runs import RESULTS_FOLDER
 from glamcli.untrusted import parse_as, parse_json, read_file
 
-RESULTS_FOLDER = "eval"
-"""of a run folder"""
 _NAME = re.compile(r"(?P<kind>.*)-step(?P<step>\d+)(-(?P<number>\d+))?\Z")
 """what was asked, and of which step"""
 

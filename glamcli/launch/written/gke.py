@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 from glamcli.errors import PlanError, RecipeError
 from glamcli.launch.decisions import FINAL_CODES
 from glamcli.launch.record import Launch
-from glamcli.launch.slices import slice_of
+from glamcli.launch.slices import chips_of_host, slice_of
 from glamcli.plan.topology import Target
+from glamcli.storage import is_url
 
 # What GKE calls a kind of chip, and its machines: the one of 4 chips, of which slices of several
 # machines are made, is named by `-4t` (cloud.google.com/kubernetes-engine/docs/concepts/tpus).
@@ -19,8 +20,6 @@ _KINDS = {
     "v6e": ("tpu-v6e-slice", "ct6e-standard"),
     "7x": ("tpu7x", "tpu7x-standard"),
 }
-_CHIPS_OF_A_MACHINE = 4
-_SINGLE_MACHINES = {("v5e", n) for n in (1, 4, 8)} | {("v6e", n) for n in (1, 4, 8)}
 
 _JOBSET = """\
 # A JobSet for Google Kubernetes Engine. In a cluster with JobSet (jobset.sigs.k8s.io), once:
@@ -88,12 +87,22 @@ spec:
                         secretKeyRef: {{name: {name}, key: secret}}
                   resources:
                     limits: {{google.com/tpu: {chips}}}   # of one machine
+{folder}"""
+_MOUNTED = """\
                   volumeMounts:
                     - name: runs
                       mountPath: {mount}
               volumes:
                 - name: runs        # one that all pods may write, as of Filestore; make it before
                   persistentVolumeClaim: {{claimName: glam-runs}}
+"""
+_IN_BUCKET = """\
+              # One that may use the bucket: `kubectl create serviceaccount glam`, and
+              # gcloud storage buckets add-iam-policy-binding {bucket} \\
+              #     --role=roles/storage.objectAdmin --member=principal://iam.googleapis.com/\\
+              #     projects/NUMBER/locations/global/workloadIdentityPools/\\
+              #     {project}.svc.id.goog/subject/ns/default/sa/glam
+              serviceAccountName: glam
 """
 _SPOT = '                cloud.google.com/gke-spot: "true"\n'
 _DOCKERFILE = """\
@@ -122,15 +131,13 @@ def jobset(launch: Launch, target: Target) -> str:
         raise PlanError(f"GKE offers no {chip.name}", f"it has {', '.join(_KINDS)}")
     if launch.project is None:
         raise RecipeError("--write gke: the address of the image needs `--project`")
-    run = PurePosixPath(launch.run)
-    alone = (chip.name, target.num_chips) in _SINGLE_MACHINES
-    chips = target.num_chips if alone else _CHIPS_OF_A_MACHINE
+    chips = chips_of_host(target)
     accelerator, machine = _KINDS[chip.name]
     region = launch.zone.rpartition("-")[0]
     return _JOBSET.format(
         name=launch.name,
-        run=json.dumps(str(run)),
-        mount=json.dumps(str(run if run.parent == run.parent.parent else run.parent)),
+        run=json.dumps(launch.run),
+        folder=_folder(launch),
         zone=launch.zone,
         region=region,
         image=f"{region}-docker.pkg.dev/{launch.project}/glam/{launch.name}",
@@ -143,3 +150,13 @@ def jobset(launch: Launch, target: Target) -> str:
         spot_option=" --spot" * launch.spot,
         final=", ".join(map(str, sorted(FINAL_CODES))),
     )
+
+
+def _folder(launch: Launch) -> str:
+    """How a pod comes to the run's folder."""
+    if is_url(launch.run):
+        bucket = "/".join(launch.run.split("/")[:3])
+        return _IN_BUCKET.format(bucket=bucket, project=launch.project)
+    run = PurePosixPath(launch.run)
+    mount = run if run.parent == run.parent.parent else run.parent
+    return _MOUNTED.format(mount=json.dumps(str(mount)))
