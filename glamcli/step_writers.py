@@ -23,8 +23,8 @@ from glamcli.errors import SaveFailed
 from glamcli.hosts.join import Host
 from glamcli.orbax_setup import prepare_for_bucket
 
-SAVE_SECONDS = 600.0
-"""what the arrays of one step may take on their way to a bucket; orbax allows a disk as long."""
+SAVE_SECONDS = 1800.0
+"""what the arrays of one step may take on their way to a bucket, which may be far."""
 LAST_CHANCE_SECONDS = 60.0
 """what an ending run gives to its last uploads."""
 PUBLISH_SECONDS = 60.0

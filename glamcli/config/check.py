@@ -41,7 +41,6 @@ def check(
         *_mesh(recipe),
         *stages.wrong(recipe),
         *_tokenizer(recipe),
-        *_local_files(recipe),
         *_optimizer(recipe),
         *_finish(recipe),
         *(_heldout(recipe, mixture) if mixture else ()),
@@ -170,13 +169,6 @@ def _tokenizer(recipe: Recipe) -> Found:
             f"`{key}` is {size}, more than `model.vocab_size` {vocab}",
             f"use at most {vocab}",
         )
-
-
-def _local_files(recipe: Recipe) -> Found:
-    model = recipe.data.tokenizer.path
-    if model is not None and "://" in model:
-        what = f"a tokenizer's file must be local, but `data.tokenizer.path` is `{shown(model)}`"
-        yield "data.tokenizer.path", what, "copy it here"
 
 
 def _optimizer(recipe: Recipe) -> Found:

@@ -108,6 +108,7 @@ class Mirror:
     def _upload(self) -> None:
         num_failed, since = 0, 0.0
         while (number := self._next()) is not None:
+            began = time.monotonic()
             try:
                 steps = self._upload_changed()
             except FileExistsError as error:
@@ -115,7 +116,7 @@ class Mirror:
                 self._end()
                 return
             except Exception as error:  # whatever it was, training is worth more
-                since = since or time.monotonic()
+                since = since or began
                 wait = self._waits[min(num_failed, len(self._waits) - 1)]
                 num_failed += 1
                 taken = duration(time.monotonic() - since)

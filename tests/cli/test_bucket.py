@@ -1,8 +1,11 @@
 """Every command reads a run in a bucket as it reads a copy of it on a disk."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -20,6 +23,7 @@ from glamcli.storage import place
 from glamcli.stored_runs import local
 from glamcli.train import watching
 from glamcli.train.watching import WatchedRun
+from runs import free_port
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +262,27 @@ def test_a_run_that_was_trained_there_reads_as_a_copy_of_it_on_a_disk(
     assert "finished" in same(copy, url, "watch", "RUN", "--once")[1]
     assert same(copy, url, "generate", "RUN", "the red fox", "--tokens", 8)[0] == 0
     assert glam("report", copy, url, "-o", tmp_path / "page.html")[0] == 0
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_no_disk_score_it_together(own, tmp_path):
+    place_of_all = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+    words = ("eval", own, "--suite", "last_word", "--limit", "2", "--shots", "0", *place_of_all)
+    start = [sys.executable, "-c", "from glamcli.cli.main import run; run()", *words]
+    processes = [
+        subprocess.Popen(
+            [*start, "--process-id", str(index)],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / f"cache of {index}")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in (1, 0)
+    ]
+    try:
+        ends = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert f"kept in {own}/eval/last_word-shots0-limit2-step3.json" in ends[1]

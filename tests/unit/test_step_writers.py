@@ -93,12 +93,23 @@ def test_a_bucket_that_fails_for_a_while_is_asked_again(saved, weather, status, 
     verify(saved.folder / "1")
 
 
-def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, hasty):
+def away(weather, monkeypatch) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, hasty, is_away):
     save(saved, 1)
-    weather.fault = lambda method, path: 503
-    saved.save(2, at(2), {})
-    with pytest.raises(SaveFailed, match=r"saving step 2 failed: gs://.*Service Unavail") as caught:
-        saved.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        if is_away:
+            away(weather, patch)
+        weather.fault = lambda method, path: 503
+        saved.save(2, at(2), {})
+        with pytest.raises(SaveFailed) as caught:
+            saved.wait()
+    assert caught.value.what.startswith(f"saving step 2 failed: {saved.bucket.arrays}/2-2")
+    assert ("connect" if is_away else "Service Unavailable") in caught.value.what
     assert caught.value.hint == "step 1 is complete"
     weather.fault = lambda method, path: None
     save(saved, 2)
@@ -132,11 +143,6 @@ def test_an_error_after_the_description_was_written_is_one_of_the_save(saved):
     saved.save(1, at(1), {})
     with pytest.raises(SaveFailed, match="saving step 1 failed: no more room"):
         saved.wait()
-
-
-def away(weather, monkeypatch) -> None:
-    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
 
 
 FAULTS = {

@@ -14,8 +14,10 @@ import pytest
 from glamcli import atomic
 from glamcli.cli.main import run
 from glamcli.config.load import load_recipe
+from glamcli.config.mixtures import load_mixture
 from glamcli.data.open import open_data
 from glamcli.data.tokenizer import load_sentencepiece, train_sentencepiece
+from glamcli.data.vocabulary import open_tokenizer
 from glamcli.evals.tasks.items import read_jsonl
 from glamcli.evals.tasks.suites import load_suite
 from glamcli.progress import Silent
@@ -68,6 +70,11 @@ def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(any_bucket):
     path = place(f"{any_bucket}/tokenizer.model")
     trained = train_sentencepiece(["the cat sat on the mat"] * 20, 280, path)
     assert load_sentencepiece(path).fingerprint == trained.fingerprint
+    sets = ["data.tokenizer.kind=sentencepiece", f"data.tokenizer.path={path}"]
+    recipe = load_recipe("test-tiny", [*sets, "model.vocab_size=280"]).recipe
+    mixture = load_mixture(recipe.data.mixture)
+    found = open_tokenizer(recipe, mixture, Path("unused"), Silent())
+    assert found.fingerprint == trained.fingerprint
 
 
 def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(any_bucket, tmp_path):

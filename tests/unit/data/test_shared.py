@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -28,16 +29,21 @@ class Told(Progress):
 
 
 @pytest.fixture
-def on(monkeypatch, bucket, tmp_path):
-    """Opens the data of a recipe with a cache in the bucket, on the machine of this name."""
+def on_with(monkeypatch, tmp_path):
+    """Opens the data of a recipe with a cache in a bucket, on the machine of this name."""
     path = write_recipe(tmp_path)
 
-    def opened(machine: str, *sets: str, progress: Progress | None = None):
+    def opened(bucket: str, machine: str, *sets: str, progress: Progress | None = None):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
         loaded = load_recipe(path, [f"data.cache_dir={bucket}/cache", *sets])
         return open_data(loaded.recipe, progress or Silent())
 
     return opened
+
+
+@pytest.fixture
+def on(on_with, bucket):
+    return partial(on_with, bucket)
 
 
 @pytest.fixture
@@ -47,10 +53,10 @@ def no_work(monkeypatch):
     monkeypatch.setattr(vocabulary, "train_on", None)
 
 
-def test_rows_and_tokenizer_are_made_once(on, request):
-    first = on("first", *TRAINED)
+def test_rows_and_tokenizer_are_made_once(on_with, any_bucket, request):
+    first = on_with(any_bucket, "first", *TRAINED)
     request.getfixturevalue("no_work")
-    other = on("other", *TRAINED)
+    other = on_with(any_bucket, "other", *TRAINED)
     assert other.fingerprint == first.fingerprint
     assert other.heldout_documents() == first.heldout_documents()
     for name, rows in first.prepared.train.items():
