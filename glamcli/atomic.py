@@ -35,8 +35,7 @@ def write(path: Path, content: str | bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root could replace a device
+        if not _is_replaceable(path):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -46,6 +45,17 @@ def write(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def _is_replaceable(path: Path) -> bool:
+    """False for what root could replace and the machine needs: devices, and links like /dev/stdout.
+
+    Raises: FileNotFoundError.
+    """
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return not os.readlink(path).startswith("/proc/")
+    return stat.S_ISREG(mode)
 
 
 class Lines:

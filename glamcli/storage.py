@@ -47,7 +47,7 @@ def place(text: str) -> Path:
     scheme, rest = text.split("://", 1)
     if scheme.lower() == "file" and rest.startswith("/"):
         return Path(rest)
-    if scheme.lower() == "file" or re.search(r"[?#]|//", rest):
+    if scheme.lower() == "file" or re.search(r"[?#]|//|^/|^$", rest):
         hint = "write SCHEME://SERVER/PATH without `?`, `#` and `//` in it, or file:///PATH"
         raise RecipeError(f"not the URL of a file: `{redacted(text)}`", hint)
     return cast(Path, Remote(text))

@@ -19,7 +19,7 @@ from glamcli.data.cache import ANOTHER_CACHE, json_digest, user_cache_dir
 from glamcli.errors import CheckpointError, name_folder
 from glamcli.hosts.lock import hold
 from glamcli.step_folders import ARRAYS_URL, SET_ASIDE
-from glamcli.storage import Listed, Remote
+from glamcli.storage import Listed, Remote, place
 from glamcli.untrusted import MAX_FILE_BYTES, parse_as, read_file
 
 STEPS = "steps.json"
@@ -38,6 +38,7 @@ _COMPARED_BYTES = 4096
 """at the end of metrics, to see whether a longer object goes on where they end."""
 _INDEX = ".versions.json"
 _STEP_FILE = re.compile(rf"(?P<step>({SET_ASIDE}/)?\d+(\.\d+)?)/(?P<name>\w[\w.-]*(/\w[\w.-]*)?)")
+_STEP_URL = re.compile(rf"(?P<run>.+)/{STEPS_FOLDER}(/({SET_ASIDE}/)?\d+(\.\d+)?)?")
 _ARRAYS = re.compile(r"(.*/)?(?P<place>arrays/\d+(/[\w-]+)+)")
 
 
@@ -57,9 +58,8 @@ def local(run: Path, *, metrics: bool = True, results: bool = False) -> Path:
 
 def run_of(url: Path) -> Path:
     """The URL of the run that a URL is of, or of a step of."""
-    while STEPS_FOLDER in url.parts:
-        url = url.parent
-    return url
+    found = _STEP_URL.fullmatch(str(url))
+    return place(found["run"]) if found else url
 
 
 def parse_steps(data: bytes, run: Remote) -> dict[str, str]:

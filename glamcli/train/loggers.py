@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 
 from glamcli import atomic
 from glamcli.config.schema import Recipe
-from glamcli.errors import RecipeError, redacted
+from glamcli.errors import RecipeError, named, redacted
 from glamcli.hosts.join import Host
 from glamcli.progress import Progress
 from glamcli.train.metric_files import TensorBoard, curves
@@ -217,7 +217,7 @@ def _logged_as(run_dir: Path) -> str:
         name = parse_json(read_file(path, 10_000))["name"]
         if re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name):
             return name
-    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_dir.absolute().name)[:60]
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(named(str(run_dir.absolute()))).name)[:60]
     name = f"{folder}-{uuid.uuid4().hex[:8]}"
     with suppress(OSError):  # then it is another run when it is resumed
         atomic.write(path, json.dumps({"name": name}) + "\n")

@@ -95,6 +95,7 @@ def test_a_suite_is_scored_kept_there_and_shown(both, runs, glam):
     assert both("eval", "show", "RUN")[0] == 0
     assert both("eval", "show", "RUN", "RUN")[0] == 0
     assert glam("eval", "show", f"{runs[1]}/{name}", runs[0])[0] == 0
+    assert "error: no results at gs://" in glam("eval", "show", f"{runs[1]}/eval/none.json")[2]
 
 
 def test_texts_are_the_same(both):

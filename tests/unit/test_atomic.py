@@ -61,11 +61,14 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path):
 def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (pipe, tmp_path):
+    stdout = tmp_path / "stdout"  # as /dev/stdout is
+    stdout.symlink_to("/proc/self/fd/1")
+    for path in (pipe, stdout, tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             atomic.write(path, "new")
     assert pipe.is_fifo()
-    assert [*tmp_path.iterdir()] == [pipe]
+    assert stdout.is_symlink()
+    assert {*tmp_path.iterdir()} == {pipe, stdout}
 
 
 def test_lines_are_in_a_file_at_once_and_in_a_bucket_now_and_then(bucket, tmp_path, monkeypatch):

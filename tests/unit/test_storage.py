@@ -142,7 +142,7 @@ def test_what_is_wrong_with_a_url_is_said_in_words(bucket, capsys):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://h/r.yaml?sig=a//b", "gs://b//k", "https://h/a#b", "file://host/x"]
+    "url", ["https://h/r.yaml?sig=a//b", "gs://b//k", "https://h/a#b", "file://host/x", "gs://"]
 )
 def test_a_url_that_a_path_would_change_is_refused(url, capsys):
     with pytest.raises(SystemExit) as ended:

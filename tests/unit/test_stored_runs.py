@@ -8,7 +8,7 @@ import pytest
 from glamcli.errors import CheckpointError
 from glamcli.step_folders import ARRAYS_URL
 from glamcli.storage import place
-from glamcli.stored_runs import Copy, local, parse_steps
+from glamcli.stored_runs import Copy, local, parse_steps, run_of
 
 LINES = b'{"step": 1}\n{"step": 2}\n'
 
@@ -67,14 +67,14 @@ def test_it_has_the_small_files_and_steps_whose_arrays_are_where_the_run_is_now(
 def test_only_what_has_changed_is_fetched_and_of_metrics_what_is_new(run, weather):
     copy = Copy(run)
     copy.refresh()
-    for change in (lambda: None, lambda: put(run, "metrics.jsonl", LINES + b'{"step": 3}\n')):
-        change()
+    for lines, expected in ((LINES, []), (LINES + b'{"step": 3}\n', ["metrics.jsonl"])):
+        if expected:
+            put(run, "metrics.jsonl", lines)
         weather.requests.clear()
         copy.refresh()
         fetched = [path for method, path in weather.requests if "download" in path]
         assert len(weather.requests) == 1 + len(fetched)
-        assert fetched == [] or "metrics.jsonl" in fetched[0]
-        assert len(fetched) < 2
+        assert [path.split("?")[0].rpartition("%2F")[2] for path in fetched] == expected
     inode = os.stat(copy.folder / "metrics.jsonl").st_ino
     put(run, "metrics.jsonl", LINES + b'{"step": 3}\n' + b'{"step": 4}\n')
     copy.refresh()
@@ -149,3 +149,17 @@ def test_where_no_run_is_one_error_says_so(bucket, run, weather, monkeypatch):
 
 async def at_once(seconds: float) -> None:
     pass
+
+
+@pytest.mark.parametrize(
+    ("url", "run"),
+    [
+        ("gs://b/r/checkpoints/4", "gs://b/r"),
+        ("gs://b/r/checkpoints/set-aside/4.1", "gs://b/r"),
+        ("gs://b/r/checkpoints", "gs://b/r"),
+        ("gs://b/checkpoints/mine", "gs://b/checkpoints/mine"),
+        ("gs://b/checkpoints/mine/checkpoints/4", "gs://b/checkpoints/mine"),
+    ],
+)
+def test_a_step_is_of_the_run_above_it(url, run):
+    assert run_of(place(url)) == place(run)

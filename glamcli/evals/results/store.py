@@ -14,6 +14,7 @@ from glamcli import atomic
 from glamcli.errors import DataError, GlamError, RecipeError
 from glamcli.evals.results.scores import RESULTS_FORMAT, Failure, Results, file_name
 from glamcli.progress import Progress
+from glamcli.storage import is_url
 from glamcli.stored_runs import RESULTS_FOLDER
 from glamcli.untrusted import parse_as, parse_json, read_file
 
@@ -137,6 +138,8 @@ def find_results(path: Path, suite: str | None = None) -> Path:
     """
     if path.is_file():
         return path
+    if is_url(path):
+        raise RecipeError(f"no results at {path}")
     folder = path / RESULTS_FOLDER if (path / RESULTS_FOLDER).is_dir() else path
     files = sorted(folder.glob("*.json"), key=_age)
     found = {_NAME.sub(r"\g<kind>", each.stem): each for each in files}
