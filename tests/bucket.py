@@ -105,7 +105,7 @@ def new_bucket(object_server: str) -> str:
 
 def put_run(folder: Path, url: str, working: Path) -> None:
     """Puts a run of a disk into a bucket, as if it had been trained there."""
-    mirror = Mirror(place(url), working, pytest.fail, pytest.fail)
+    mirror = Mirror(place(url), working, lambda: True, pytest.fail, pytest.fail)
     mirror.open()
     shutil.copytree(folder, working, dirs_exist_ok=True)
     for state in working.glob("checkpoints/*/state"):

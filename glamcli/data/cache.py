@@ -7,7 +7,7 @@
     compiled/               programs that jax compiled for devices of this machine
     plans/<key>.json.gz     what the compiler said of a planned program (`plan/compile.py`)
     eval/                   files of the shipped tasks, by `glam eval data` (`evals/tasks/`)
-    runs/<key>/             the working folder of a run in a bucket (`train/bucket.py`)
+    runs/<key>/<owner>/     the working folder of a run in a bucket (`train/bucket.py`)
     copies/<key>/           what was read of one (`stored_runs.py`)
 
 A key is a digest of everything the entry depends on; nothing is ever changed in place.

@@ -75,6 +75,12 @@ class Lease:
         self._over.set()
         self._thread.join(seconds)
 
+    def holds(self) -> bool:
+        """Whether it is still held, as the store says now. Raises: OSError."""
+        with suppress(ValueError, AttributeError):
+            return parse_json(self._path.read_at()[0]).get("token") == self._token
+        return False
+
     def _holder(self) -> tuple[str, int, Any]:
         """Its name, the generation of the object, and what `this_process` was there."""
         data, generation = self._path.read_at()

@@ -7,30 +7,35 @@ gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
 """
 
 import functools
-import hashlib
 import re
+import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from glamcli.data.cache import user_cache_dir
+from glamcli.data.cache import ANOTHER_CACHE, json_digest, user_cache_dir
 from glamcli.errors import EXIT_PEER_GONE, CheckpointError, RecipeError, name_folder
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.lease import Lease
+from glamcli.hosts.lock import NAME, hold
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
 from glamcli.step_writers import LAST_CHANCE_SECONDS, StepsInBucket
 from glamcli.storage import Remote
 from glamcli.stored_runs import OWNER, STEPS
-from glamcli.train.mirror import Mirror, packed_steps, write_steps
+from glamcli.train.mirror import Mirror
+from glamcli.train.working_folder import objects_of_run, packed_steps, write_steps
 from glamcli.untrusted import parse_json
 
 _ARRAYS = "arrays"
 """the folder that has one for every attempt, with the arrays of its steps."""
 _PATTERN = re.compile(r"[*?\[\]\\]")
+_DELETED_AT_ONCE = 500
+"""objects, before it is looked again whether the run is still held."""
 RELEASE_SECONDS = 10.0
 """what an ending run gives to giving it back, without which the next start has to wait."""
 
@@ -47,7 +52,7 @@ class Bucket:
 
     def uploaded(self, seconds: float) -> bool:
         """Whether all that is written by now is in the bucket after so many seconds at most."""
-        return self._publish()(seconds)
+        return self.mirror is None or self.mirror.wait(self.mirror.ask(), seconds)
 
     def new_steps(self, host: Host) -> StepsInBucket:
         """Where an attempt saves, after all earlier ones by any clock.
@@ -74,7 +79,7 @@ class Bucket:
         if (mirror := self.mirror) is None:
             return lambda seconds: True
         number = mirror.ask()
-        return lambda seconds: mirror.wait(number, seconds)
+        return lambda seconds: mirror.wait_while_it_works(number, seconds)
 
 
 @contextmanager
@@ -87,9 +92,6 @@ def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucke
     if found := _PATTERN.search(str(url)):
         what = f"no run can be at {url}: libraries take `{found[0]}` in a URL for a pattern"
         raise RecipeError(what, hint="give another URL with `--run`")
-    name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
-    folder = user_cache_dir() / "runs" / (name if host.is_first else f"{name}-{host.index}")
-    name_folder(str(folder), str(url))
     mirror = None
     held, closing = ExitStack(), threading.Lock()
 
@@ -104,22 +106,56 @@ def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucke
 
     host.last = close
     try:
+        folder = held.enter_context(_working_folder(url))
         if host.is_first:
             lease = Lease(url / OWNER, progress.say, lost)  # pyright: ignore
-            held.callback(lease.release, RELEASE_SECONDS)
             collect = functools.partial(_collect, url / _ARRAYS)
-            mirror = Mirror(url, folder, progress.warn, lost, collect)
+            mirror = Mirror(url, folder, lease.holds, progress.warn, lost, collect)
+            held.callback(_close, mirror, lease, progress, url)
             mirror.open()
-            held.callback(_close, mirror, url, progress)
         yield Bucket(url, folder, mirror)
     finally:
         close()
         host.last = lambda: None
 
 
-def _close(mirror: Mirror, url: Remote, progress: Progress) -> None:
+@contextmanager
+def _working_folder(url: Remote) -> Iterator[Path]:
+    """One that no other process has, not even one that owned the run and does not know yet that it
+    has lost it. Those of processes that ended are deleted.
+
+    Raises: CheckpointError when it cannot be made.
+    """
+    folders = user_cache_dir() / "runs" / json_digest(str(url))[:16]
+    folder = folders / uuid.uuid4().hex[:12]
+    try:
+        folders.mkdir(parents=True, exist_ok=True)
+        with hold(folders / NAME, lambda holder: None):
+            for path in folders.glob("*/"):
+                with suppress(_InUse), hold(path / NAME, _refuse):
+                    shutil.rmtree(path, ignore_errors=True)
+            folder.mkdir()
+            held = hold(folder / NAME, _refuse)
+    except OSError as error:
+        what = f"the working folder {folder} cannot be made: {error.strerror or error}"
+        raise CheckpointError(what, ANOTHER_CACHE) from error
+    name_folder(str(folder), str(url))
+    with held:
+        yield folder
+
+
+class _InUse(Exception):
+    pass
+
+
+def _refuse(holder: str) -> None:
+    raise _InUse
+
+
+def _close(mirror: Mirror, lease: Lease, progress: Progress, url: Remote) -> None:
     if not mirror.close(LAST_CHANCE_SECONDS):
         progress.warn(f"not all files of {url} could be uploaded; a start goes on from what it has")
+    mirror.after_end(lambda: lease.release(RELEASE_SECONDS))
 
 
 def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
@@ -129,21 +165,14 @@ def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
     Raises: CheckpointError when it is in use, or cannot be moved.
     """
     try:
-        if not any(name != OWNER for name in url.files()):
+        if not any(name != OWNER for name in objects_of_run(url)):
             return None
-        lease = Lease(url / OWNER, progress.say, progress.warn)  # pyright: ignore
+        lease = Lease(url / OWNER, progress.say, lambda why: None)  # pyright: ignore
         try:
             number = 1
             while (target := url.with_name(f"{url.name}.{number}")).files():
                 number += 1
-            names = [name for name in url.files() if name != OWNER]
-            arrays = [name for name in names if name.startswith(f"{_ARRAYS}/")]
-            plain = [name for name in names if name != STEPS and name not in arrays]
-            steps = [STEPS] if STEPS in names else []
-            for some in filter(None, (arrays, plain, steps)):
-                url.copy(some, target)
-            for some in filter(None, (plain, steps, arrays)):
-                url.remove(some)
+            _move(url, target, lease)
         finally:
             lease.release(RELEASE_SECONDS)
     except OSError as error:
@@ -151,15 +180,36 @@ def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
     return target
 
 
-def _collect(arrays: Remote, steps: bytes) -> None:
+def _move(url: Remote, target: Remote, lease: Lease) -> None:
+    """Raises: CheckpointError when another process takes the run meanwhile: what it needs stays."""
+    steps, generation = (url / STEPS).read_at()
+    names = [name for name in objects_of_run(url) if name not in (OWNER, STEPS)]
+    arrays = [name for name in names if name.startswith(f"{_ARRAYS}/")]
+    plain = [name for name in names if name not in arrays]
+    for some in filter(None, (arrays, plain)):
+        url.copy(some, target)
+    if steps:
+        (target / STEPS).write(steps)
+        # An owner writes the steps when it takes the run (`Mirror.open`): then this fails.
+        (url / STEPS).write_at(b"{}", generation)
+    names = [*plain, *arrays, *([STEPS] if steps else [])]
+    for first in range(0, len(names), _DELETED_AT_ONCE):
+        if not lease.holds():
+            what = f"{url} was taken by another process: it is copied to {target}, and not deleted"
+            raise CheckpointError(what, hint="choose another folder with `--run`")
+        url.remove(names[first : first + _DELETED_AT_ONCE])
+
+
+def _collect(arrays: Remote, steps: bytes) -> Iterator[None]:
     """Deletes the arrays that no step names, but for those that may be being saved: they are newer
-    than all that are named."""
+    than all that are named. Stops before each."""
     with suppress(OSError, ValueError):  # the next save tries again
         texts = parse_json(steps)
         named = {text for name, text in texts.items() if name.endswith(ARRAYS_URL)}
         newest = max(map(_age, named), default=(0, 0))
         for place in map(str, arrays.folders(2)):
             if place not in named and _age(place) < newest:
+                yield
                 Remote(place).delete()
 
 

@@ -6,12 +6,12 @@ this run left it (`hosts/lease.py` says why). The bucket is the truth: a start f
 it.
 """
 
-import hashlib
-import json
-import shutil
+import errno
+import os
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,62 +19,81 @@ from glamcli import atomic
 from glamcli.errors import CheckpointError
 from glamcli.progress import duration
 from glamcli.storage import Remote
-from glamcli.stored_runs import OWNER, RESULTS, STEPS, STEPS_FOLDER, is_plain, parse_steps
+from glamcli.stored_runs import STEPS, is_plain
 from glamcli.train.retry import WAITS
+from glamcli.train.working_folder import (
+    ELSEWHERE,
+    objects_of_run,
+    packed_steps,
+    refuse_run_of_disk,
+    small_files,
+    write_steps,
+)
+from glamcli.untrusted import MAX_FILE_BYTES
 
-ELSEWHERE = ("arrays/", "launch/", "profile/", *(f"{folder}/" for folder in RESULTS), OWNER)
-"""not the mirror's: what others write (arrays, a launch, traces, scores), and the owner."""
-_NOT_FILES = (*ELSEWHERE, f"{STEPS_FOLDER}/")
-_NOT_STEPS = ("trash", ".orbax-checkpoint-tmp")
+_MARK = ".mirror"
+"""a file of a working folder, by which a mirror knows it as its own, and whole."""
+_END_SECONDS = 10.0
+"""what a request that is under way has to end, when a mirror is closed."""
 _Stamp = tuple[int, int]
 
 
-class Mirror:
-    """The working folder `folder` of the run at `url`.
+class _Closed(Exception):
+    pass
 
-    `warn` hears of uploads that fail and are tried again, for as long as it takes; `lost` of a file
-    that another process has written: then nothing is uploaded any more. Both from the thread.
+
+class Mirror:
+    """The new working folder `folder` of the run at `url`.
+
+    `owns` asks the bucket whether this process holds the run. `warn` hears of uploads that fail and
+    are tried again, for as long as it takes; `lost` of a file that another process has written,
+    which holds the run now: then nothing is uploaded any more. `published` is given the steps that
+    the bucket has; what it returns is gone through, one by one, while nothing is to be uploaded.
+    All four are called from the thread.
     """
 
     def __init__(
         self,
         url: Remote,
         folder: Path,
+        owns: Callable[[], bool],
         warn: Callable[[str], object],
         lost: Callable[[str], object],
-        published: Callable[[bytes], object] = lambda steps: None,
+        published: Callable[[bytes], Iterable[object]] = lambda steps: (),
         waits: tuple[float, ...] = WAITS,
     ):
-        self._url, self._folder, self._waits = url, folder, waits
+        self._url, self._folder, self._waits, self._owns = url, folder, waits, owns
         self._warn, self._lost, self._published = warn, lost, published
         self._steps = b"{}"
+        self._mark = uuid.uuid4().hex
         self._generations: dict[str, int] = {}
         self._stamps: dict[str, _Stamp] = {}
         """size and time of change of each file, as it was uploaded last."""
         self._changed = threading.Condition()
         self._num_asked = self._num_done = 0
-        self._over = False
-        self._unsure: dict[str, bytes] = {}
-        """SHA-256 of what was sent last of a file, where no answer came."""
+        self._is_closing = self._is_over = False
+        self._failing_since: float | None = None
         self._thread = threading.Thread(target=self._upload, daemon=True)
 
     def open(self) -> None:
         """Makes the folder what the bucket has, and starts the thread.
 
-        Raises: CheckpointError when the bucket or the folder cannot be used.
+        Raises: CheckpointError when the bucket or the folder cannot be used, or holds something
+            else than a run in a bucket.
         """
         try:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True)
-            for name in self._url.files():
-                if is_plain(name) and not name.startswith(ELSEWHERE):
-                    data, self._generations[name] = (self._url / name).read_at()
-                    if name == STEPS:
-                        self._steps = data
-                        write_steps(self._folder, data, self._url)
-                        continue
-                    atomic.write(self._folder / name, data)
-                    self._stamps[name] = _stamp(self._folder / name)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / _MARK).write_text(self._mark)
+            refuse_run_of_disk(self._url, objects_of_run(self._url))
+            self._take_steps()
+            for name, listed in objects_of_run(self._url).items():
+                if name == STEPS or name.startswith(ELSEWHERE) or not is_plain(name):
+                    continue
+                if listed.num_bytes > MAX_FILE_BYTES:
+                    raise ValueError(f"{name} is larger than {MAX_FILE_BYTES:,} bytes")
+                data, self._generations[name] = (self._url / name).read_at()
+                atomic.write(self._folder / name, data)
+                self._stamps[name] = _stamp(self._folder / name)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             what = f"{self._url} cannot be copied to {self._folder.parent}: {reason}"
@@ -95,66 +114,117 @@ class Mirror:
     def wait(self, number: int, seconds: float) -> bool:
         """Waits for that, at most so long; whether it is so."""
         with self._changed:
-            self._changed.wait_for(lambda: self.has(number) or self._over, seconds)
+            self._changed.wait_for(lambda: self.has(number) or self._is_over, seconds)
             return self.has(number)
+
+    def wait_while_it_works(self, number: int, seconds: float) -> bool:
+        """The same, however long it takes, until uploads have failed for so many seconds."""
+        while not self.wait(number, 1.0):
+            since = self._failing_since
+            if self._is_over or (since is not None and time.monotonic() > since + seconds):
+                return self.has(number)
+        return True
 
     def close(self, seconds: float) -> bool:
         """Uploads what has changed, in at most so many seconds, and ends the thread; whether all is
         in the bucket."""
-        is_done = self.wait(self.ask(), seconds)
-        self._end()
-        return is_done
+        number = self.ask()
+        if self._thread.ident is not None:
+            with self._changed:
+                self._is_closing = True
+                self._changed.notify_all()
+            self._thread.join(seconds)
+            self._end()
+            self._thread.join(_END_SECONDS)
+            return self.has(number)
+        return True
+
+    def after_end(self, call: Callable[[], object]) -> None:
+        """Calls `call` when the thread writes nothing any more: before it returns, if it can."""
+        if not self._thread.is_alive():
+            call()
+            return
+        threading.Thread(target=lambda: (self._thread.join(), call()), daemon=True).start()
 
     def _upload(self) -> None:
-        num_failed, since = 0, 0.0
-        while (number := self._next()) is not None:
-            began = time.monotonic()
-            try:
-                steps = self._upload_changed()
-            except FileExistsError as error:
-                self._lost(f"{error.filename}: {error.strerror}")
-                self._end()
-                return
-            except Exception as error:  # whatever it was, training is worth more
-                since = since or began
-                wait = self._waits[min(num_failed, len(self._waits) - 1)]
-                num_failed += 1
-                taken = duration(time.monotonic() - since)
-                what = getattr(error, "filename", None) or self._url
-                self._warn(
-                    f"{what}: {getattr(error, 'strerror', None) or error}; not uploaded for {taken}"
-                    f", trying again in {duration(wait)}; training goes on"
-                )
+        num_failed = 0
+        rest: Iterator[object] = iter(())
+        with suppress(_Closed):
+            while (number := self._next()) is not None:
+                began = time.monotonic()
+                try:
+                    steps = self._upload_changed()
+                except _Closed:
+                    raise
+                except FileExistsError as error:
+                    self._end()
+                    self._lost(f"{error.filename}: {error.strerror}")
+                    return
+                except Exception as error:  # whatever it was, training is worth more
+                    self._failing_since = self._failing_since or began
+                    self._failed(error, self._failing_since, num_failed, number)
+                    num_failed += 1
+                    continue
+                num_failed, self._failing_since = 0, None
                 with self._changed:
-                    self._changed.wait_for(lambda: self._over, wait)
-                continue
-            num_failed, since = 0, 0.0
-            with self._changed:
-                self._num_done = max(self._num_done, number)
-                self._changed.notify_all()
-            if steps is not None:
-                self._published(steps)
+                    self._num_done = max(self._num_done, number)
+                    self._changed.notify_all()
+                if steps is not None:
+                    rest = iter(self._published(steps))
+                for _ in rest:
+                    self._go_on()
+                    if self._num_asked > self._num_done:
+                        break
+        self._end()
+
+    def _failed(self, error: Exception, since: float, num_failed: int, number: int) -> None:
+        """Tells it, and waits until it is time for another attempt."""
+        wait = self._waits[0 if self._is_closing else min(num_failed, len(self._waits) - 1)]
+        taken = duration(time.monotonic() - since)
+        what = getattr(error, "filename", None) or self._url
+        self._warn(
+            f"{what}: {getattr(error, 'strerror', None) or error}; not uploaded for {taken}"
+            f", trying again in {duration(wait)}; training goes on"
+        )
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._num_asked > number, wait)
 
     def _next(self) -> int | None:
         """Waits for something to do: the number of what is asked for; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self._num_asked > self._num_done)
-            return None if self._over else self._num_asked
+            self._changed.wait_for(
+                lambda: self._is_over or self._is_closing or self._num_asked > self._num_done
+            )
+            is_end = self._is_over or self._num_asked == self._num_done
+            return None if is_end else self._num_asked
 
     def _end(self) -> None:
         with self._changed:
-            self._over = True
+            self._is_over = True
             self._changed.notify_all()
 
+    def _go_on(self) -> None:
+        """Raises: _Closed when nothing may be written any more."""
+        if self._is_over:
+            raise _Closed
+
+    def _take_steps(self) -> None:
+        """Writes the steps anew, first of all: an owner before this one that is still at work
+        cannot change them any more, nor what belongs to them."""
+        while True:
+            data, generation = (self._url / STEPS).read_at()
+            with suppress(FileExistsError):
+                self._steps = data or self._steps
+                write_steps(self._folder, self._steps, self._url)
+                self._generations[STEPS] = (self._url / STEPS).write_at(self._steps, generation)
+                return
+
     def _upload_changed(self) -> bytes | None:
-        """Returns the steps, if those were not yet in the bucket."""
+        """Returns the steps, if those were not yet in the bucket. Raises: OSError."""
+        self._look()
         steps = packed_steps(self._folder)  # as they are before the files are read
-        here = {
-            str(path.relative_to(self._folder)): path
-            for path in sorted(self._folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        }
-        here = {name: path for name, path in here.items() if not name.startswith(_NOT_FILES)}
+        here = small_files(self._folder)
+        self._look()
         for name, path in here.items():
             try:
                 stamp, data = _stamp(path), b""
@@ -166,54 +236,51 @@ class Mirror:
                 self._write(name, data)
                 self._stamps[name] = stamp
         for name in self._stamps.keys() - here.keys():
-            (self._url / name).unlink()
-            del self._stamps[name], self._generations[name]
+            self._delete(name)
         if steps == self._steps:
             return None
+        self._look()
         self._write(STEPS, steps)
         self._steps = steps
         return steps
 
+    def _look(self) -> None:
+        """Raises: OSError when the working folder is not as it was left: what is missing in it must
+        not go in the bucket as well."""
+        with suppress(OSError):
+            if (self._folder / _MARK).read_text() == self._mark:
+                return
+        raise OSError(f"its working folder {self._folder.parent} was deleted by another program")
+
     def _write(self, name: str, data: bytes) -> None:
-        """Raises: FileExistsError when the object is not as this run left it. One that a request
-        wrote whose answer got lost is."""
-        path, generation = self._url / name, self._generations.get(name, 0)
-        if name in self._unsure:
-            found, at = path.read_at()
-            generation = at if hashlib.sha256(found).digest() == self._unsure[name] else generation
-        try:
-            self._generations[name] = path.write_at(data, generation)
-            self._unsure.pop(name, None)
-        except FileExistsError:
-            raise
-        except OSError:
-            self._unsure[name] = hashlib.sha256(data).digest()
-            raise
+        """Writes an object that is as this run left it. Where it is not, but this process still
+        holds the run, the answer to an earlier request got lost, or an owner before this one wrote
+        it in its last moments.
 
+        Raises: FileExistsError when another process holds the run.
+        """
+        path = self._url / name
+        while True:
+            self._go_on()
+            try:
+                generation = self._generations.get(name, 0)
+                self._generations[name] = path.write_at(data, generation)
+                return
+            except FileExistsError:
+                self._generations[name] = path.read_at()[1]
+                if not self._owns():
+                    raise
 
-def packed_steps(working: Path) -> bytes:
-    """All small files of the steps of a working folder as they were at one time: a step that is
-    renamed meanwhile might be missed under both names."""
-    folder = working / STEPS_FOLDER
-    seen, texts = None, {}
-    while seen is None or seen != texts.keys():
-        seen = texts.keys()
-        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
-        kept = [name for name in names if not any(part in name for part in _NOT_STEPS)]
-        with suppress(FileNotFoundError):
-            texts = {n: (folder / n).read_text() for n in kept if (folder / n).is_file()}
-    return json.dumps(texts).encode()
-
-
-def write_steps(working: Path, packed: bytes, url: Remote) -> None:
-    """Makes these the steps of a working folder, of the run at `url`.
-
-    Raises: OSError; ValueError for something else than steps.
-    """
-    folder = working / STEPS_FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    for path, text in parse_steps(packed, url).items():
-        atomic.write(folder / path, text)
+    def _delete(self, name: str) -> None:
+        path = self._url / name
+        self._look()
+        if os.path.lexists(self._folder / name):
+            return
+        if not self._owns():
+            raise FileExistsError(errno.EEXIST, "another process holds the run", str(path))
+        self._go_on()
+        path.unlink()
+        del self._stamps[name], self._generations[name]
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli import step_folders, stored_arrays
+from glamcli import orbax_setup, step_folders, stored_arrays
 from glamcli.checkpoint import Checkpoints
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE
@@ -42,7 +42,7 @@ def hasty(monkeypatch):
         return
 
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
-    monkeypatch.setattr(stored_arrays, "STORE_RETRIES", 1)
+    monkeypatch.setattr(orbax_setup, "STORE_RETRIES", 1)
     monkeypatch.setattr(stored_arrays, "READ_WAITS", (0.0, 0.0))
 
 
@@ -88,7 +88,7 @@ def test_what_need_not_stay_goes_before_the_step_is_published(saved):
 def test_a_bucket_that_fails_for_a_while_is_asked_again(saved, weather, status, hasty):
     num_faults = iter(range(2))
     weather.fault = lambda method, path: status if next(num_faults, None) is not None else None
-    stored_arrays.STORE_RETRIES = 3
+    orbax_setup.STORE_RETRIES = 3
     save(saved, 1)
     verify(saved.folder / "1")
 

@@ -1,0 +1,70 @@
+"""Who owns a run in a bucket, and what is left of it when that changes."""
+
+import pytest
+
+from glamcli.errors import CheckpointError
+from glamcli.hosts.lease import Lease
+from glamcli.progress import Silent
+from glamcli.storage import Remote
+from glamcli.train.bucket import move_run_aside, owned
+
+
+@pytest.fixture
+def run(bucket, tmp_path, monkeypatch):
+    """The URL of a run with a step; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = Remote(f"{bucket}/run")
+    (url / "metrics.jsonl").write(b"1\n")
+    (url / "arrays/1/1-3/d/x").write(b"arrays")
+    (url / "steps.json").write(f'{{"3/arrays.url": "{url}/arrays/1/1-3"}}'.encode())
+    return url
+
+
+def folders(tmp_path) -> list[str]:
+    return [path.name for path in (tmp_path / "cache/glam/runs").glob("*/*/")]
+
+
+def test_each_owner_has_a_working_folder_of_its_own(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "holds", lambda lease: True)
+    with owned(run, Silent()) as one:
+        (one.folder / "metrics.jsonl").write_bytes(b"1\n2\n")
+        # As if it had slept until it was taken for dead.
+        (run / "lock.json").unlink()
+        with owned(run, Silent()) as two:
+            assert len(folders(tmp_path)) == 2
+            assert two.folder != one.folder
+            assert (one.folder / "metrics.jsonl").read_bytes() == b"1\n2\n"
+            assert (two.folder / "metrics.jsonl").read_bytes() == b"1\n"
+    with owned(run, Silent()) as three:
+        assert folders(tmp_path) == [three.folder.name]
+
+
+def test_who_loses_a_run_while_it_is_moved_deletes_no_more_of_it(run, monkeypatch):
+    monkeypatch.setattr(Lease, "holds", lambda lease: False)
+    with pytest.raises(CheckpointError, match="was taken by another process") as refused:
+        move_run_aside(run, Silent())
+    assert f"it is copied to {run}.1" in str(refused.value)
+    assert (run / "metrics.jsonl").read(9) == b"1\n"
+    assert (run / "arrays/1/1-3/d/x").read(9) == b"arrays"
+
+
+def test_a_run_that_another_took_while_it_was_copied_stays_whole(run, monkeypatch):
+    copy = Remote.copy
+
+    def slowly(url, names, target):
+        copy(url, names, target)
+        steps = run / "steps.json"
+        steps.write_at(steps.read(999), steps.read_at()[1])  # as a new owner does
+
+    monkeypatch.setattr(Remote, "copy", slowly)
+    before = run.files()
+    with pytest.raises(CheckpointError, match="written by another process"):
+        move_run_aside(run, Silent())
+    assert {*before} <= {*run.files()}
+    assert b"3/arrays.url" in (run / "steps.json").read(999)
+
+
+def test_a_folder_of_runs_is_not_moved(run):
+    with pytest.raises(CheckpointError, match="is no run, but a folder of runs"):
+        move_run_aside(run.parent, Silent())
+    assert (run / "metrics.jsonl").exists()
