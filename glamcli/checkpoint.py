@@ -252,5 +252,7 @@ class Checkpoints:
         gone = self._retire(FEWEST_KEPT, most=1 if is_full else 0)
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
+        if isinstance(self._manager, BucketWriter):  # which may not have all that is in the folder
+            last = self._manager.kept()
         last += "".join(f", step {old} was deleted to make room" for old in gone)
         return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)

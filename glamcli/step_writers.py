@@ -9,7 +9,10 @@ bucket is written from threads alone, so no request ever keeps the training wait
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,10 @@ class BucketWriter:
     ):
         self._folder, self._bucket, self._host, self._retire = folder, bucket, host, retire
         self._num_saves = 0
+        self._remains: threading.Thread | None = None
+        """lives as long as writes of a save that failed do, which hold copies of arrays."""
+        self.published = next(iter(step_folders.complete_steps(folder)), None)
+        """the newest step that the bucket has for certain."""
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._patience: float | None = None
@@ -87,7 +94,15 @@ class BucketWriter:
 
     def save(self, step: int, args: Any) -> bool:
         """Copies the arrays and starts writing. A save that failed may have left objects behind, so
-        each has a folder of its own."""
+        each has a folder of its own.
+
+        Raises: SaveFailed while one is still writing: host memory has room for the copies of one.
+        """
+        if self._remains is not None:
+            self._remains.join(1.0)
+        if self._remains is not None and self._remains.is_alive():
+            what = f"saving step {step} failed: the arrays of the save before it are still written"
+            raise SaveFailed(what, self.kept())
         self._num_saves += 1
         prepare_for_bucket()
         place = epath.Path(f"{self._bucket.arrays}/{self._num_saves}-{step}")
@@ -98,7 +113,7 @@ class BucketWriter:
             ),
         )
         # Writing starts here, in threads; what is awaited are the copies.
-        written = asyncio.run(writer.async_save(place, args=args["state"])) or []
+        written = _run(writer.async_save(place, args=args["state"])) or []
         about = (step, writer, written, place, args["meta"].item)
         self._thread = threading.Thread(target=self._finish, args=about, daemon=True)
         self._thread.start()
@@ -120,13 +135,19 @@ class BucketWriter:
         if error is not None:
             raise error
 
+    def kept(self) -> str:
+        """What the bucket has, in words."""
+        has = "no step" if self.published is None else f"step {self.published}"
+        return f"{has} is in the bucket"
+
     def close(self) -> None:
         pass
 
     def _finish(self, step: int, writer: Any, written: list[Any], place: Any, meta: Any) -> None:
         try:
+            until = time.monotonic() + SAVE_SECONDS
             for each in written:
-                each.result(SAVE_SECONDS)
+                each.result(max(0.0, until - time.monotonic()))
             self._wait_for_others(f"{place} written")
             if self._host.is_first:
                 writer.finalize(place)
@@ -136,12 +157,17 @@ class BucketWriter:
                     self._describe(step, str(place), meta)
                     self._retire()
                 if not self._bucket.publish()(PUBLISH_SECONDS):
-                    raise SaveFailed(f"saving step {step} failed: its files are not uploaded yet")
+                    what = f"saving step {step} failed: its files are not uploaded yet"
+                    raise SaveFailed(what, f"its arrays are; {self.kept()}")
+                self.published = step
             self._wait_for_others(f"{place} published")
             if not self._host.is_first:
                 self._describe(step, str(place), meta)
                 self._retire()
+                self.published = step
         except BaseException as error:
+            self._remains = threading.Thread(target=_await_all, args=(written,), daemon=True)
+            self._remains.start()
             self._error = error
         finally:
             writer.close()
@@ -160,3 +186,19 @@ class BucketWriter:
         """A barrier of jax's coordinator, which any thread may use, and no collective of devices;
         nothing for a single process."""
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * SAVE_SECONDS))
+
+
+def _run(copying: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns, also where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(copying)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, copying).result()
+
+
+def _await_all(writes: list[Any]) -> None:
+    for each in writes:
+        with suppress(Exception):  # which ended it
+            each.result()

@@ -29,6 +29,8 @@ _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _REFUSED = (401, 403)
 _PATTERN = re.compile(r"[*?\[]")
 _BLOCK_BYTES = 1 << 22
+REQUEST_SECONDS = 30.0
+"""in which a store begins to answer and goes on with it, or the request has failed."""
 
 
 def is_url(text: object) -> bool:
@@ -221,33 +223,28 @@ class Remote(PurePosixPath):
         with suppress(FileNotFoundError), self._asking() as (fs, path):
             fs.rm_file(path)
 
-    def read_at(self) -> tuple[bytes, int]:
+    def read_at(self, seconds: float | None = None) -> tuple[bytes, int]:
         """The content of an object in a Google bucket, and its generation, a number that every
-        write changes; nothing and 0 when there is none."""
+        write changes; nothing and 0 when there is none. In so many seconds, or it has failed."""
         with suppress(FileNotFoundError), self._asking() as (fs, path):
             bucket, _, name = path.partition("/")
             url = fs._location + "/download/storage/v1/b/{}/o/{}"
-            headers, data = fs.call("GET", url, bucket, name, alt="media")
+            headers, data = fs.call("GET", url, bucket, name, alt="media", timeout=seconds)
             return data, int(headers["X-Goog-Generation"])
         return b"", 0
 
-    def write_at(self, data: bytes, generation: int) -> int:
+    def write_at(self, data: bytes, generation: int, seconds: float | None = None) -> int:
         """Replaces an object in a Google bucket if it is at this generation (0: if there is none);
         its new generation. `data` must be unlike all that others write: when an answer gets lost,
-        it is how a write is known to have been ours.
+        it is how a write is known to have been ours. In so many seconds, or it has failed.
 
         Raises: FileExistsError when it is not at this generation.
         """
         with self._asking() as (fs, path):
             bucket, _, name = path.partition("/")
             mark = uuid.uuid4().hex
-            parts = (
-                f"--{mark}\nContent-Type: application/json; charset=UTF-8\n\n".encode(),
-                json.dumps({"name": name}).encode(),
-                f"\n--{mark}\nContent-Type: application/octet-stream\n\n".encode(),
-                data,
-                f"\n--{mark}--".encode(),
-            )
+            head = f"--{mark}\nContent-Type: application/json; charset=UTF-8\n\n"
+            head += f"{json.dumps({'name': name})}\n--{mark}\nContent-Type: application/octet-stream\n\n"
             try:
                 written = fs.call(
                     "POST",
@@ -256,12 +253,13 @@ class Remote(PurePosixPath):
                     uploadType="multipart",
                     ifGenerationMatch=generation,
                     headers={"Content-Type": f"multipart/related; boundary={mark}"},
-                    data=b"".join(parts),
+                    data=head.encode() + data + f"\n--{mark}--".encode(),
                     json_out=True,
+                    timeout=seconds or 6 * REQUEST_SECONDS + len(data) / 1e5,
                 )
                 return int(written["generation"])
             except FileExistsError:
-                found, at = self.read_at()
+                found, at = self.read_at(seconds)
                 if found == data:
                     return at
                 raise
@@ -270,9 +268,19 @@ class Remote(PurePosixPath):
     def _asking(self) -> Iterator[tuple[Any, str]]:
         try:
             # Others write to the same bucket: what it held a minute ago is no answer.
-            yield file_system(str(self), use_listings_cache=False)
+            yield file_system(str(self), use_listings_cache=False, **_limits(str(self)))
         except Exception as error:
             raise in_words(error, str(self)) from error
+
+
+def _limits(url: str) -> dict[str, Any]:
+    """What gcsfs lacks, which else waits for ever; other file systems have limits of their own."""
+    if not url.startswith(("gs://", "gcs://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    seconds = REQUEST_SECONDS
+    return {"requests_timeout": ClientTimeout(sock_connect=seconds, sock_read=seconds)}
 
 
 def in_words(error: Exception, url: str) -> OSError:

@@ -114,19 +114,29 @@ class Lease:
         )
 
     def _renew(self) -> None:
-        content = self._content(self._me)
+        content, limit = self._content(self._me), STALE_SECONDS / 2
         while not self._over.wait(RENEW_SECONDS):
             try:
                 # The same again after a failure: it may have been written all the same.
-                self._generation = self._path.write_at(content, self._generation)
+                self._generation = self._path.write_at(content, self._generation, limit)
                 content = self._content(self._me)
             except FileExistsError:
                 self._lost(f"{self._path.parent} was taken over by {self._last_holder()}")
                 return
             except OSError:
                 continue  # others say that the store is away
-        with suppress(OSError):
-            self._path.write_at(self._content(RELEASED), self._generation)
+        with suppress(OSError, ValueError, AttributeError):
+            self._give_back()
+
+    def _give_back(self) -> None:
+        content = self._content(RELEASED)
+        try:
+            self._path.write_at(content, self._generation)
+        except FileExistsError:  # perhaps of this one, when an answer to it got lost
+            data, generation = self._path.read_at()
+            if parse_json(data).get("token") != self._token:
+                raise
+            self._path.write_at(content, generation)
 
     def _last_holder(self) -> str:
         with suppress(OSError):
@@ -153,9 +163,20 @@ def is_dead(process: Any) -> bool:
     try:
         return _began(int(number)) != began
     except FileNotFoundError:
-        return True
+        return _has_ended(int(number))
     except (OSError, TypeError, ValueError):
         return False
+
+
+def _has_ended(number: int) -> bool:
+    """Where /proc shows processes to their users alone, it lacks those that live as well."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _where() -> str:

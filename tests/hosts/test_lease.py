@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_an_owner_that_died_on_this_machine_loses_it_at_once(bucket, monkeypatch
     assert not told, "nothing was waited for, nothing lost"
 
 
-def test_a_process_is_dead_only_where_its_number_counts():
+def test_a_process_is_dead_only_where_its_number_counts(monkeypatch):
     where, number, began = lease.this_process()
     assert not lease.is_dead([where, number, began])
     assert lease.is_dead([where, number, f"{int(began) - 1}"]), "its number was given anew"
@@ -108,6 +109,11 @@ def test_a_process_is_dead_only_where_its_number_counts():
     assert lease.is_dead([where, ended.pid, "1"]), "nobody has looked how it ended"
     ended.wait()
     assert lease.is_dead([where, ended.pid, "1"])
+    with monkeypatch.context() as hidden:  # /proc does not show who lives, of other users
+        hidden.setattr(lease, "_began", lambda number: Path("/none").read_text())
+        assert not lease.is_dead([where, number, began])
+        assert not lease.is_dead([where, 1, began])
+        assert lease.is_dead([where, ended.pid, "1"])
     for strange in (None, {}, [], [where], [where, "x", "y"], 7):
         assert not lease.is_dead(strange)
 
@@ -169,3 +175,12 @@ def test_an_owner_that_slept_hears_of_its_successor_and_cannot_write(bucket):
     assert place(f"{bucket}/run/counter").read(99) == b"successor"
     assert len(told) == 1, "the successor has lost nothing"
     mine.release(9)
+
+
+def test_it_is_given_back_though_the_answer_to_its_last_renewal_got_lost(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 1e6)
+    path = place(f"{bucket}/run/lock.json")
+    mine = Lease(path, lambda words: None, pytest.fail)
+    path.write(mine._content(mine._me))
+    mine.release(60)
+    assert json.loads(path.read(999))["holder"] == lease.RELEASED

@@ -1,13 +1,16 @@
 """Steps saved into a bucket and read from it; the server is slow or away, objects are damaged."""
 
+import asyncio
 import threading
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glamcli import orbax_setup, step_folders, stored_arrays
+from glamcli import orbax_setup, step_folders, step_writers, stored_arrays
 from glamcli.checkpoint import Checkpoints
 from glamcli.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from glamcli.hosts.join import ALONE
@@ -110,17 +113,63 @@ def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, 
             saved.wait()
     assert caught.value.what.startswith(f"saving step 2 failed: {saved.bucket.arrays}/2-2")
     assert ("connect" if is_away else "Service Unavailable") in caught.value.what
-    assert caught.value.hint == "step 1 is complete"
+    assert caught.value.hint == "step 1 is in the bucket"
     weather.fault = lambda method, path: None
     save(saved, 2)
     verify(saved.folder / "2")
 
 
 def test_a_save_whose_small_files_are_not_uploaded_has_failed(saved):
-    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: False)
+    answers = iter([False, True, False])
+    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: next(answers))
+    for step, kept in ((1, "no step"), (3, "step 2")):
+        saved.save(step, at(step), {})
+        with pytest.raises(SaveFailed, match="files are not uploaded") as caught:
+            saved.wait()
+        assert caught.value.hint == f"its arrays are; {kept} is in the bucket"
+        if step == 1:
+            save(saved, 2)
+
+
+def test_a_save_begins_also_where_an_event_loop_runs(saved):
+    async def cell() -> None:
+        saved.save(1, at(1), {})
+
+    asyncio.run(cell())
+    assert saved.wait() == 1
+    verify(saved.folder / "1")
+
+
+def test_no_save_begins_while_the_one_before_it_holds_copies(saved, weather, monkeypatch):
+    answering = threading.Event()
+    weather.fault = lambda method, path: not answering.wait(60) or None
+    monkeypatch.setattr(step_writers, "SAVE_SECONDS", 0.1)
     saved.save(1, at(1), {})
-    with pytest.raises(SaveFailed, match="not uploaded"):
+    with pytest.raises(SaveFailed, match="saving step 1 failed"):
         saved.wait()
+    for _ in range(2):
+        with pytest.raises(SaveFailed, match="the save before it are still written") as caught:
+            saved.save(2, at(2), {})
+        assert caught.value.hint == "no step is in the bucket"
+    monkeypatch.undo()
+    answering.set()
+    saved._manager._remains.join(60)
+    save(saved, 3)
+
+
+def test_all_writes_of_a_save_have_one_time_limit(saved):
+    limits = []
+
+    class Write:
+        def result(self, seconds: float = 0.0) -> None:
+            limits.append(seconds)
+            if len(limits) == 2:
+                raise OSError("enough")
+            time.sleep(0.01)
+
+    writer = step_writers.BucketWriter(saved.folder, saved.bucket, ALONE, list)
+    writer._finish(1, SimpleNamespace(close=list), [Write(), Write()], "gs://b/1", {})
+    assert limits[1] < limits[0] <= step_writers.SAVE_SECONDS
 
 
 def test_a_step_whose_upload_failed_is_saved_again_in_its_place(saved):

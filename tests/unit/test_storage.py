@@ -7,11 +7,11 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
-from glamcli import atomic
+from glamcli import atomic, storage
 from glamcli.cli.main import run
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
@@ -193,3 +193,22 @@ def test_names_that_look_like_patterns_are_names(bucket):
     run.remove(["b", "c*"])
     assert run.files() == []
     assert len(place(f"{bucket}/run1").files()) == 4
+
+
+def test_a_store_that_accepts_requests_and_does_not_answer_has_failed(bucket, weather, monkeypatch):
+    async def at_once(seconds):
+        pass
+
+    path, answering = place(f"{bucket}/a"), Event()
+    generation = path.write_at(b"first", 0)
+    weather.fault = lambda method, path: not answering.wait(60) or None
+    with pytest.raises(OSError, match="no answer"):
+        path.write_at(b"second", generation, 0.5)
+    with pytest.raises(OSError, match="no answer"):
+        path.read_at(0.5)
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.2)
+    for ask in (path.read_at, path.files, lambda: path.read(9)):
+        with pytest.raises(OSError, match="no answer"):
+            ask()
+    answering.set()
