@@ -29,8 +29,7 @@ _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _REFUSED = (401, 403)
 _PATTERN = re.compile(r"[*?\[]")
 _BLOCK_BYTES = 1 << 22
-REQUEST_SECONDS = 30.0
-"""in which a store begins to answer and goes on with it, or the request has failed."""
+REQUEST_SECONDS = 30.0  # in which a store begins to answer, and goes on with it
 
 
 def is_url(text: object) -> bool:
@@ -243,8 +242,9 @@ class Remote(PurePosixPath):
         with self._asking() as (fs, path):
             bucket, _, name = path.partition("/")
             mark = uuid.uuid4().hex
-            head = f"--{mark}\nContent-Type: application/json; charset=UTF-8\n\n"
-            head += f"{json.dumps({'name': name})}\n--{mark}\nContent-Type: application/octet-stream\n\n"
+            part = f"--{mark}\nContent-Type: application/"
+            head = f"{part}json; charset=UTF-8\n\n{json.dumps({'name': name})}\n"
+            head += f"{part}octet-stream\n\n"
             try:
                 written = fs.call(
                     "POST",

@@ -186,9 +186,11 @@ def _writing(run: Path, progress: Progress) -> Iterator[Path]:
 
     with owned(run, progress) as bucket:
         yield bucket.folder
-        if not bucket.uploaded(UPLOAD_SECONDS):
-            what = f"{run} is not changed: its files could not be uploaded"
-            raise CheckpointError(what, hint="run the same command again once the bucket answers")
+        is_uploaded = bucket.uploaded(UPLOAD_SECONDS)
+    if not is_uploaded:
+        what = f"{run} may not be changed: its files could not be uploaded in time"
+        look = f"once the bucket answers, look at it with `glam checkpoint list {run}`"
+        raise CheckpointError(what, f"{look}; where it is as before, run the same command again")
 
 
 @command.command("rewind")

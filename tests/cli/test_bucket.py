@@ -176,6 +176,16 @@ def test_it_is_rewound_and_damage_is_left_for_an_older_step(glam, own):
     assert glam("checkpoint", "rewind", own, "--to", 3)[0] == 4
 
 
+def test_a_rewind_that_cannot_be_uploaded_in_time_says_how_to_look_for_it(glam, own, monkeypatch):
+    monkeypatch.setattr("glamcli.cli.checkpoint.UPLOAD_SECONDS", 0.0)
+    monkeypatch.setattr("glamcli.train.mirror.Mirror.ask", lambda mirror: 1 << 30)
+    monkeypatch.setattr("glamcli.train.bucket.LAST_CHANCE_SECONDS", 0.0)
+    code, out, err = glam("checkpoint", "rewind", own, "--to", 2)
+    assert (code, out) == (4, "")
+    assert f"{own} may not be changed: " in err
+    assert f"`glam checkpoint list {own}`" in err
+
+
 def test_a_run_that_trains_is_not_rewound(glam, own, monkeypatch):
     monkeypatch.setattr("glamcli.hosts.lease.RENEW_SECONDS", 0.02)
     lease = Lease(place(f"{own}/lock.json"), pytest.fail, pytest.fail)
