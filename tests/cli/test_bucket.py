@@ -22,6 +22,7 @@ from glamcli.step_folders import checksum
 from glamcli.storage import place
 from glamcli.stored_runs import local
 from glamcli.train import watching
+from glamcli.train.bucket import Bucket
 from glamcli.train.watching import WatchedRun
 from runs import free_port
 
@@ -177,9 +178,7 @@ def test_it_is_rewound_and_damage_is_left_for_an_older_step(glam, own):
 
 
 def test_a_rewind_that_cannot_be_uploaded_in_time_says_how_to_look_for_it(glam, own, monkeypatch):
-    monkeypatch.setattr("glamcli.cli.checkpoint.UPLOAD_SECONDS", 0.0)
-    monkeypatch.setattr("glamcli.train.mirror.Mirror.ask", lambda mirror: 1 << 30)
-    monkeypatch.setattr("glamcli.train.bucket.LAST_CHANCE_SECONDS", 0.0)
+    monkeypatch.setattr(Bucket, "uploaded", lambda bucket, seconds: False)
     code, out, err = glam("checkpoint", "rewind", own, "--to", 2)
     assert (code, out) == (4, "")
     assert f"{own} may not be changed: " in err

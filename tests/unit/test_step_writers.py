@@ -88,10 +88,10 @@ def test_what_need_not_stay_goes_before_the_step_is_published(saved):
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_a_bucket_that_fails_for_a_while_is_asked_again(saved, weather, status, hasty):
+def test_a_bucket_that_fails_for_a_while_is_asked_again(saved, weather, status, hasty, monkeypatch):
     num_faults = iter(range(2))
     weather.fault = lambda method, path: status if next(num_faults, None) is not None else None
-    orbax_setup.STORE_RETRIES = 3
+    monkeypatch.setattr(orbax_setup, "STORE_RETRIES", 3)
     save(saved, 1)
     verify(saved.folder / "1")
 
