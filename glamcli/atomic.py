@@ -85,5 +85,6 @@ class Lines:
     def flush(self) -> None:
         """Returns when everything is there."""
         if self._unwritten:
-            self._written, self._unwritten = time.monotonic(), False
+            self._written = time.monotonic()
             write(self._path, b"".join(self._content))
+            self._unwritten = False

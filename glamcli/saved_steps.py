@@ -12,10 +12,10 @@ from typing import Any
 
 from glamcli import step_folders
 from glamcli.errors import CheckpointError
-from glamcli.step_folders import ARRAYS_URL, SET_ASIDE
+from glamcli.step_folders import ARRAYS_URL, SET_ASIDE, arrays_of
 from glamcli.storage import Remote
 from glamcli.train.metric_files import metric_lines
-from glamcli.untrusted import open_regular, read_file
+from glamcli.untrusted import open_regular
 
 HELDOUT = "heldout/"
 
@@ -103,9 +103,9 @@ def _num_bytes(folder: Path) -> int:
     if not link.is_file():
         return total
     try:
-        arrays = Remote(read_file(link).decode())
+        arrays = Remote(arrays_of(folder))
         total += sum(each.num_bytes for each in arrays.tree().values()) - link.stat().st_size
-    except FileNotFoundError:  # deleted meanwhile
+    except (FileNotFoundError, ValueError):  # deleted meanwhile; or of no bucket, told elsewhere
         pass
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror or error}") from error

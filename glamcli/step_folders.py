@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ FEWEST_KEPT = 2
 
 ARRAYS_URL = "arrays.url"
 """a file of a step folder: the URL of the arrays, when they are in a bucket and not in `state`."""
+_ARRAYS_URL = re.compile(r"gs://[^?#\s]+/arrays/\d+(/[\w-]+)+")
 
 Meta = dict[str, Any]
 
@@ -163,11 +165,17 @@ def examined(folder: Path) -> Meta | str:
 
 
 def arrays_of(folder: Path) -> str:
-    """The path or URL of the arrays of a step folder. Raises: OSError when it cannot be read."""
+    """The path or URL of the arrays of a step folder.
+
+    Raises: OSError when it cannot be read; ValueError for what no run in a bucket has written.
+    """
     try:
-        return read_file(folder / ARRAYS_URL).decode()
+        url = read_file(folder / ARRAYS_URL).decode()
     except FileNotFoundError:
         return str(folder / "state")
+    if not _ARRAYS_URL.fullmatch(url):
+        raise ValueError(f"not the URL of arrays: `{url[:80]}`")
+    return url
 
 
 def step_meta(folder: Path) -> Meta:

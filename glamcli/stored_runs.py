@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from glamcli import atomic
 from glamcli.data.cache import ANOTHER_CACHE, json_digest, user_cache_dir
@@ -37,6 +39,8 @@ _LATER_METRICS = re.compile(r"metrics\.after-.*")
 _COMPARED_BYTES = 4096
 """at the end of metrics, to see whether a longer object goes on where they end."""
 _INDEX = ".versions.json"
+PATIENCE_SECONDS = 60.0
+"""how long a reader waits for another one that fetches the same run."""
 _STEP_FILE = re.compile(rf"(?P<step>({SET_ASIDE}/)?\d+(\.\d+)?)/(?P<name>\w[\w.-]*(/\w[\w.-]*)?)")
 _STEP_URL = re.compile(rf"(?P<run>.+)/{STEPS_FOLDER}(/({SET_ASIDE}/)?\d+(\.\d+)?)?")
 _ARRAYS = re.compile(r"(.*/)?(?P<place>arrays/\d+(/[\w-]+)+)")
@@ -100,7 +104,7 @@ class Copy:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with hold(self.folder.with_suffix(".lock"), lambda holder: None):
+            with self._held():
                 self._refresh(metrics, results)
         except OSError as error:
             where, reason = str(error.filename or ""), error.strerror or str(error)
@@ -110,6 +114,22 @@ class Copy:
             raise CheckpointError(f"{what or self.url}: {reason}", hint) from error
         except ValueError as error:
             raise CheckpointError(f"{self.url / STEPS} cannot be used: {error}") from error
+
+    def _held(self) -> IO[str]:
+        """Raises: CheckpointError when another reader of this machine has it for too long, such as
+        one that was stopped (Ctrl-Z)."""
+        until = time.monotonic() + PATIENCE_SECONDS
+
+        def wait(holder: str) -> None:
+            if time.monotonic() < until:
+                raise BlockingIOError
+            what = f"{self.url} cannot be read: its copy here is being fetched by {holder}"
+            raise CheckpointError(what, "end it if it hangs")
+
+        while True:
+            with suppress(BlockingIOError):
+                return hold(self.folder.with_suffix(".lock"), wait)
+            time.sleep(0.1)
 
     def _refresh(self, metrics: bool, results: bool) -> None:
         found = self._listed()

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from glamcli.errors import CheckpointError
-from glamcli.step_folders import ARRAYS_URL
+from glamcli.hosts.lock import hold
+from glamcli.step_folders import ARRAYS_URL, arrays_of
 from glamcli.storage import place
 from glamcli.stored_runs import Copy, local, parse_steps, run_of
 
@@ -163,3 +164,25 @@ async def at_once(seconds: float) -> None:
 )
 def test_a_step_is_of_the_run_above_it(url, run):
     assert run_of(place(url)) == place(run)
+
+
+def test_a_reader_that_hangs_does_not_hold_up_others_for_ever(run, monkeypatch):
+    copy = Copy(run)
+    copy.refresh()
+    monkeypatch.setattr("glamcli.stored_runs.PATIENCE_SECONDS", 0.3)
+    with (
+        hold(copy.folder.with_suffix(".lock"), lambda holder: None),
+        pytest.raises(CheckpointError, match=r"being fetched by process \d+ on"),
+    ):
+        local(run)
+    assert local(run) == copy.folder
+
+
+def test_arrays_of_a_folder_are_in_a_bucket_or_in_it(tmp_path):
+    assert arrays_of(tmp_path) == str(tmp_path / "state")
+    for url in ("/etc", "file:///etc", "https://h/arrays/1/2-3", "gs://b/x", "gs://b/arrays/1/.."):
+        (tmp_path / ARRAYS_URL).write_text(url)
+        with pytest.raises(ValueError, match="not the URL of arrays"):
+            arrays_of(tmp_path)
+    (tmp_path / ARRAYS_URL).write_text("gs://b/run/arrays/1/2-3")
+    assert arrays_of(tmp_path) == "gs://b/run/arrays/1/2-3"

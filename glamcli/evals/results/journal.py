@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from glamcli import atomic
+from glamcli.storage import Remote
 from glamcli.stored_runs import UNFINISHED
 from glamcli.untrusted import parse_json, read_file
 
@@ -30,10 +31,11 @@ class Journal:
 
     path: Path | None = None
     warn: Callable[[str], None] = lambda text: None
-    """is called when the file can no longer be written to; the evaluation continues."""
+    """is called when the file cannot be written to; the evaluation continues."""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     """batches of an earlier start."""
     _lines: atomic.Lines | None = None
+    _is_late: bool = False
 
     @classmethod
     def open(
@@ -87,8 +89,13 @@ class Journal:
         try:
             write(self._lines)
         except OSError as error:
-            self.warn(f"later batches are not stored for resuming: {error.strerror}: {self.path}")
-            self.path = self._lines = None
+            reason = f"{error.strerror}: {self.path}"
+            if not isinstance(self.path, Remote):
+                self.warn(f"later batches are not stored for resuming: {reason}")
+                self.path = self._lines = None
+            elif not self._is_late:  # a bucket may answer again, and then gets all of them
+                self.warn(f"batches are not yet stored for resuming, and tried again: {reason}")
+                self._is_late = True
 
     def finish(self) -> None:
         """Removes the file: the results are written, there is nothing to resume."""

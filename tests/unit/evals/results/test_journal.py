@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from glamcli.evals.results.journal import Journal, inputs_digest
+from glamcli.storage import place
 
 CONDITIONS = {"step": 3, "suite": "quick"}
 
@@ -54,3 +55,18 @@ def test_a_digest_tells_shapes_and_types_apart():
     zeros = np.zeros((2, 3), np.int32)
     told = {inputs_digest([x]) for x in (zeros, zeros.T, zeros.astype(np.int8), zeros[:1], [0, 0])}
     assert len(told) == 5
+
+
+def test_batches_that_a_bucket_did_not_take_are_in_it_once_it_does(bucket, weather, monkeypatch):
+    monkeypatch.setattr("glamcli.atomic._SECONDS_BETWEEN", 0.0)
+    told = []
+    journal = Journal.open(place(f"{bucket}/eval"), CONDITIONS, warn=told.append)
+    weather.fault = lambda method, path: 403 if method == "POST" else None
+    for key in ("a", "b"):
+        journal.add(key, {"found": 1})
+    (warning,) = told
+    assert "not yet stored for resuming" in warning
+    assert f"{bucket}/eval" in warning
+    weather.fault = lambda method, path: None
+    journal.flush()
+    assert [*Journal.open(place(f"{bucket}/eval"), CONDITIONS).known] == ["a", "b"]
