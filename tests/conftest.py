@@ -19,8 +19,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
-# Runs are sent it, and would inherit from `nohup pytest` that it is ignored.
+# Programs that tests start are sent these, and would inherit from `nohup pytest` and from
+# `pytest &` of a script that they are ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A law holds on a busy machine as well.
 settings.register_profile("laws", deadline=None)
