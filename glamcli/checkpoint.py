@@ -33,7 +33,13 @@ from glamcli.named_leaves import described_leaves, named_leaves, nested
 from glamcli.orbax_setup import ignore_abandoned_work, silenced, time_saves_by_a_steady_clock
 from glamcli.restore import restore_state
 from glamcli.step_folders import CHECKPOINT_FORMAT, FEWEST_KEPT, Meta, complete_meta
-from glamcli.step_writers import LAST_CHANCE_SECONDS, BucketWriter, StepsInBucket, disk_writer
+from glamcli.step_writers import (
+    LAST_CHANCE_SECONDS,
+    BucketWriter,
+    StepsInBucket,
+    disk_writer,
+    sync_names,
+)
 
 # What orbax raises when it cannot write; ValueError is TensorStore's.
 DISK_ERRORS = (OSError, ValueError)
@@ -211,7 +217,7 @@ class Checkpoints:
             try:
                 if self._owns_folder:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    step_folders.sync_names(self.folder.parent)
+                    sync_names(self.folder.parent)
                     for name in {*step_folders.damaged_steps(self.folder), *self._damaged}:
                         # If it stayed, a folder like `999` would make orbax skip every save below.
                         step_folders.move_aside(self.folder, name)

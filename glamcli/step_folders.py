@@ -4,10 +4,8 @@ Needs neither jax nor orbax. `checkpoint.py` writes and reads the arrays in them
 """
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Container, Iterator, Mapping
@@ -256,37 +254,6 @@ def empty_trash(folder: Path) -> None:
     waits to be deleted: both would keep a full disk full."""
     for left in (*folder.glob("*.orbax-checkpoint-tmp*"), folder / TRASH):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """Returns when everything below a folder is on the disk, folders after what is in them.
-
-    Raises: OSError.
-    """
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(os.path.join(place, name))
-        sync_names(Path(place))
-
-
-def sync_names(folder: Path) -> None:
-    """Returns when the names in a folder are on the disk, if its file system knows such a request.
-
-    Raises: OSError.
-    """
-    try:
-        _sync(str(folder))
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-
-
-def _sync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _complete(folder: Path, but: Container[str]) -> dict[int, Meta]:

@@ -7,7 +7,9 @@ bucket is written from threads alone, so no request ever keeps the training wait
 """
 
 import asyncio
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -40,9 +42,9 @@ class _Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
     async def finalize(self) -> None:
         if self.get_final().name.isdecimal():  # an item becomes a part of it before
-            step_folders.sync(Path(self.get()))
+            sync(Path(self.get()))
         await super().finalize()
-        step_folders.sync_names(Path(self.get_final()).parent)
+        sync_names(Path(self.get_final()).parent)
 
 
 def disk_writer(folder: Path) -> ocp.CheckpointManager:
@@ -202,3 +204,34 @@ def _await_all(writes: list[Any]) -> None:
     for each in writes:
         with suppress(Exception):  # which ended it
             each.result()
+
+
+def sync(folder: Path) -> None:
+    """Returns when everything below a folder is on the disk, folders after what is in them.
+
+    Raises: OSError.
+    """
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(os.path.join(place, name))
+        sync_names(Path(place))
+
+
+def sync_names(folder: Path) -> None:
+    """Returns when the names in a folder are on the disk, if its file system knows such a request.
+
+    Raises: OSError.
+    """
+    try:
+        _sync(str(folder))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def _sync(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
