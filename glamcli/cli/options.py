@@ -40,13 +40,13 @@ class FileOrUrl(click.Path):
 
 
 class RunFolder(click.Path):
-    """A run or checkpoint folder on a local disk."""
+    """The folder or `gs://` URL of a run, or of one of its checkpoints."""
 
     def __init__(self, **options: Any):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Raises: RecipeError for a URL."""
+        """Raises: RecipeError for a URL where no run can be."""
         folder = run_folder(value)
         return folder if is_url(folder) else super().convert(folder, param, ctx)
 
