@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,9 +100,10 @@ def test_the_steps_asked_for_and_no_others_are_traced(tmp_path):
     ).stdout
     assert sessions(tmp_path) == ["3-5"]
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
-    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
-    events = [event for plane in planes for line in plane.lines for event in line.events]
-    assert [dict(e.stats)["step_num"] for e in events if e.name == "train"] == [3, 4, 5]
+    with warnings.catch_warnings(action="ignore"):  # of jax 0.12: as errors they abort its reader
+        planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+        events = [event for plane in planes for line in plane.lines for event in line.events]
+        assert [dict(e.stats)["step_num"] for e in events if e.name == "train"] == [3, 4, 5]
     assert b"doubling" in trace.read_bytes()
     assert str(trace.parent) in said
     assert [path.suffixes for path in (tmp_path / "profile").rglob("*.gz")] == [
