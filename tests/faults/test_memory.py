@@ -16,7 +16,7 @@ LIMIT = """
 import resource, sys, time
 from pathlib import Path
 import jax
-from glamcli import checkpoint
+from glamcli import checkpoint, restore
 from glamcli.train.corruption import Checked
 def limit():
     with open("/proc/self/status") as status:
@@ -37,11 +37,11 @@ def limited(self, number, state, batch):
 Checked.__call__ = limited
 """
 IN_A_RESTORE = f"""{LIMIT}
-read = checkpoint.read_arrays
+read = restore.read_arrays
 def limited(*arguments):
     limit()
     return read(*arguments)
-checkpoint.read_arrays = limited
+restore.read_arrays = limited
 """
 
 
