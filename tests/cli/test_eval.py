@@ -215,8 +215,9 @@ def test_lm_evals_tasks_need_an_extra_that_one_line_names(glam, run, monkeypatch
     # Its parts too: another test may have loaded them.
     for name in {"lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))}:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("glamcli.cli.harness", "glamcli.evals.harness"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for package in ("glamcli.cli", "glamcli.evals"):
+        monkeypatch.delitem(sys.modules, f"{package}.harness", raising=False)
+        monkeypatch.delattr(sys.modules[package], "harness", raising=False)
     code, _, err = glam(run, "--harness", "piqa")
     assert code == 2, err
     assert "error: lm-eval is not installed" in err
