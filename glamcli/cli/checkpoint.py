@@ -37,6 +37,7 @@ USUAL = {">format": str(CHECKPOINT_FORMAT), "skipped batches": "-"}
 """A column in which all steps have this is left out, to leave room for the others."""
 LISTED_ARRAYS = 10
 VALUE_CHARS = 48
+STOP_FIRST = "stop it first: on SIGTERM it saves and ends"
 UPLOAD_SECONDS = 300.0
 """that a change of a run in a bucket may take."""
 
@@ -179,12 +180,12 @@ def _writing(run: Path, progress: Progress) -> Iterator[Path]:
     if not isinstance(run, Remote):
         from glamcli.hosts.lock import locked
 
-        with locked(run, hint="stop it first: on SIGTERM it saves and ends"):
+        with locked(run, STOP_FIRST):
             yield run
         return
     from glamcli.train.bucket import owned
 
-    with owned(run, progress) as bucket:
+    with owned(run, progress, hint=STOP_FIRST) as bucket:
         yield bucket.folder
         is_uploaded = bucket.uploaded(UPLOAD_SECONDS)
     if not is_uploaded:
@@ -213,7 +214,7 @@ def _rewind(run: Path, to: int, skip_batches: int, reason: str, as_json: bool) -
     are left out count as consumed.
     """
     progress = render.make_progress(as_json)
-    find_step(local(run) / "checkpoints", to)
+    find_step(local(run, metrics=False) / "checkpoints", to)
     with _writing(run, progress) as folder, _on_cpu():
         from glamcli.stored_arrays import verify
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from glamcli.errors import CheckpointError
+from glamcli.hosts.lock import ANOTHER_RUN
 from glamcli.storage import Remote
 from glamcli.untrusted import parse_json
 
@@ -45,15 +46,20 @@ class Lease:
     """The object at `path`, held from the end of the constructor until `release` or until `lost` is
     called, from a thread and once, with the reason: then this process must not write any more.
 
-    `waiting` is called, with the words for it, before it waits to see whether its owner lives.
+    `waiting` is called, with the words for it, before it waits to see whether its owner lives;
+    `hint` says what to do when another process holds it.
 
     Raises: CheckpointError when another process holds it, or it cannot be written.
     """
 
     def __init__(
-        self, path: Remote, waiting: Callable[[str], object], lost: Callable[[str], object]
+        self,
+        path: Remote,
+        waiting: Callable[[str], object],
+        lost: Callable[[str], object],
+        hint: str = ANOTHER_RUN,
     ):
-        self._path, self._lost = path, lost
+        self._path, self._lost, self._hint = path, lost, hint
         self._me = f"process {os.getpid()} on {socket.gethostname()}"
         self._token = uuid.uuid4().hex
         self._beat = 0
@@ -108,10 +114,8 @@ class Lease:
         return seen
 
     def _in_use(self, holder: str) -> CheckpointError:
-        return CheckpointError(
-            f"run folder {self._path.parent} is in use by {holder}",
-            hint="choose another folder with `--run`",
-        )
+        what = f"run folder {self._path.parent} is in use by {holder}"
+        return CheckpointError(what, self._hint)
 
     def _renew(self) -> None:
         content, limit = self._content(self._me), STALE_SECONDS / 2

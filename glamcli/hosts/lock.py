@@ -18,6 +18,8 @@ from glamcli.errors import CheckpointError
 from glamcli.untrusted import open_regular
 
 NAME = ".lock"
+ANOTHER_RUN = "choose another folder with `--run`"
+"""what to do when a run is in use, for who would start one."""
 _HOLDER = re.compile(r"process (?P<process>\d+) on (?P<host>[\w.-]+)")
 
 
@@ -73,7 +75,7 @@ def _is_gone(host: str, process: int) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, hint: str = "choose another folder with `--run`") -> Iterator[None]:
+def locked(folder: Path, hint: str = ANOTHER_RUN) -> Iterator[None]:
     """Holds a run folder, which is made if need be, for this process; `hint` says what to do when
     that fails.
 

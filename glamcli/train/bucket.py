@@ -21,7 +21,7 @@ from glamcli.data.cache import ANOTHER_CACHE, json_digest, user_cache_dir
 from glamcli.errors import EXIT_PEER_GONE, CheckpointError, RecipeError, name_folder
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.lease import Lease
-from glamcli.hosts.lock import NAME, hold
+from glamcli.hosts.lock import ANOTHER_RUN, NAME, hold
 from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
 from glamcli.step_writers import LAST_CHANCE_SECONDS, StepsInBucket
@@ -83,8 +83,11 @@ class Bucket:
 
 
 @contextmanager
-def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucket]:
-    """Takes the run, in the first process; the others wait for it when they next hear of it.
+def owned(
+    url: Remote, progress: Progress, host: Host = ALONE, hint: str = ANOTHER_RUN
+) -> Iterator[Bucket]:
+    """Takes the run, in the first process; the others wait for it when they next hear of it. `hint`
+    says what to do when another process owns it.
 
     Raises: CheckpointError when another process owns it, or the bucket cannot be used; RecipeError
         for a URL that libraries take for a pattern of names.
@@ -108,7 +111,7 @@ def owned(url: Remote, progress: Progress, host: Host = ALONE) -> Iterator[Bucke
     try:
         folder = held.enter_context(_working_folder(url))
         if host.is_first:
-            lease = Lease(url / OWNER, progress.say, lost)  # pyright: ignore
+            lease = Lease(url / OWNER, progress.say, lost, hint)  # pyright: ignore
             collect = functools.partial(_collect, url / _ARRAYS)
             mirror = Mirror(url, folder, lease.holds, progress.warn, lost, collect)
             held.callback(_close, mirror, lease, progress, url)

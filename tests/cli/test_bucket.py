@@ -193,6 +193,7 @@ def test_a_run_that_trains_is_not_rewound(glam, own, monkeypatch):
     finally:
         lease.release(60)
     assert (code, f"error: run folder {own} is in use by process" in err) == (4, True)
+    assert "hint: stop it first" in err
 
 
 def test_watching_goes_on_when_the_bucket_does_not_answer(glam, own, weather, monkeypatch):
