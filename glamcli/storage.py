@@ -164,8 +164,7 @@ class Remote(PurePosixPath):
 
     def files(self) -> list[str]:
         """Names of all objects below this one, relative to it."""
-        with self._asking() as (fs, path):
-            return sorted(name.removeprefix(f"{path}/") for name in fs.find(path))
+        return sorted(self.tree())
 
     def listed(self) -> dict[str, Listed]:
         """The objects directly below this one by name, as one request for each thousand of them and

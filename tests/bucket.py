@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,16 +34,10 @@ def object_server() -> Iterator[str]:
     command = [wrapper._get_binary_path(), "-scheme", "http", "-host", "127.0.0.1"]
     command += ["-port", str(port), "-external-url", url, "-backend", "memory"]
     # The wrapper's own class leaves the log in a pipe that nobody reads, and the server waits.
-    server = subprocess.Popen([*command, "-log-level", "error"], stderr=subprocess.DEVNULL)
-    try:
-        _await(f"{url}/storage/v1/b")
-        os.environ.update(dict.fromkeys(NAMES, url))
+    with _served(
+        [*command, "-log-level", "error"], f"{url}/storage/v1/b", dict.fromkeys(NAMES, url)
+    ):
         yield url
-    finally:
-        for name in NAMES:
-            os.environ.pop(name, None)
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +47,21 @@ def s3_server() -> Iterator[str]:
         pytest.importorskip(package)
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
     variables = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
-    try:
-        _await(f"{url}/moto-api/")
-        os.environ.update(variables)
+    with _served(command, f"{url}/moto-api/", variables):
         yield url
+
+
+@contextmanager
+def _served(command: list[str], answers: str, variables: Mapping[str, str]) -> Iterator[None]:
+    """While a server runs that answers at this URL; clients find it by variables of their own."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, **quiet)
+    try:
+        _await(answers)
+        os.environ.update(variables)
+        yield
     finally:
         for name in variables:
             os.environ.pop(name, None)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,14 @@ def kill_at_a_random_moment(run: Run, rng: random.Random, num_lines: int = 12) -
         time.sleep(rng.uniform(0, 0.05))
     run.process.kill()
     run.finish()
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Asks again and again, for a minute at most."""
+    until = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def is_stopped(pid: int) -> bool:

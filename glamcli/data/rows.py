@@ -129,11 +129,12 @@ def write_shard(path: Path, row_tokens: int, rows: Iterable[tuple[np.ndarray, ..
         num_stored = reader.num_records()
     if num_stored != num_rows:
         raise OSError("rows written cannot be read back (is the disk full?)")
-    sha256 = _file_sha256(path)
+    sha256 = file_sha256(path)
     return Shard(path.name, num_rows, path.stat().st_size, sha256, digest.hexdigest())
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hex digits. Raises: OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -191,7 +192,7 @@ class Rows:
         for shard in self.shards:
             self._check_size(shard)
             path = self.folder / shard.file
-            if _file_sha256(path) != shard.sha256:
+            if file_sha256(path) != shard.sha256:
                 raise damaged(path, "checksum differs from the recorded one")
 
     def _check_size(self, shard: Shard) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glamcli.data.rows import file_sha256
 from glamcli.errors import DataError
 from glamcli.progress import Progress
 from glamcli.storage import Remote, is_url
@@ -74,7 +75,7 @@ def share_entry(
     verify()
     place = entry / uuid.uuid4().hex[:12]
     sizes = [file.stat().st_size for file in files]
-    digests = [_sha256(file) for file in files]
+    digests = [file_sha256(file) for file in files]
     listed = {file.name: about for file, *about in zip(files, sizes, digests, strict=True)}
     try:
         with progress.phase(f"copying to {entry}", sum(sizes) >> 10, "KB") as phase:
@@ -119,11 +120,6 @@ def _copy(source: Remote, target: Path) -> str:
             raise DataError(f"{source}: {error.strerror}") from error
         raise
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(entry: Remote, what: str) -> DataError:

@@ -22,8 +22,7 @@ from glamcli.storage import Remote, place
 from glamcli.stored_runs import STEPS
 from glamcli.untrusted import MAX_FILE_BYTES, parse_as
 
-_SENT_BY_SSH = ("worker.py", "package.json")
-# The second has the secret of the run.
+_SENT_BY_SSH = ("worker.py", "package.json")  # the second has the secret of the run
 _LOGIN = "gcloud auth application-default login"
 _LOG = re.compile(r"worker-(\d+)-start-(\d+)\.log")
 

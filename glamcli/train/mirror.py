@@ -227,14 +227,13 @@ class Mirror:
         self._look()
         for name, path in here.items():
             try:
-                stamp, data = _stamp(path), b""
-                if stamp != self._stamps.get(name):
-                    data = path.read_bytes()
+                if (stamp := _stamp(path)) == self._stamps.get(name):
+                    continue
+                data = path.read_bytes()
             except FileNotFoundError:  # renamed meanwhile: its new name is uploaded
                 continue
-            if stamp != self._stamps.get(name):
-                self._write(name, data)
-                self._stamps[name] = stamp
+            self._write(name, data)
+            self._stamps[name] = stamp
         for name in self._stamps.keys() - here.keys():
             self._delete(name)
         if steps == self._steps:

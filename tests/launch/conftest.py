@@ -38,6 +38,23 @@ class Cloud:
 
 
 @pytest.fixture
+def launcher():
+    """Starts `glam` in a process of its own, that ends with the test."""
+    started = []
+
+    def start(first: str, *words: str) -> subprocess.Popen:
+        """`first` is Python to run before the command."""
+        code = f"{first}; from glamcli.cli.main import run; run()"
+        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+@pytest.fixture
 def cloud(tmp_path, monkeypatch):
     folder = tmp_path / "cloud"
     for each in ("bin", "worker-bin"):

@@ -1,9 +1,9 @@
 """Launches of runs in a bucket: what is kept there, and that any machine can end one for good."""
 
 import json
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from glamcli.launch.gcloud import Gcloud
 from glamcli.launch.in_bucket import LaunchFolder
 from glamcli.launch.record import Record
 from glamcli.storage import place
-from runs import WALL_CLOCK, finished, free_port
+from runs import WALL_CLOCK, finished, free_port, wait_until
 
 HERE = Path(__file__).parent
 QUICK = "ending.Patience(look=0.1, silence=2.0, apart=5.0, leaving=20.0, saving=20.0, creating=3.0)"
@@ -37,26 +37,9 @@ def words(cloud, bucket, monkeypatch):
 
 
 @pytest.fixture
-def launched(words):
+def launched(words, launcher):
     """Starts the launch in a process of its own."""
-    started = []
-
-    def launched() -> subprocess.Popen:
-        code = f"{START}; from glamcli.cli.main import run; run()"
-        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
-        return started[-1]
-
-    yield launched
-    for each in started:
-        each.kill()
-        each.wait()
-
-
-def wait_until(is_so) -> None:
-    until = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    return partial(launcher, START, *words)
 
 
 def test_what_the_workers_install_is_fetched_from_the_bucket_and_their_logs_are_there(

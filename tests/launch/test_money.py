@@ -7,42 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from glamcli.launch import ending
 from glamcli.launch.record import Record
+from runs import wait_until
 
 QUICK = "ending.Patience(look=0.02, silence=2.0, apart=5.0, leaving=20.0, saving=20.0)"
 START = f"from glamcli.launch import ending; ending.PATIENCE = {QUICK}"
 
 
 @pytest.fixture
-def launched(cloud, tmp_path, monkeypatch):
+def launched(cloud, tmp_path, monkeypatch, launcher):
     """Starts a launch in a process of its own, whose command waits to be asked to save."""
     monkeypatch.setenv("FAKE_GLAM", str(Path(__file__).with_name("fake_glam.sh")))
     monkeypatch.setattr(ending, "PATIENCE", eval(QUICK))
     (cloud.folder / "ends").write_text("run run 3\n" * 9)
-    started = []
-
-    def launched() -> subprocess.Popen:
-        words = ["launch", "test-tiny", "--tpu=v4-16", "--zone=z", f"--run={tmp_path / 'run'}"]
-        code = f"{START}; from glamcli.cli.main import run; run()"
-        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
-        return started[-1]
-
-    yield launched
-    for each in started:
-        each.kill()
-        each.wait()
-
-
-def wait_until(is_so) -> None:
-    until = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    words = ("launch", "test-tiny", "--tpu=v4-16", "--zone=z", f"--run={tmp_path / 'run'}")
+    return partial(launcher, START, *words)
 
 
 def wait_for(cloud, *words: str) -> None:
