@@ -55,10 +55,13 @@ def listening(progress: Progress) -> Iterator[Stop]:
     interrupted = False
 
     def interrupt(signum: int, frame: object) -> None:
+        # The main thread sees it at once; the thread below may wait for the interpreter first,
+        # and a short run would be over by then.
         nonlocal interrupted
         del frame
+        stop.signal = signal.Signals(signum)
         if stop.at_once and not interrupted:
-            interrupted, stop.signal = True, signal.Signals(signum)
+            interrupted = True
             raise KeyboardInterrupt
 
     heeded = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
