@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from glamcli import atomic, libtpu
-from glamcli.cli import render
+from glamcli.cli import plan_tune, render
+from glamcli.cli.interrupt import interruptible
 from glamcli.cli.options import FileOrUrl, json_option, set_option
 from glamcli.config.chips import CHIPS_FILE, PUE, WATTS_PER_CHIP, Chip, load_chips
 from glamcli.config.load import Loaded, load_recipe
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from glamcli.plan.search import SearchResult
     from glamcli.plan.topology import Target
 
-_T = TypeVar("_T")
 _FILE = FileOrUrl(dir_okay=False)
 
 
@@ -41,6 +40,9 @@ _FILE = FileOrUrl(dir_okay=False)
     "--all-targets",
     is_flag=True,
     help="Find the smallest slice of every TPU that fits; with --target v5e only of that kind.",
+)
+@click.option(
+    "--tune", "tuning", is_flag=True, help="Try flags of the TPU compiler, and rank them."
 )
 @click.option(
     "--compile",
@@ -66,6 +68,7 @@ def command(
     target: str | None,
     searching: bool,
     all_targets: bool,
+    tuning: bool,
     num_compiled: int,
     price: float | None,
     watts: float,
@@ -81,10 +84,13 @@ def command(
     target. Times, prices and energy are estimates. Exits with 5 when the step does not fit.
     """
     loaded = load_recipe(recipe, sets)
-    if searching and all_targets:
-        raise RecipeError("`--search` and `--all-targets` exclude each other", "use one")
-    if html is not None and (searching or all_targets):
-        raise RecipeError("`--html` shows one plan", "leave out `--search` or `--all-targets`")
+    several = {"--search": searching, "--all-targets": all_targets, "--tune": tuning}
+    asked = [option for option, given in several.items() if given]
+    if len(asked) > 1:
+        named = " and ".join(f"`{option}`" for option in asked)
+        raise RecipeError(f"{named} exclude each other", "use one")
+    if html is not None and asked:
+        raise RecipeError("`--html` shows one plan", f"leave out `{asked[0]}`")
     name = target or loaded.recipe.plan.target or ("" if all_targets else "local")
     _prepare(name)
 
@@ -102,9 +108,12 @@ def command(
     if searching:
         _search(loaded, devices, prices, num_compiled, as_json)
         return
+    if tuning:
+        plan_tune.tune_flags(loaded, devices, prices, as_json)
+        return
     phase = render.make_progress(as_json).phase(f"planning {loaded.name} for {devices.words}")
     with loaded.placing(), phase:
-        plan = _interruptible(lambda: make_plan(loaded.recipe, devices, prices))
+        plan = interruptible(lambda: make_plan(loaded.recipe, devices, prices))
     if html is not None:
         _write_page(loaded, plan, html)
     if as_json:
@@ -128,15 +137,6 @@ def _prepare(target: str) -> None:
     if target.lower() != "local":
         libtpu.quiet()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # nor the compiler's own warnings
-
-
-def _interruptible(run: Callable[[], _T]) -> _T:
-    """`run()` in another thread: a compiler takes minutes to react to Ctrl-C, this thread does not.
-    `main.run` then ends the process without waiting for the other one."""
-    future = ThreadPoolExecutor(1).submit(run)
-    while not future.done():
-        wait([future], timeout=0.2)
-    return future.result()
 
 
 def _show(loaded: Loaded, plan: Plan) -> None:
@@ -181,7 +181,7 @@ def _search(
     progress = render.make_progress(as_json)
     with progress.phase(f"searching layouts of {loaded.name} for {target.words}"):
         options = {"num_compiled": num_compiled, "tell": progress.say}
-        found = _interruptible(lambda: search(loaded.recipe, target, prices, **options))
+        found = interruptible(lambda: search(loaded.recipe, target, prices, **options))
     if as_json:
         _emit_search(loaded, found)
     else:
@@ -237,7 +237,7 @@ def _show_all(loaded: Loaded, chips: dict[str, Chip], prices: Prices, as_json: b
     slices = all_targets(loaded.recipe, chips, prices, progress.say)
     rows = []
     with progress.phase(f"looking for slices that fit {loaded.name}"):
-        for chip, plan, why in iter(lambda: _interruptible(lambda: next(slices, None)), None):
+        for chip, plan, why in iter(lambda: interruptible(lambda: next(slices, None)), None):
             rows.append(_slice_row(chip, plan, why))
             if as_json:
                 values = {"why": why} if plan is None else plan.to_json()

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ WATTS_PER_CHIP = 326.0
 PUE = 1.11
 """Measured power of a system per TPU v4 chip, and the power usage effectiveness of the data centre:
 all the power it draws over what its machines draw (GLaM, by the method of arXiv 2104.10350)."""
+
+OTHER_KERNELS = 0.5
+"""Share of the peak that a kernel reaches of which a table of chips says nothing: a guess."""
 
 CHIPS_FILE = Path(__file__).with_name("chips.toml")
 
@@ -49,6 +52,7 @@ class Chip:
     wraps: int | str = "cubes"
     max_chips: int = 0
     per_host: int = 0
+    kernels: dict[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def hbm_bytes(self) -> float:
@@ -70,17 +74,25 @@ class Chip:
         """What the number in a slice's name counts, per chip: `v4-8` has 8 cores on 4 chips."""
         return self.cores if self.name_counts == "cores" else 1
 
+    def kernel_efficiency(self, kernel: str) -> float:
+        """Share of the peak at which a kernel computes, by the table or else a guess."""
+        return self.kernels.get(kernel, OTHER_KERNELS)
+
 
 def _chip(name: str, facts: Any) -> Chip:
     if not isinstance(facts, dict):
         raise ValueError(f"`{name}` is not a section")
-    names = {field: tuple(facts.get(field, ())) for field in ("also", "kinds")}
+    names = {key: tuple(facts.get(key, ())) for key in ("also", "kinds")}
     values: dict[str, Any] = {**facts, **names}
     chip = Chip(name=name, **values)
-    for field in ("devices", "hbm_gib", "peak", "hbm", "link", "dcn", "cores"):
-        if not 0 < getattr(chip, field) < math.inf:
-            raise ValueError(f"`{name}.{field}` is {getattr(chip, field)}")
-    return parse_as(Chip, json.dumps(asdict(chip)).encode())
+    for key in ("devices", "hbm_gib", "peak", "hbm", "link", "dcn", "cores"):
+        if not 0 < getattr(chip, key) < math.inf:
+            raise ValueError(f"`{name}.{key}` is {getattr(chip, key)}")
+    chip = parse_as(Chip, json.dumps(asdict(chip)).encode())
+    for kernel, share in chip.kernels.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"`{name}.kernels.{kernel}` is {share}, and has to be a share of 1")
+    return chip
 
 
 def load_chips(path: Path = CHIPS_FILE) -> dict[str, Chip]:

@@ -116,26 +116,41 @@ def matrix_flops(jaxpr: Any, num_devices: int) -> float:
 
     Counted before compiling, so nothing depends on how a compiler names its fusions: recomputed
     activations, the one-hot products of einsum dispatch and empty slots of experts are all there.
+    A kernel counts what it states as its cost, or else its body once for every step of its grid.
     A loop of unknown length counts as one round; of a conditional the dearest branch counts.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = math.prod(left[dim] for dim in contracted)
-            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        if name in ("dot_general", "ragged_dot_general"):
+            total += _product_flops(equation)
         elif name == "cond":
             total += max(matrix_flops(branch, num_devices) for branch in params["branches"])
+        elif name == "pallas_call" and params["cost_estimate"] is not None:
+            total += params["cost_estimate"].flops
         else:
             times = params.get("length", 1) if name == "scan" else 1
             # The body of a mapped function speaks of one device's part.
             times *= num_devices if name == "shard_map" else 1
+            if name == "pallas_call":
+                times = math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))
             # Whatever the operation calls them; rules for gradients are not part of what runs.
             inner = [value for value in params.values() if hasattr(value, "eqns")]
             total += times * sum(matrix_flops(each, num_devices) for each in inner)
     return total
+
+
+def _product_flops(equation: Any) -> float:
+    """Operations of one product; of a ragged one, whose every row meets one group's matrix."""
+    dims = equation.params.get("ragged_dot_dimension_numbers")
+    (contracted, _), _ = (
+        dims.dot_dimension_numbers if dims else equation.params["dimension_numbers"]
+    )
+    left = equation.invars[0].aval.shape
+    inner = math.prod(left[dim] for dim in contracted)
+    if dims and dims.lhs_ragged_dimensions[0] in contracted:  # each group has part of the rows
+        inner /= equation.outvars[0].aval.shape[0]
+    return 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
 
 
 def _cache_file(

@@ -102,6 +102,8 @@ class Plan:
                 "exposed_seconds": self.time.exposed,
                 "network_seconds": self.time.network,
                 "compute_by_part": self.time.scopes,
+                "kernel_seconds": self.time.kernels,
+                "kernels_without_cost": self.time.unpriced,
             },
             "cost": self.cost and asdict(self.cost),
             "arrays": [asdict(array) for array in self.arrays],
@@ -114,8 +116,8 @@ def make_plan(recipe: Recipe, target: Target, prices: Prices) -> Plan:
     """The recipe on the target: compiled, or for GPUs by formula.
 
     Raises:
-        RecipeError, PlanError: when recipe, mesh and target do not go together, or the step does
-            not fit, with its bytes by group and what would fit.
+        RecipeError, PlanError: when recipe, mesh and target do not go together, the step does not
+            fit, with its bytes by group and what would fit, or the compiler's estimate is absurd.
     """
     given, (recipe, shape) = recipe, on_target(recipe, target)
     check_divides(indivisible(recipe, shape))

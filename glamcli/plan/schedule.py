@@ -1,7 +1,8 @@
 """How long a compiled step takes, read from its schedule: an estimate, never a measurement.
 
-XLA notes for every fusion how many cycles it expects, and writes instructions in the order they
-will run. That order is walked with one clock for the core and one per network (docs/planning.md).
+XLA notes for every fusion how many cycles it expects, kernels state their operations and bytes, and
+instructions are written in the order they will run. That order is walked with one clock for the
+core and one per network (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
+from glamcli.errors import PlanError
 from glamcli.plan.collectives import Collective, at
 from glamcli.plan.hlo import Instruction, Module, arrays
+from glamcli.plan.kernels import kernels
 from glamcli.plan.network import HOP_SECONDS, Network
 
 _CYCLES = r'"estimated_cycles":"(\d+)"'
+_ABSURD_CYCLES = 2**62
+"""From here on an estimate says that the compiler has none: libtpu 0.0.52 writes the largest
+integer for some ragged products."""
 _RENDEZVOUS = r'_rendezvous="([^"]*)"'
 _ONE_HOT = re.compile(r"experts_.*(GSEC|_one_hot|/ne\b)")
 SCOPES = ("attention", "experts", "router", "ffn", "softmax", "optimizer", "embed", "norm")
@@ -34,21 +40,32 @@ class Time:
     """busy network, hidden or not, by mesh axes."""
     scopes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """computing, by part of the model."""
+    kernels: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """the part of computing that kernels take, by kernel."""
+    unpriced: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """runs of kernels that do not state their cost and count as no time, by kernel."""
+
+    @property
+    def waiting(self) -> float:
+        return sum(self.exposed.values())
 
     @property
     def total(self) -> float:
-        return self.compute + sum(self.exposed.values())
+        return self.compute + self.waiting
 
     def add(self, other: Time, times: int) -> None:
         """Adds what runs so many times."""
         self.compute += times * other.compute
-        for name in ("exposed", "network", "scopes"):
-            for key, seconds in getattr(other, name).items():
-                getattr(self, name)[key] += times * seconds
+        for name in ("exposed", "network", "scopes", "kernels", "unpriced"):
+            for key, amount in getattr(other, name).items():
+                getattr(self, name)[key] += times * amount
 
 
 def step_time(module: Module, network: Network) -> Time:
-    """The time of one run of the module's entry."""
+    """The time of one run of the module's entry.
+
+    Raises: PlanError when the compiler's estimate of an instruction is absurd.
+    """
     return _Clock(module, network).run(module.entry)
 
 
@@ -98,12 +115,33 @@ class _Clock:
                 for time, times in inner:
                     total.add(time, times)
                     now += times * time.total
-            elif cycles := line.find(_CYCLES):
-                seconds = int(cycles) * self._second
-                total.compute += seconds
-                total.scopes[scope_of(line.op_name)] += seconds
-                now += seconds
+            else:
+                now += self._compute(line, total)
         return total
+
+    def _compute(self, line: Instruction, total: Time) -> float:
+        """Adds an instruction that computes to `total`; its seconds."""
+        cycles = int(line.find(_CYCLES) or 0)
+        if cycles >= _ABSURD_CYCLES:
+            raise PlanError(
+                f"the compiler has no usable estimate of `{line.op_name or line.name}`: it expects "
+                f"{cycles:,} cycles of `{line.name}`, so the step has no time",
+                "plan for another kind of TPU, or with another `moe.dispatch`",
+            )
+        seconds = cycles * self._second
+        in_kernels = 0.0
+        for kernel in kernels(self._module, line):
+            if (own := kernel.seconds(self._network.chip)) is not None:
+                total.kernels[kernel.name] += own
+                in_kernels += own
+            elif not cycles:
+                total.unpriced[kernel.name] += 1
+        # A fusion around a kernel may have an estimate, which leaves the kernel out.
+        seconds = max(seconds, in_kernels)
+        if seconds:
+            total.compute += seconds
+            total.scopes[scope_of(line.op_name)] += seconds
+        return seconds
 
     def _inside(self, line: Instruction) -> list[tuple[Time, int]]:
         """What an instruction runs, and how often; of a conditional the longest branch."""

@@ -9,6 +9,8 @@ from glamcli.config.sizes import bytes_text, count, flops_per_token, short, toke
 from glamcli.plan.cost import PAPER
 from glamcli.plan.memory import ArrayLayout, passing
 from glamcli.plan.planner import Plan
+from glamcli.plan.schedule import Time
+from glamcli.plan.topology import Target
 
 BAR_WIDTH = 52
 MAX_ROWS = 8
@@ -26,10 +28,37 @@ def method_words(plan: Plan) -> str:
         return f"compiled in {took}; this compiler gives no estimate of time"
     # The compiler counts HBM only.
     on_chip = "; part of the gradients and activations stays in on-chip memory"
-    return (
+    text = (
         f"compiled in {took}; bytes and collectives are the compiler's; times are estimates from "
         "its schedule (docs/planning.md)" + on_chip * ("gradients" not in plan.bytes)
     )
+    return "; ".join((text, *kernel_words(plan.time, plan.target), *waiting_words(plan.time)))
+
+
+def kernel_words(time: Time, target: Target) -> Iterator[str]:
+    """How kernels were priced, and which were not."""
+    chip = target.chip
+    assert chip is not None
+    shares = (
+        f"{name} {100 * chip.kernel_efficiency(name):.0f} %"
+        + " (a guess)" * (name not in chip.kernels)
+        for name, _ in _longest(time.kernels)
+    )
+    if time.kernels:
+        yield (
+            f"{seconds_words(sum(time.kernels.values()))} are kernels, estimated from their own "
+            f"FLOPs and bytes at a share of the peak: {', '.join(shares)}"
+        )
+    if time.unpriced:
+        runs = (f"{name} ({times:,.0f} a step)" for name, times in _longest(time.unpriced))
+        yield f"not priced, because they do not state their cost: {', '.join(runs)}"
+
+
+def waiting_words(time: Time) -> Iterator[str]:
+    """What options of the compiler may save, where that is at least a hundredth of a step."""
+    if time.waiting >= 0.01 * time.total:
+        saved = f"up to {seconds_words(time.waiting)} of {seconds_words(time.total)}"
+        yield f"options of the compiler may hide waiting, {saved}: `--tune` tries them"
 
 
 def mesh_words(plan: Plan) -> str:

@@ -1,10 +1,16 @@
 """`glam plan`: what it prints, and how it ends. Nothing here needs the TPU compiler."""
 
+import dataclasses
 import json
 
 import pytest
 
+from glamcli.config.chips import load_chips
 from glamcli.errors import PlanError
+from glamcli.plan import planner
+from glamcli.plan.topology import parse_target
+
+GPUS = parse_target("8xh100", load_chips())
 
 MESH = ("--set", "mesh.expert=2", "--set", "mesh.model=2")
 
@@ -56,6 +62,8 @@ def test_the_recipes_own_target_is_the_default(glam, monkeypatch):
 def test_options_that_contradict_each_other_are_refused(glam):
     assert glam("plan", "test-tiny", "--search", "--all-targets")[0] == 2
     assert glam("plan", "test-tiny", "--search", "--html", "x.html")[0] == 2
+    code, _, err = glam("plan", "test-tiny", "--tune", "--search")
+    assert (code, err.splitlines()[0]) == (2, "error: `--search` and `--tune` exclude each other")
     code, _, err = glam("plan", "test-tiny", "--target", "cpu:8", "--search")
     assert code == 5
     assert "a search needs a target whose speed is known" in err
@@ -81,3 +89,37 @@ def test_a_recipe_that_does_not_divide_is_one_line(glam):
     code, _, err = glam("plan", "test-tiny", "--target", "8xh100", "--set", "batch.rows=12")
     assert code == 2
     assert "error: --set: `batch.rows` is 12, which does not divide over 8 data shards" in err
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_tuning_ends_in_a_table_and_lines_to_paste_even_when_interrupted(
+    glam, monkeypatch, interrupted
+):
+    # Nothing is compiled: the times are those of a plan by formula, with less waiting by flags.
+    real, calls = planner.make_plan, []
+
+    def make_plan(recipe, target, prices):
+        del target
+        calls.append(recipe.runtime.xla_flags)
+        if interrupted and len(calls) == 3:
+            raise KeyboardInterrupt
+        plan = real(recipe, GPUS, prices)
+        waiting = 2.0 - len(recipe.runtime.xla_flags)
+        time = dataclasses.replace(plan.time, compute=8.0, exposed={"data": waiting})
+        sent = [(kind, ("data",), 1, 1) for kind in ("all-gather", "all-to-all")]
+        return dataclasses.replace(plan, time=time, collectives=sent)
+
+    monkeypatch.setattr("glamcli.plan.tune.make_plan", make_plan)
+    code, out, err = glam("plan", "quickstart", "--target", "v4-16", "--tune")
+    assert code == (130 if interrupted else 0)
+    rows = [line.split() for line in out.splitlines()]
+    assert ["as", "in", "the", "recipe", "10.000", "s", "2.000", "s", "0", "%"] in [
+        row[:10] for row in rows
+    ]
+    gather = ["xla_enable_async_all_gather=true", "9.000", "s", "1.000", "s", "50", "%"]
+    assert gather in [row[:7] for row in rows]
+    pasted = out.partition("for the recipe:\n\n")[2].splitlines()
+    assert pasted[0] == "runtime:"
+    assert pasted[1].startswith("  xla_flags: # glam plan --tune for v4-16, ")
+    assert pasted[2].startswith("    xla_enable_async_all_gather: true # weights")
+    assert ("together" in err) is not interrupted

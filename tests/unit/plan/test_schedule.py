@@ -1,9 +1,12 @@
 """Time read from a schedule: loops, overlap, and networks that are busy."""
 
+import dataclasses
+
 import pytest
 
-from glamcli.config.chips import load_chips
-from glamcli.plan import schedule
+from glamcli.config.chips import OTHER_KERNELS, load_chips
+from glamcli.errors import PlanError
+from glamcli.plan import schedule, words
 from glamcli.plan.collectives import collectives
 from glamcli.plan.hlo import Module
 from glamcli.plan.network import Network
@@ -86,6 +89,53 @@ def test_a_reduction_moves_twice_what_a_gathering_does(network):
     assert schedule.transfer_seconds(reduce, network) == pytest.approx(2 * once)
     # Two lines of two chips each way: three quarters of the bytes over two links.
     assert once == pytest.approx(0.75 / 2, rel=1e-3)
+
+
+PEAK_FLOPS = 197_000_000_000_000  # one second of a v5e at its peak
+
+
+def kernel(name: str, flops: int, size: int) -> str:
+    cost = f'{{"flops":"{flops}","transcendentals":"0","bytes_accessed":"{size}"}}'
+    config = f'backend_config={{"custom_call_config":{{"body":"TUzv","cost_estimate":{cost}}}}}'
+    scope = f'metadata={{op_name="jit(f)/attention/{name}/pallas_call"}}'
+    return f'k1 = f32[8] custom-call(%p), custom_call_target="tpu_custom_call", {scope}, {config}'
+
+
+@pytest.mark.parametrize("share", [None, 0.25, 1.0])
+def test_a_kernel_is_never_faster_than_its_operations_at_the_peak(network, share):
+    table = {} if share is None else {"mine": share}
+    chip = dataclasses.replace(network.chip, kernels=table)
+    network = Network(dataclasses.replace(network.target, chip=chip), None, SHAPE)
+    time = schedule.step_time(program(kernel("mine", PEAK_FLOPS, 1)), network)
+    assert time.compute == pytest.approx(1 / (share or OTHER_KERNELS))
+    assert time.compute >= 1
+    assert time.kernels == {"mine": time.compute}
+    assert time.scopes == {"attention": time.compute}
+    bytes_alone = schedule.step_time(program(kernel("mine", 1, 2 * 819_000_000_000)), network)
+    assert bytes_alone.compute == pytest.approx(2)
+
+
+def test_a_fusion_around_a_kernel_takes_as_long_as_the_longer_of_both(network):
+    inner = "%f (p: f32[8]) -> f32[8] {\n  %" + kernel("mine", 2 * PEAK_FLOPS, 1) + "\n}\n"
+    fused = f"f1 = f32[8] fusion(%p), kind=kCustom, calls=%f, {CYCLES}"
+    assert seconds(program(fused, extra=inner), network) == (4.0, 0.0)
+
+
+def test_a_kernel_that_does_not_state_its_cost_is_not_priced_and_named(network):
+    bare = kernel("quiet", 0, 0).partition(", backend_config")[0]
+    time = schedule.step_time(program(bare, work("w1")), network)
+    assert time.compute == pytest.approx(1)
+    assert time.unpriced == {"quiet": 1}
+    assert list(words.kernel_words(time, network.target)) == [
+        "not priced, because they do not state their cost: quiet (1 a step)"
+    ]
+
+
+def test_an_absurd_estimate_is_refused_with_the_name_of_the_operation(network):
+    line = work("w1").replace('"1500000000"', f'"{2**63 - 1}"')
+    with pytest.raises(PlanError, match="no usable estimate of `a/ffn/b`") as caught:
+        schedule.step_time(program(line), network)
+    assert "9,223,372,036,854,775,807 cycles of `w1`" in caught.value.what
 
 
 SLICES = """ENTRY %main (p: f32[8]) -> f32[8] {
