@@ -103,6 +103,6 @@ def flags_for(chip: str) -> dict[str, str]:
     return {flag.name: str(flag) for flag in XLA_FLAGS if chip in flag.chips}
 
 
-def candidates(chip: str) -> list[XlaFlag]:
+def tunable_flags(chip: str) -> list[XlaFlag]:
     """Flags that are off by themselves and not known to be wrong on a chip of `chips.toml`."""
     return [flag for flag in XLA_FLAGS if chip in flag.chips and flag.state == _NOT_RUN]

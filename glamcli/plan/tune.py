@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glamcli.config.schema import Recipe
-from glamcli.config.xla_flags import XlaFlag, candidates
+from glamcli.config.xla_flags import XlaFlag, tunable_flags
 from glamcli.errors import GlamError, PlanError
 from glamcli.plan.cost import Prices
 from glamcli.plan.planner import Plan, make_plan
@@ -63,7 +63,7 @@ def tune(
     yield first
     assert first.plan is not None
     sent = {kind for kind, *_ in first.plan.collectives}
-    found, trials = candidates(target.chip.name), []
+    found, trials = tunable_flags(target.chip.name), []
     for number, flag in enumerate(found, 1):
         if flag.name in recipe.runtime.xla_flags:
             yield Trial((flag,), None, "the recipe sets it")
