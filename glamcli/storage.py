@@ -26,7 +26,6 @@ from glamcli.errors import RecipeError, redacted
 
 EXTRA = "pip install 'glamcli[remote]'"
 _ROOT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
-_REFUSED = (401, 403)
 _PATTERN = re.compile(r"[*?\[]")
 _BLOCK_BYTES = 1 << 22
 REQUEST_SECONDS = 30.0  # in which a store begins to answer, and goes on with it
@@ -128,9 +127,13 @@ class Remote(PurePosixPath):
         return False
 
     def read(self, max_bytes: int) -> bytes:
-        """Raises: OSError, also when it is larger than `max_bytes`."""
-        with self._asking() as (fs, path), fs.open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+        """As it was at one time. Raises: OSError, also when it is larger than `max_bytes`."""
+        with self._asking() as (fs, path):
+            while True:
+                with fs.open(path, "rb") as file:  # as large as it is now, and read in parts
+                    version, data = Listed.of(file.details).version, file.read(max_bytes + 1)
+                if path.startswith("http") or Listed.of(fs.info(path)).version == version:
+                    break  # on the web, each answer may name another version
         if len(data) > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(self))
         return data
@@ -152,9 +155,7 @@ class Remote(PurePosixPath):
 
     def blocks(self) -> Iterator[bytes]:
         """The content of an object, some megabytes at a time."""
-        with self._asking() as (fs, path):
-            file = fs.open(path, "rb")
-        with file:
+        with self.reading() as file:
             while True:
                 with self._asking():
                     block = file.read(_BLOCK_BYTES)
@@ -294,6 +295,6 @@ def in_words(error: Exception, url: str) -> OSError:
         return FileExistsError(errno.EEXIST, "it was written by another process", url)
     if isinstance(error, ImportError):
         return OSError(errno.ENOPKG, f"a package is missing: {EXTRA}", url)
-    if isinstance(error, PermissionError) or code in _REFUSED or reason.startswith("Forbidden"):
+    if isinstance(error, PermissionError) or code in (401, 403) or reason.startswith("Forbidden"):
         return PermissionError(errno.EACCES, f"no permission: {reason}", url)
     return OSError(errno.EIO, f"no answer, or none that helps: {reason}", url)

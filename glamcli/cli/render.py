@@ -8,6 +8,7 @@ everything, to stdout. A closed output pipe (`glam train ... --json | head -1`) 
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,17 +185,27 @@ class _Bars(RichProgress):
 
 class _LivePhase(Phase):
     def __init__(self, bars: _Bars, task: Any, total: int | None, unit: str):
-        self._bars, self._task, self._unit = bars, task, unit
-        self._of = "" if total is None else f"/{total:,}"
+        self._bars, self._task, self._total, self._unit = bars, task, total, unit
         self._done = 0
 
     def advance(self, units: int = 1) -> None:
         self._done += units
-        done = f"{self._done:,}{self._of} {self._unit}" if self._of or self._done else ""
+        known = self._total is not None or self._done
+        done = _done(self._done, self._total, self._unit) if known else ""
         self._bars.update(self._task, advance=units, done=done)
 
     def note(self, text: str) -> None:
         self._bars.update(self._task, note=printable(text))
+
+
+def _counted(count: int, unit: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count:,} {re.sub(r'((?<=[cs]h)e)?s$', '', unit) if count == 1 else unit}"
+
+
+def _done(done: int, total: int | None, unit: str) -> str:
+    """`1/2 runs`, or `1 run` where the total is not known."""
+    return _counted(done, unit) if total is None else f"{done:,}/{_counted(total, unit)}"
 
 
 class Plain(Progress):
@@ -207,7 +218,7 @@ class Plain(Progress):
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
         started = time.monotonic()
-        size = f" ({total:,} {unit})" if total is not None and unit else ""
+        size = f" ({_counted(total, unit)})" if total is not None and unit else ""
         if not self._depth:
             self.say(f"{name}{size} ...")
         self._depth += 1
@@ -232,8 +243,7 @@ class Plain(Progress):
 
 class _PlainPhase(Phase):
     def __init__(self, plain: Plain, name: str, total: int | None, unit: str):
-        self._plain, self._name, self._unit = plain, name, unit
-        self._of = "" if total is None else f"/{total:,}"
+        self._plain, self._name, self._total, self._unit = plain, name, total, unit
         self._done, self._note = 0, ""
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -242,7 +252,8 @@ class _PlainPhase(Phase):
         # Steps are reported through `Progress.step`.
         if self._unit != "steps" and time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
-            self._plain.say(f"{self._name}: {self._done:,}{self._of} {self._unit} {self._note}")
+            done = _done(self._done, self._total, self._unit)
+            self._plain.say(f"{self._name}: {done} {self._note}")
 
     def note(self, text: str) -> None:
         self._note = text

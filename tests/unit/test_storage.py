@@ -104,6 +104,18 @@ def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(any_bucket):
     assert read_file(path) == b""
 
 
+def test_of_an_object_that_is_replaced_while_it_is_read_nothing_is_mixed(bucket, weather):
+    path, contents = place(f"{bucket}/a"), [b"second, which is longer", b"third"]
+    path.write(b"first")
+
+    def replace(method: str, requested: str) -> None:
+        if "alt=media" in requested and contents:
+            path.write(contents.pop(0))
+
+    weather.fault = replace
+    assert (path.read(99), contents) == (b"third", [])
+
+
 def test_objects_are_listed_with_what_changes_when_they_do(any_bucket):
     url = place(f"{any_bucket}/run")
     for name in ("a", "b", "c/d", "c/e/f"):

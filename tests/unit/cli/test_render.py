@@ -39,6 +39,18 @@ def test_plain_lines_name_phases_steps_and_warnings():
     ]
 
 
+def test_one_of_many_is_called_one(monkeypatch):
+    monkeypatch.setattr("glamcli.cli.render.SECONDS_BETWEEN_LINES", 0.0)
+    stream = io.StringIO()
+    for total, unit in ((1, "runs"), (1, "batches"), (2, "batches"), (None, "sources"), (1, "KB")):
+        with Plain(stream).phase("reading", total, unit) as phase:
+            phase.advance()
+    assert re.findall(r"reading:? \(?([\d/]+ \w+)", stream.getvalue()) == [
+        *("1 run", "1/1 run", "1 batch", "1/1 batch", "2 batches", "1/2 batches", "1 source"),
+        *("1 KB", "1/1 KB"),
+    ]
+
+
 def test_json_lines_carry_every_event():
     stream = io.StringIO()
     a_run(JsonLines(stream))
