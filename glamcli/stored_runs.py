@@ -27,6 +27,8 @@ from glamcli.untrusted import MAX_FILE_BYTES, parse_as, read_file
 STEPS = "steps.json"
 """the object that has all files below `checkpoints`, small as they are, by name: which steps there
 are, and which are set aside, changes as a whole, and after all other files."""
+MOVED = "moved to"
+"""what is in it instead while `--fresh` moves the run: the URL where all of it is by then."""
 STEPS_FOLDER = "checkpoints"
 OWNER = "lock.json"
 """the object that names who writes to the run (`hosts/lease.py`)."""
@@ -70,9 +72,12 @@ def parse_steps(data: bytes, run: Remote) -> dict[str, str]:
     """The files below `checkpoints` of the run at this URL by name. Their arrays are below the URL
     as well, also where the run was copied from elsewhere.
 
-    Raises: ValueError for what is no steps.json.
+    Raises: ValueError for what is no steps.json; CheckpointError for a run that was being moved.
     """
     files = parse_as(dict[str, str], data)
+    if MOVED in files:
+        what = f"`--fresh` was interrupted when it had copied {run} to {files[MOVED]}"
+        raise CheckpointError(what, "go on with the run there, or start anew with `--fresh` again")
     for name, text in files.items():
         if not _STEP_FILE.fullmatch(name):
             raise ValueError(f"not a file of a step: `{name[:80]}`")

@@ -32,7 +32,9 @@ from glamcli.cli.launch_write import (
     write_slurm,
 )
 from glamcli.cli.options import RunFolder, set_option
+from glamcli.config.files import is_path, shipped
 from glamcli.config.load import load_recipe
+from glamcli.config.nearest import nearest
 from glamcli.errors import LaunchError, printable
 from glamcli.storage import is_url
 
@@ -53,7 +55,9 @@ class _RecipeOrCommand(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["start", *args]
+            is_recipe = is_path(args[0]) or args[0] in shipped("recipes")
+            if is_recipe or not nearest(args[0], self.commands):
+                args = ["start", *args]
         return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -86,13 +86,16 @@ def run_folder(text: str | Path) -> Path:
     Raises: RecipeError for other URLs (docs/storage.md), and for what no file can be called.
     """
     if str(text).startswith("gs://"):
+        if re.fullmatch(r"gs://[^/]+/*", str(text)):
+            what = f"a run cannot be a whole bucket: {text}"
+            raise RecipeError(what, f"name a folder in it: {str(text).rstrip('/')}/NAME")
         return place(str(text))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
-        raise RecipeError(
-            f"a run folder cannot be a URL: {text}",
-            hint="runs are on disks or in Google's buckets (gs://), as orbax writes arrays to no"
-            " others: mount a bucket of another kind to use it",
-        )
+        hint = "runs are on disks or in Google's buckets (gs://), as orbax writes arrays to no"
+        hint += " others: mount a bucket of another kind to use it"
+        if meant := re.match(r"(?i)gc?s:/+(?=[^/])", str(text)):
+            hint = f"did you mean `gs://{str(text)[meant.end() :]}`?"
+        raise RecipeError(f"a run folder cannot be a URL: {text}", hint)
     try:
         os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):

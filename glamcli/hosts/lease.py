@@ -72,7 +72,8 @@ class Lease:
         except FileExistsError:
             raise self._in_use(self._holder()[0]) from None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+            what = f"{path} cannot be written: {error.strerror}"
+            raise CheckpointError(what, _advice(error)) from error
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
@@ -146,6 +147,14 @@ class Lease:
         with suppress(OSError):
             return self._holder()[0]
         return "another process"
+
+
+def _advice(error: OSError) -> str | None:
+    if isinstance(error, FileNotFoundError):
+        return "make the bucket, or correct its name in `--run`"
+    if isinstance(error, PermissionError):
+        return "log in, with an account that may read and write there (docs/storage.md)"
+    return None
 
 
 def this_process() -> list[Any] | None:

@@ -80,7 +80,8 @@ class LaunchFolder:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise LaunchError(f"{path} cannot be read: {reason}", _LOGIN) from error
-        raise LaunchError(f"nothing was launched into {self.url.parent}")
+        what = f"nothing was launched into {self.url.parent}"
+        raise LaunchError(what, "give the URL that `glam launch --run` was given")
 
     def stop(self, launch: Launch) -> None:
         """From here on no slice is asked for, wherever the launcher is.

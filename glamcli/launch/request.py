@@ -45,7 +45,8 @@ def check_place(zone: str, project: str | None) -> None:
     """Raises: RecipeError when these cannot be names of a zone and a project."""
     for option, value in (("zone", zone), ("project", project)):
         if value is not None and not _PLACE.fullmatch(value):
-            raise RecipeError(f"--{option} {value!r}: not the name of one")
+            example = "us-central2-b" if option == "zone" else "my-project"
+            raise RecipeError(f"--{option} {value!r}: not the name of one", f"such as {example}")
 
 
 def check_run(run: str) -> str:

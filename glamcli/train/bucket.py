@@ -7,6 +7,7 @@ gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
 """
 
 import functools
+import json
 import re
 import shutil
 import threading
@@ -26,10 +27,10 @@ from glamcli.progress import Progress
 from glamcli.step_folders import ARRAYS_URL
 from glamcli.step_writers import LAST_CHANCE_SECONDS, StepsInBucket
 from glamcli.storage import Remote
-from glamcli.stored_runs import OWNER, STEPS
+from glamcli.stored_runs import MOVED, OWNER, STEPS
 from glamcli.train.mirror import Mirror
 from glamcli.train.working_folder import objects_of_run, packed_steps, write_steps
-from glamcli.untrusted import parse_json
+from glamcli.untrusted import parse_as, parse_json
 
 _ARRAYS = "arrays"
 """the folder that has one for every attempt, with the arrays of its steps."""
@@ -172,35 +173,47 @@ def move_run_aside(url: Remote, progress: Progress) -> Remote | None:
             return None
         lease = Lease(url / OWNER, progress.say, lambda why: None)  # pyright: ignore
         try:
-            number = 1
-            while (target := url.with_name(f"{url.name}.{number}")).files():
-                number += 1
-            _move(url, target, lease)
+            return _move(url, lease)
         finally:
             lease.release(RELEASE_SECONDS)
     except OSError as error:
         raise CheckpointError(f"cannot move {url}: {error.filename}: {error.strerror}") from error
-    return target
 
 
-def _move(url: Remote, target: Remote, lease: Lease) -> None:
-    """Raises: CheckpointError when another process takes the run meanwhile: what it needs stays."""
+def _move(url: Remote, lease: Lease) -> Remote:
+    """Where it is then. One that was killed when all was copied is only brought to its end.
+
+    Raises: CheckpointError when another process takes the run meanwhile: what it needs stays.
+    """
     steps, generation = (url / STEPS).read_at()
     names = [name for name in objects_of_run(url) if name not in (OWNER, STEPS)]
     arrays = [name for name in names if name.startswith(f"{_ARRAYS}/")]
     plain = [name for name in names if name not in arrays]
-    for some in filter(None, (arrays, plain)):
-        url.copy(some, target)
-    if steps:
-        (target / STEPS).write(steps)
-        # An owner writes the steps when it takes the run (`Mirror.open`): then this fails.
-        (url / STEPS).write_at(b"{}", generation)
+    if (target := _moved(steps)) is None:
+        number = 1
+        while (target := url.with_name(f"{url.name}.{number}")).files():
+            number += 1
+        for some in filter(None, (arrays, plain)):
+            url.copy(some, target)
+        if steps:
+            (target / STEPS).write(steps)
+            # An owner writes the steps when it takes the run (`Mirror.open`): then this fails.
+            (url / STEPS).write_at(json.dumps({MOVED: str(target)}).encode(), generation)
     names = [*plain, *arrays, *([STEPS] if steps else [])]
     for first in range(0, len(names), _DELETED_AT_ONCE):
         if not lease.holds():
             what = f"{url} was taken by another process: it is copied to {target}, and not deleted"
             raise CheckpointError(what, hint="choose another folder with `--run`")
         url.remove(names[first : first + _DELETED_AT_ONCE])
+    return target
+
+
+def _moved(steps: bytes) -> Remote | None:
+    """Where all of a run with these steps was copied to, and still is."""
+    with suppress(ValueError, KeyError):
+        target = Remote(parse_as(dict[str, str], steps)[MOVED])
+        return target if (target / STEPS).exists() else None
+    return None
 
 
 def _collect(arrays: Remote, steps: bytes) -> Iterator[None]:

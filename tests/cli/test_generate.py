@@ -174,6 +174,8 @@ def test_more_tokens_than_a_row_are_warned_about(glam, run, scripted):
         (["RUN", "x", "--beam", "2", "--samples", "3"], 2, "raise `beam`"),
         (["RUN", "x", "--beam", "100000"], 2, "invalid value for `--beam`: 100000 is not in"),
         (["https://h/run", "x"], 2, "a run folder cannot be a URL: https://h/run"),
+        (["GS:/b/run", "x"], 2, "hint: did you mean `gs://b/run`?"),
+        (["gs://b/", "x"], 2, "a run cannot be a whole bucket: gs://b/\nhint: name a folder in it"),
     ],
 )
 def test_mistakes_are_told_in_a_line(glam, run, args, code, reason):

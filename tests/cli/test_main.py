@@ -67,6 +67,7 @@ def test_version_is_told(glam):
         (["train", "--stes=5"], "no such option: `--stes`", "did you mean `--set`?"),
         (["--xyzzy"], "no such option: `--xyzzy`", "`glam --help` lists them"),
         (["recipe", "lst"], "no such command: `lst`", "did you mean `glam recipe list`?"),
+        (["launch", "stauts", "x"], "no such command: `stauts`", "did you mean `glam launch sta"),
         (["recipe", "show"], "missing argument `RECIPE`", "see `glam recipe show --help`"),
         (["recipe", "show", "a", "b"], "got unexpected extra argument (b)", "see `glam recipe"),
         (

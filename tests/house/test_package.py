@@ -24,6 +24,13 @@ def test_version_is_the_same_everywhere():
     assert re.search(rf"^## {re.escape(glamcli.__version__)}\b", changelog, re.M)
 
 
+def test_every_extra_that_texts_name_can_be_installed():
+    paths = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("glamcli/**/*.py")]
+    text = "".join(path.read_text() for path in paths)
+    named = set(re.findall(r"(?:`|'glamcli|'\.)\[(\w+)\]['`]", text))
+    assert {"remote", "tpu"} < named <= PROJECT["project"]["optional-dependencies"].keys()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> ZipFile:
     builders = pytest.importorskip("hatchling.builders.wheel")

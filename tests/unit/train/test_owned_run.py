@@ -1,11 +1,14 @@
 """Who owns a run in a bucket, and what is left of it when that changes."""
 
+import json
+
 import pytest
 
 from glamcli.errors import CheckpointError
 from glamcli.hosts.lease import Lease
 from glamcli.progress import Silent
 from glamcli.storage import Remote
+from glamcli.stored_runs import MOVED, local
 from glamcli.train.bucket import move_run_aside, owned
 
 
@@ -62,6 +65,39 @@ def test_a_run_that_another_took_while_it_was_copied_stays_whole(run, monkeypatc
         move_run_aside(run, Silent())
     assert {*before} <= {*run.files()}
     assert b"3/arrays.url" in (run / "steps.json").read(999)
+
+
+def test_a_run_whose_move_was_killed_says_where_it_is_and_the_next_move_ends_it(run, monkeypatch):
+    before = {name: (run / name).read(999) for name in run.files()}
+
+    def killed(url, names):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "remove", killed)
+        with pytest.raises(SystemExit):
+            move_run_aside(run, Silent())
+    with pytest.raises(CheckpointError, match=f"interrupted .* copied {run} to {run}.1$") as start:
+        owned(run, Silent()).__enter__()
+    assert "go on with the run there, or start anew with `--fresh` again" in str(start.value.hint)
+    with pytest.raises(CheckpointError, match=f"copied {run} to {run}.1$"):
+        local(run)
+    assert move_run_aside(run, Silent()) == run.with_name("run.1")
+    assert run.files() == ["lock.json"]
+    aside = run.with_name("run.1")
+    assert {name: (aside / name).read(999) for name in aside.files()} == before
+
+
+def test_a_run_whose_copy_is_gone_is_moved_again(run):
+    (run / "steps.json").write(json.dumps({MOVED: f"{run}.1"}).encode())
+    assert move_run_aside(run, Silent()) == run.with_name("run.1")
+    assert (run.with_name("run.1") / "arrays/1/1-3/d/x").read(9) == b"arrays"
+
+
+def test_a_bucket_that_is_missing_is_told_with_what_to_do(run):
+    with pytest.raises(CheckpointError, match="there is no such object or bucket") as refused:
+        owned(Remote("gs://no-such-bucket/run"), Silent()).__enter__()
+    assert refused.value.hint == "make the bucket, or correct its name in `--run`"
 
 
 def test_a_folder_of_runs_is_not_moved(run):
