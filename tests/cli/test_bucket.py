@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -252,6 +253,22 @@ def test_the_python_interface_and_the_analyses_read_and_keep_there(glam, own):
     assert (code, f"kept in {own}/overlap/" in err, "of " + own in out) == (0, True, True)
     kept = {name.split("/")[0] for name in place(own).files()}
     assert {"eval", "bias", "overlap"} <= kept
+
+
+def test_toxicity_and_lm_evals_own_command_take_its_url(glam, own, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": {"text": "stone", "toxicity": 0.1}}\n')
+    (tmp_path / "words.json").write_text('{"bias": 0, "weights": {}}')
+    words = ("--prompts", "prompts.jsonl", "--classifier", "words.json", "--tokens", 1)
+    code, out, err = glam("eval", "toxicity", own, *words, "--samples", 1)
+    assert (code, "0.1 to 0.2" in out, f"kept in {own}/bias/" in err) == (0, True, True), err
+    pytest.importorskip("lm_eval")
+    from glamcli.cli.harness import Glam
+
+    model, text = Glam(path=f"{own}/checkpoints/2"), ("the stone", " river")
+    asked = SimpleNamespace(args=text, task_name="t", doc_id=0)
+    assert model.get_model_info()["glam"]["run"] == own
+    (answer,) = model.loglikelihood([asked])
+    assert answer[0] == glamcli.open(own).loglikelihood(text[0], [text[1]])[0]
 
 
 @pytest.mark.slow
