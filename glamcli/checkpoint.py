@@ -59,13 +59,13 @@ class Checkpoints:
         folder: Path,
         keep: int = 3,
         host: Host = ALONE,
-        bucket: StepsInBucket | None = None,
+        in_bucket: StepsInBucket | None = None,
     ):
         self.folder = folder.absolute()
-        self.bucket = bucket
+        self.in_bucket = in_bucket
         self.keep = keep
         self.host = host
-        self._owns_folder = host.is_first or bucket is not None
+        self._owns_folder = host.is_first or in_bucket is not None
         """whether no other process writes to it: of a run in a bucket, every one has its own."""
         self._manager: ocp.CheckpointManager | BucketWriter | None = None
         self._saving: int | None = None
@@ -172,7 +172,10 @@ class Checkpoints:
             if not self._may_pass(error):
                 raise
             # What failed after the step was complete was, on a disk, the deletion of an old one.
-            if self.bucket is not None or step_folders.fault(self.folder / str(step)) is not None:
+            if (
+                self.in_bucket is not None
+                or step_folders.fault(self.folder / str(step)) is not None
+            ):
                 raise self._failure(step, error) from error
         if self.host.is_first:
             if (fault := step_folders.fault(self.folder / str(step))) is not None:
@@ -208,9 +211,9 @@ class Checkpoints:
             self.close()
 
     def _writer(self) -> ocp.CheckpointManager | BucketWriter:
-        if self.bucket is None:
+        if self.in_bucket is None:
             return disk_writer(self.folder)
-        return BucketWriter(self.folder, self.bucket, self.host, lambda: self._retire(self.keep))
+        return BucketWriter(self.folder, self.in_bucket, self.host, lambda: self._retire(self.keep))
 
     def _open(self) -> ocp.CheckpointManager | BucketWriter:
         if self._manager is None:
@@ -250,7 +253,7 @@ class Checkpoints:
         ours = isinstance(
             error, GlamError | jax.errors.JaxRuntimeError | MemoryError | TypeError | AttributeError
         )
-        return isinstance(error, DISK_ERRORS) or (self.bucket is not None and not ours)
+        return isinstance(error, DISK_ERRORS) or (self.in_bucket is not None and not ours)
 
     def _failure(self, step: int, error: Exception) -> SaveFailed:
         # One step makes room for one; the next failure gives up the next.

@@ -77,9 +77,9 @@ class BucketWriter:
     """
 
     def __init__(
-        self, folder: Path, bucket: StepsInBucket, host: Host, retire: Callable[[], object]
+        self, folder: Path, in_bucket: StepsInBucket, host: Host, retire: Callable[[], object]
     ):
-        self._folder, self._bucket, self._host, self._retire = folder, bucket, host, retire
+        self._folder, self._in_bucket, self._host, self._retire = folder, in_bucket, host, retire
         self._num_saves = 0
         self._remains: threading.Thread | None = None
         """lives as long as writes of a save that failed do, which hold copies of arrays."""
@@ -107,7 +107,7 @@ class BucketWriter:
             raise SaveFailed(what, self.kept())
         self._num_saves += 1
         prepare_for_bucket()
-        place = epath.Path(f"{self._bucket.arrays}/{self._num_saves}-{step}")
+        place = epath.Path(f"{self._in_bucket.arrays}/{self._num_saves}-{step}")
         arrays = ocp.type_handlers.ArrayHandler(enable_write_sharding_file=False)
         writer = ocp.PyTreeCheckpointHandler(
             type_handler_registry=ocp.type_handlers.create_type_handler_registry(
@@ -158,7 +158,7 @@ class BucketWriter:
                         return
                     self._describe(step, str(place), meta)
                     self._retire()
-                if not self._bucket.publish()(PUBLISH_SECONDS):
+                if not self._in_bucket.publish()(PUBLISH_SECONDS):
                     what = f"saving step {step} failed: its files are not uploaded yet"
                     raise SaveFailed(what, f"its arrays are; {self.kept()}")
                 self.published = step

@@ -25,7 +25,7 @@ def check_room(checkpoints: Checkpoints, state: object) -> str | None:
     Raises: SaveFailed when not one fits or nothing can be written there.
     """
     checkpoints.clean()
-    if checkpoints.bucket is not None:  # a bucket has room
+    if checkpoints.in_bucket is not None:  # a bucket has room
         return None
     folder, keep = checkpoints.folder, checkpoints.keep
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -60,7 +60,7 @@ class Save:
         """Whether a process still saves into a bucket; all call it alike, because only a save that
         fails makes the clock count, and it ends a run of several."""
         checkpoints = self._checkpoints
-        if checkpoints.bucket is None:
+        if checkpoints.in_bucket is None:
             return False
         return checkpoints.host.any("still saving", checkpoints.is_saving)
 
@@ -129,7 +129,7 @@ class Save:
                 tried = f"tried for {duration(retry.limit)} (`checkpoints.retry_seconds`)"
                 raise SaveFailed(error.what, hint=f"{state}, {tried}") from error
             self.is_owed = True
-            is_disk = self._checkpoints.bucket is None
+            is_disk = self._checkpoints.in_bucket is None
             advice = f": make room in {self._checkpoints.folder}" if is_disk else ""
             progress.warn(
                 f"{error.what} ({state}); trying again in {wait}, for {duration(retry.limit)} at"

@@ -32,7 +32,7 @@ def at(step: int) -> dict:
 def saved(bucket, tmp_path):
     """Checkpoints of a bucket whose small files are published at once."""
     steps = StepsInBucket(f"{bucket}/run/arrays/1", lambda: lambda seconds: True)
-    made = Checkpoints(tmp_path / "checkpoints", keep=2, bucket=steps)
+    made = Checkpoints(tmp_path / "checkpoints", keep=2, in_bucket=steps)
     yield made
     made.close()
 
@@ -80,7 +80,7 @@ def test_a_save_returns_before_the_bucket_has_answered_anything(saved, weather):
 def test_what_need_not_stay_goes_before_the_step_is_published(saved):
     seen = []
     object.__setattr__(
-        saved.bucket, "publish", lambda: seen.append(saved.steps()) or (lambda seconds: True)
+        saved.in_bucket, "publish", lambda: seen.append(saved.steps()) or (lambda seconds: True)
     )
     for step in (1, 2, 3):
         save(saved, step)
@@ -111,7 +111,7 @@ def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, 
         saved.save(2, at(2), {})
         with pytest.raises(SaveFailed) as caught:
             saved.wait()
-    assert caught.value.what.startswith(f"saving step 2 failed: {saved.bucket.arrays}/2-2")
+    assert caught.value.what.startswith(f"saving step 2 failed: {saved.in_bucket.arrays}/2-2")
     assert ("connect" if is_away else "Service Unavailable") in caught.value.what
     assert caught.value.hint == "step 1 is in the bucket"
     weather.fault = lambda method, path: None
@@ -121,7 +121,7 @@ def test_a_save_that_the_bucket_refuses_has_failed_and_says_why(saved, weather, 
 
 def test_a_save_whose_small_files_are_not_uploaded_has_failed(saved):
     answers = iter([False, True, False])
-    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: next(answers))
+    object.__setattr__(saved.in_bucket, "publish", lambda: lambda seconds: next(answers))
     for step, kept in ((1, "no step"), (3, "step 2")):
         saved.save(step, at(step), {})
         with pytest.raises(SaveFailed, match="files are not uploaded") as caught:
@@ -167,14 +167,14 @@ def test_all_writes_of_a_save_have_one_time_limit(saved):
                 raise OSError("enough")
             time.sleep(0.01)
 
-    writer = step_writers.BucketWriter(saved.folder, saved.bucket, ALONE, list)
+    writer = step_writers.BucketWriter(saved.folder, saved.in_bucket, ALONE, list)
     writer._finish(1, SimpleNamespace(close=list), [Write(), Write()], "gs://b/1", {})
     assert limits[1] < limits[0] <= step_writers.SAVE_SECONDS
 
 
 def test_a_step_whose_upload_failed_is_saved_again_in_its_place(saved):
     answers = iter([True, False, True])
-    object.__setattr__(saved.bucket, "publish", lambda: lambda seconds: next(answers))
+    object.__setattr__(saved.in_bucket, "publish", lambda: lambda seconds: next(answers))
     save(saved, 1)
     saved.save(2, at(2), {})
     with pytest.raises(SaveFailed):
@@ -188,7 +188,7 @@ def test_an_error_after_the_description_was_written_is_one_of_the_save(saved):
     def fail():
         raise OSError("no more room")
 
-    object.__setattr__(saved.bucket, "publish", fail)
+    object.__setattr__(saved.in_bucket, "publish", fail)
     saved.save(1, at(1), {})
     with pytest.raises(SaveFailed, match="saving step 1 failed: no more room"):
         saved.wait()

@@ -267,7 +267,7 @@ class Writer:
 
 def test_training_does_not_wait_for_a_bucket_and_owes_what_is_due_meanwhile(run, monkeypatch):
     save, checkpoints, heard, _ = run
-    checkpoints.bucket, writer = object(), Writer(checkpoints.folder)
+    checkpoints.in_bucket, writer = object(), Writer(checkpoints.folder)
     monkeypatch.setattr(checkpoints, "_writer", lambda: writer)
     assert save.is_due(50)
     save.run(50, STATE)
