@@ -4,13 +4,15 @@ Newer versions of lm-eval find `Glam` by the entry point that pyproject.toml dec
 which finds no plug-ins, `python -m glamcli.cli.harness` is its command with this model added.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glamcli.cli import render
+from glamcli.cli.main import complain
 from glamcli.cli.several import prepare_process
 from glamcli.config.files import run_folder
-from glamcli.errors import RecipeError
+from glamcli.errors import GlamError, RecipeError
 from glamcli.evals.harness import HarnessModel, command_line, run_tasks
 from glamcli.evals.results.journal import Journal
 from glamcli.evals.results.scores import file_name
@@ -94,4 +96,8 @@ def _number(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    command_line("glamcli.cli.harness:Glam")
+    try:
+        command_line("glamcli.cli.harness:Glam")
+    except GlamError as error:
+        complain(error.what, error.hint)
+        sys.exit(error.exit_code)

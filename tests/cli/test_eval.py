@@ -1,12 +1,14 @@
 """`glam eval` as a person meets it."""
 
 import json
+import runpy
 import shutil
 import sys
 from functools import partial
 
 import pytest
 
+import glamcli
 from cli.run_folder import make_run
 from glamcli.evals.results.store import keep_harness
 from glamcli.progress import Silent
@@ -245,6 +247,17 @@ def test_lm_evals_tasks_are_scored_and_kept(glam, run, tmp_path, monkeypatch):
     code, _, err = glam(run, "--harness", "small", "--include-path", tmp_path, "--shots", "0,1")
     assert code == 2
     assert "one number of shots" in err
+
+
+def test_lm_evals_own_command_tells_an_error_in_a_line(monkeypatch, capsys):
+    pytest.importorskip("lm_eval", reason="needs the extra [harness]")
+    from glamcli.evals import harness
+
+    monkeypatch.setattr(harness, "command_line", lambda model: glamcli.open("gs://bucket"))
+    monkeypatch.delitem(sys.modules, "glamcli.cli.harness", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("glamcli.cli.harness", run_name="__main__")
+    assert (ended.value.code, capsys.readouterr().err.split(":")[0]) == (2, "error")
 
 
 def test_lm_evals_results_replace_those_of_the_same_items_only(tmp_path):
