@@ -84,11 +84,3 @@ def test_what_ended_a_run_is_in_the_bucket_with_its_last_metrics(train, bucket, 
     cache = str(tmp_path / "cache").encode()
     for name in place(url).files():
         assert cache not in place(f"{url}/{name}").read(1 << 30), name
-
-
-def test_of_two_starts_one_trains(train, bucket, tmp_path):
-    url, options = f"{bucket}/run", {"first": HASTY, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    runs = [train(url, **options) for _ in range(2)]
-    ends = sorted(run.finish() for run in runs)
-    assert [code for code, _ in ends] == [0, 4]
-    assert f"run folder {url} is in use by process" in ends[1][1]
