@@ -45,6 +45,6 @@ def kernels(module: Module, line: Instruction) -> Iterator[Kernel]:
 
 
 def _name(line: Instruction) -> str:
-    """What its author calls it, as in `.../attention_forward/pallas_call`."""
-    named = line.op_name.removesuffix("/pallas_call").rpartition("/")[2]
-    return named or re.sub(r"\.\d+$", "", line.name)
+    """What its author calls it: the last word of `.../transpose(jvp(name))/pallas_call`."""
+    named = re.search(r"([\w.-]+)\)*$", line.op_name.removesuffix("/pallas_call"))
+    return named[1] if named else re.sub(r"\.\d+$", "", line.name)
