@@ -149,14 +149,15 @@ class Bundles:
     """in loops with matrix products, a round of each."""
     other_loops: int = 0
     conditional: list[int] = field(default_factory=list)
-    """under conditions without products, in order."""
+    """under conditions without products that store something, in order."""
 
 
 def read_bundles(text: str) -> Bundles:
     """Takes the text of final bundles apart: `>` marks the depth of loops, of which the outermost
     is the grid's, and a branch ahead skips what is under a condition."""
     found = Bundles()
-    skips: dict[str, list[int]] = {}  # by the region where it ends: position, bundles, products
+    # (position, bundles, products, stores), while open by the region where it ends.
+    skips: dict[str, list[int]] = {}
     ranges: list[list[int]] = []
     loop = products = 0
     for line in text.splitlines():
@@ -178,11 +179,17 @@ def read_bundles(text: str) -> Bundles:
                 each[1] += 1
         for each in skips.values():
             each[2] += is_product
+            each[3] += " vst " in line
         ranges += [skips.pop(region) for region in _REGION.findall(line) if region in skips]
         if depth == 1:
             for region in _SKIP.findall(line):
-                skips.setdefault(region, [found.straight, 0, 0])
-    found.conditional = [count for _, count, products in sorted(ranges) if not products]
+                skips.setdefault(region, [found.straight, 0, 0, 0])
+    end = 0
+    for start, count, products, stores in sorted(ranges):
+        # What stores nothing only starts or awaits copies of the pipeline.
+        if start >= end and stores and not products:
+            found.conditional.append(count)
+            end = start + count
     found.straight -= sum(found.conditional)
     return found
 
@@ -193,17 +200,20 @@ def efficiency(body: Body, text: str, chip: Any) -> tuple[float, str]:
     if body.looped and not found.loops:  # unrolled by the compiler
         found.straight += found.other_loops
         found.other_loops = 0
-    held = body.conditions if len(body.conditions) == len(found.conditional) else None
-    under = zip(held or [1.0] * len(found.conditional), found.conditional, strict=True)
+    held, sizes = body.conditions, found.conditional
+    if len(sizes) > len(held):  # the pipeline around the body has its own, before and after
+        own = slice(1, 1 + len(held))
+        found.straight += sum(sizes) - sum(sizes[own])
+        sizes = sizes[own]
+    if len(sizes) < len(held):  # some became selections
+        held = (1.0,) * len(sizes)
     count = found.straight + body.rounds * found.loops + found.other_loops
-    count += sum(share * size for share, size in under)
+    count += sum(share * size for share, size in zip(held, sizes, strict=True))
     cores = chip.cores / chip.devices  # of a device; all work at once, or one
     per_bundle = chip.peak / chip.clock / chip.cores
     share = body.step_flops / (count * per_bundle) / (1 if body.is_parallel else cores)
     how = f"{found.straight} + {body.rounds:.1f} x {found.loops} + {found.other_loops} bundles"
-    how += "".join(f" + {size}" for size in found.conditional)
-    if held:
-        how += " x (" + ", ".join(f"{share:.2g}" for share in held) + ")"
+    how += "".join(f" + {share:.2g} x {size}" for share, size in zip(held, sizes, strict=True))
     return min(1.0, share), f"{body.step_flops:.3g} FLOPs a step in {count:,.0f} bundles ({how})"
 
 
