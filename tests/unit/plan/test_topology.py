@@ -81,6 +81,7 @@ def test_every_offered_slice_has_its_chips():
         ("v4 = 'fast'\n", "`v4` is not a section"),
         (CHIPS_FILE.read_text().replace("link = ", "link = -"), "link` is -"),
         (CHIPS_FILE.read_text().replace("torus = ", "torus = 0.5 # "), "`torus`: "),
+        (CHIPS_FILE.read_text().replace("forward = 0.24", "forward = 1.24"), "forward` is 1.24"),
     ],
 )
 def test_a_broken_table_of_chips_is_named(tmp_path: Path, text, what):
