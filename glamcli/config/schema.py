@@ -100,6 +100,10 @@ class Moe(Settings):
     """the same for scoring and generation; with dropping, a likelihood is not causal."""
     eval_capacity_factor: Positive | None = None
     """capacity factor of scoring and generation where `eval_dispatch` drops; None: as training."""
+    dropless_experts: Literal["loop", "pallas"] = "loop"
+    """how the experts of a dropless layer run their blocks of rows: `loop` (XLA, on any device), or
+    `pallas`, kernels for TPUs; elsewhere, and for widths that are not multiples of 128, the loop.
+    The loop is the default because no TPU has run the kernels yet."""
 
 
 class Batch(Settings):

@@ -80,8 +80,8 @@ def gather(x_GSM: Array, route: Route, slots: int, experts: Experts) -> Array:
 def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
     """Experts' weighted outputs with no capacity; groups do not matter.
 
-    Rows are laid out expert by expert, each starting at a multiple of a block, and the experts loop
-    over the blocks in use. (On GPU and on v5e and v6e `jax.lax.ragged_dot` would be a dense product
+    Rows are laid out expert by expert, each starting at a multiple of a block, and the experts run
+    the blocks in use. (On GPU and on v5e and v6e `jax.lax.ragged_dot` would be a dense product
     with every expert, as on CPU.)
 
     On a mesh no expert moves: each device gathers the tokens of all devices that share its
@@ -90,7 +90,8 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
     meeting on one device, apart from one round's, and no shape that depends on the data.
     """
     if num_devices() == 1:
-        return _on_this_device(x_GSM, route.expert_GSK, route.weight_GSK, experts)
+        choices = route.expert_GSK, route.weight_GSK
+        return _on_this_device(x_GSM, *choices, experts, experts.num_experts)
     layout, mesh_shape = experts.layout, jax.sharding.get_abstract_mesh().shape
     tokens = layout.split_of("group", x_GSM.shape[0], mesh_shape)
     split = layout.split("expert") + layout.split("expert_mlp")
@@ -98,13 +99,14 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
     alike = tuple(axis for axis in split if axis not in tokens)
 
     def run(x_GSM, expert_GSK, weight_GSK, w_in_EMH, w_out_EMH):
-        own = Experts(w_in_EMH, w_out_EMH, experts.activation, layout)
+        own = experts._replace(w_in_EMH=w_in_EMH, w_out_EMH=w_out_EMH)
         first = first_row(layout.split("expert"), w_in_EMH)
 
         def one_round(part: list[Array]) -> Array:
             part = [jax.lax.all_gather(a, shared, tiled=True) for a in part] if shared else part
             x_GSM, expert_GSK, weight_GSK = part
-            y_GSM = _on_this_device(x_GSM, expert_GSK - first, weight_GSK, own)
+            choices = expert_GSK - first, weight_GSK
+            y_GSM = _on_this_device(x_GSM, *choices, own, experts.num_experts)
             y_GSM = y_GSM.astype(jnp.float32)
             y_GSM = jax.lax.psum(y_GSM, alike) if alike else y_GSM
             if shared:
@@ -128,8 +130,11 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
     return on_mesh(x_GSM, route.expert_GSK, route.weight_GSK, *weights)
 
 
-def _on_this_device(x_GSM: Array, expert_GSK: Array, weight_GSK: Array, experts: Experts) -> Array:
-    """`dropless` on one device, for choices of `experts`; other numbers are not moved."""
+def _on_this_device(
+    x_GSM: Array, expert_GSK: Array, weight_GSK: Array, experts: Experts, chosen_from: int
+) -> Array:
+    """`dropless` on one device, for choices of `experts`; other numbers are not moved. The router
+    chose among so many experts, these included."""
     (G, S, M), K, E = x_GSM.shape, expert_GSK.shape[-1], experts.num_experts
     F = G * S
     expert_FK, weight_FK = expert_GSK.reshape(F, K), weight_GSK.reshape(F, K)
@@ -151,7 +156,8 @@ def _on_this_device(x_GSM: Array, expert_GSK: Array, weight_GSK: Array, experts:
         past = end_E[None, :] <= jnp.arange(max_blocks, dtype=jnp.int32)[:, None]
         expert_of_block = jnp.minimum(jnp.sum(past, axis=1, dtype=jnp.int32), E - 1)
         x_QM = rows.collect(x_GSM.reshape(F, M), choice_Q, row_FK)
-    out_QM = experts.on_blocks(x_QM, expert_of_block, end_E[-1])
+    balanced = math.ceil(F * K * E / chosen_from / block + E / 2)
+    out_QM = experts.on_blocks(x_QM, expert_of_block, end_E[-1], min(balanced, max_blocks))
     with jax.named_scope("combine"):
         return rows.combine(out_QM, weight_FK, choice_Q, row_FK).reshape(G, S, M)
 

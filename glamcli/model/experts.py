@@ -87,7 +87,8 @@ class MoeLayer(nnx.Module):
             )
             route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, how.key)
             sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, self.moe.balance_padding)
-        experts = Experts(self.w_in[...], self.w_out[...], self.moe.expert_activation, self.layout)
+        moe, weights = self.moe, (self.w_in[...], self.w_out[...])
+        experts = Experts(*weights, moe.expert_activation, self.layout, moe.dropless_experts)
         with jax.named_scope(f"experts_{how.dispatch}"):
             if slots is None:
                 y_GSM = moves.dropless(x_GSM, route, experts)

@@ -8,17 +8,17 @@ to float32 first, copies of all expert weights included. The backward passes are
 JAX's own would multiply float32 by bfloat16.
 """
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from glamcli.model.kernels.activation import Activation, activate, keep, slope
 from glamcli.model.kernels.linear import einsum32, on_one_cpu, platform, sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout
 
-Activation = Literal["relu", "gelu"]
+Dropless = Literal["loop", "pallas"]
 
 
 class Experts(NamedTuple):
@@ -28,6 +28,7 @@ class Experts(NamedTuple):
     w_out_EMH: Array
     activation: Activation
     layout: Layout = GLAM
+    dropless: Dropless = "loop"
 
     @property
     def num_experts(self) -> int:
@@ -39,14 +40,22 @@ class Experts(NamedTuple):
         return _slotted(x_EGCM, self.w_in_EMH, self.w_out_EMH, self.activation, self.layout)
 
     @jax.named_scope("experts")
-    def on_blocks(self, x_QM: Array, expert_of_block: Array, num_blocks: Array) -> Array:
+    def on_blocks(
+        self, x_QM: Array, expert_of_block: Array, num_blocks: Array, expected_blocks: int
+    ) -> Array:
         """Outputs [Q, M] of equal blocks of rows, each of one expert; zeros past `num_blocks`.
 
-        Cost follows the blocks in use, a number known only at run time. What the loop writes is
-        float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
+        Rows past `num_blocks` are zeros in x as well. Cost follows the blocks in use, a number
+        known only at run time; `expected_blocks` is what compilers are told. What the loop writes
+        is float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
         """
-        weights = self.w_in_EMH, self.w_out_EMH
-        return _blocked(x_QM, *weights, expert_of_block, num_blocks, self.activation)
+        arrays = x_QM, self.w_in_EMH, self.w_out_EMH, expert_of_block, num_blocks
+        if self.dropless == "pallas" and platform() == "tpu":
+            from glamcli.model.kernels import blocks  # Pallas takes a while to import
+
+            if blocks.tiles_fit(*self.w_in_EMH.shape[1:]):
+                return blocks.on_blocks(self.activation, expected_blocks, *arrays)
+        return _blocked(*arrays, self.activation)
 
 
 def _slotted_forward(
@@ -54,9 +63,9 @@ def _slotted_forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     x_EGCM = _with_experts(layout, x_EGCM, "act_expert_embed")
     raw_EGCH = _float32("EGCM,EMH->EGCH", x_EGCM, w_in_EMH.astype(x_EGCM.dtype))
-    kept_EGCH = _keep(act, raw_EGCH).astype(x_EGCM.dtype)
+    kept_EGCH = keep(act, raw_EGCH).astype(x_EGCM.dtype)
     kept_EGCH = _with_experts(layout, kept_EGCH, "act_expert_mlp")
-    h_EGCH = _activate(act, kept_EGCH)
+    h_EGCH = activate(act, kept_EGCH)
     out_EGCM = _float32("EGCH,EMH->EGCM", h_EGCH, w_out_EMH.astype(x_EGCM.dtype))
     out_EGCM = _with_experts(layout, out_EGCM.astype(x_EGCM.dtype), "act_expert_embed")
     return out_EGCM, (x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH)
@@ -69,9 +78,9 @@ def _slotted_backward(
     dtype = x_EGCM.dtype
     dout_EGCM = _with_experts(layout, dout_EGCM, "act_expert_embed")
     dh_EGCH = _float32("EGCM,EMH->EGCH", dout_EGCM, w_out_EMH.astype(dtype))
-    draw_EGCH = _slope(act, kept_EGCH, dh_EGCH).astype(dtype)
+    draw_EGCH = slope(act, kept_EGCH, dh_EGCH).astype(dtype)
     draw_EGCH = _with_experts(layout, draw_EGCH, "act_expert_mlp")
-    h_EGCH = _activate(act, kept_EGCH)
+    h_EGCH = activate(act, kept_EGCH)
     dw_out_EMH = _weight_gradient(dout_EGCM, h_EGCH)
     dw_in_EMH = _weight_gradient(x_EGCM, draw_EGCH)
     dx_EGCM = _float32("EGCH,EMH->EGCM", draw_EGCH, w_in_EMH.astype(dtype)).astype(dtype)
@@ -100,8 +109,8 @@ def _blocked_forward(
         expert = expert_of_block[i]
         x_bM = _slice(x_QM, i * block, block)
         raw_bH = _float32("bM,MH->bH", x_bM, _one(w_in_EMH, expert, dtype))
-        kept_bH = _keep(act, raw_bH).astype(dtype)
-        h_bH = _activate(act, kept_bH)
+        kept_bH = keep(act, raw_bH).astype(dtype)
+        h_bH = activate(act, kept_bH)
         out_bM = _float32("bH,MH->bM", h_bH, _one(w_out_EMH, expert, dtype))
         return _put(kept_QH, kept_bH, i * block), _put(out_QM, out_bM, i * block)
 
@@ -122,10 +131,10 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_QM: Array)
             _slice(a, i * block, block).astype(dtype) for a in (x_QM, kept_QH, dout_QM)
         )
         dh_bH = _float32("bM,MH->bH", dout_bM, _one(w_out_EMH, expert, dtype))
-        draw_bH = _slope(act, kept_bH, dh_bH).astype(dtype)
+        draw_bH = slope(act, kept_bH, dh_bH).astype(dtype)
         dx_bM = _float32("bH,MH->bM", draw_bH, _one(w_in_EMH, expert, dtype))
         dw_in_MH = sum_over_rows(x_bM, draw_bH)
-        dw_out_MH = sum_over_rows(dout_bM, _activate(act, kept_bH))
+        dw_out_MH = sum_over_rows(dout_bM, activate(act, kept_bH))
         dw_in_1MH = _slice(dw_in_EMH, expert, 1) + dw_in_MH[None]
         dw_out_1MH = _slice(dw_out_EMH, expert, 1) + dw_out_MH[None]
         return (
@@ -166,24 +175,6 @@ def _weight_gradient(outside_EGCM: Array, inside_EGCH: Array) -> Array:
 
 def _with_experts(layout: Layout, x_EGCM: Array, last: str) -> Array:
     return layout.constrain(x_EGCM, "act_expert", "expert_group", None, last)
-
-
-# What the forward pass keeps for the backward pass: relu's result tells its slope, so nothing is
-# computed twice; gelu needs its argument.
-def _keep(act: Activation, raw: Array) -> Array:
-    return jax.nn.relu(raw) if act == "relu" else raw
-
-
-def _activate(act: Activation, kept: Array) -> Array:
-    return kept if act == "relu" else jax.nn.gelu(kept, approximate=True)
-
-
-def _slope(act: Activation, kept: Array, dh: Array) -> Array:
-    """The gradient of the activation's argument, in float32."""
-    if act == "relu":
-        return jnp.where(kept > 0, dh, 0.0)
-    gelu = functools.partial(jax.nn.gelu, approximate=True)
-    return jax.vjp(gelu, kept.astype(jnp.float32))[1](dh)[0]
 
 
 def _one(w_EMH: Array, expert: Array, dtype: jnp.dtype) -> Array:
