@@ -3,9 +3,10 @@
     python benchmarks/drops.py
     python benchmarks/drops.py --experts 8 --capacity-factors 1.25 --seed 1
 
-Tokens come with independent normal logits, to which every expert adds one of its own, drawn with the
-given deviation: 0 is a uniform router. `load` is the deviation of the experts' shares of choices,
-in units of their mean. No model and no text: a trained router's drops are in its run's metrics.
+Tokens come with independent normal logits, to which every expert adds one of its own, drawn with
+the given deviation: 0 is a uniform router. `load` is the deviation of the experts' shares of
+choices, in units of their mean. No model and no text: a trained router's drops are in its run's
+metrics.
 """
 
 import argparse
@@ -34,7 +35,8 @@ def main():
     real_GS = jnp.ones(shape, bool)
     print(options)
     for skew in options.skews:
-        logits_GSE = jax.random.normal(tokens, (*shape, E)) + skew * jax.random.normal(experts, (E,))
+        bias_E = skew * jax.random.normal(experts, (E,))
+        logits_GSE = jax.random.normal(tokens, (*shape, E)) + bias_E
         for factor in options.capacity_factors:
             slots = slots_per_expert(options.group_tokens, E, factor)
             route, probs_GSE = routing.decide(logits_GSE, real_GS, moe, slots)

@@ -108,9 +108,9 @@ def dropless(x_GSM: Array, route: Route, experts: Experts) -> Array:
             choices = expert_GSK - first, weight_GSK
             y_GSM = _on_this_device(x_GSM, *choices, own, experts.num_experts)
             y_GSM = y_GSM.astype(jnp.float32)
-            y_GSM = jax.lax.psum(y_GSM, alike) if alike else y_GSM
-            if shared:
+            if shared:  # first, which leaves less to sum over the other axes
                 y_GSM = jax.lax.psum_scatter(y_GSM, shared, tiled=True)
+            y_GSM = jax.lax.psum(y_GSM, alike) if alike else y_GSM
             return y_GSM.astype(x_GSM.dtype)
 
         (G, S, M), K, H = x_GSM.shape, expert_GSK.shape[-1], w_in_EMH.shape[-1]
