@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def tune_flags(loaded: Loaded, target: Target, prices: Prices, as_json: bool) -> None:
     """Tries them and shows what they are worth; interrupted, what is known by then."""
-    from glamcli.plan.tune import tune
+    from glamcli.plan.tune import ranked, tune
 
     progress = render.make_progress(as_json)
     trials: list[Trial] = []
@@ -36,7 +36,9 @@ def tune_flags(loaded: Loaded, target: Target, prices: Prices, as_json: bool) ->
                     flags = {"xla_flags": trial.settings}
                     render.emit("tried", recipe=loaded.name, **flags, **values)
     finally:
-        if trials and not as_json:
+        if trials and as_json:
+            render.emit("tune", recipe=loaded.name, best=ranked(trials)[0].settings)
+        elif trials:
             _show(loaded, target, trials)
 
 

@@ -56,8 +56,9 @@ def tune(
 
     Raises: PlanError when the target is no TPU, or the recipe as it is does not fit it.
     """
-    if target.kind != "tpu" or target.chip is None:
-        raise PlanError("`--tune` tries flags of the TPU compiler", "use a TPU slice as `--target`")
+    if target.kind != "tpu" or target.chip is None or target.chip.clock is None:
+        what = "`--tune` tries flags of the TPU compiler, and ranks them by its estimates of time"
+        raise PlanError(what, "use a TPU slice as `--target`, of a chip whose `clock` is known")
     tell("the recipe as it is")
     first = Trial((), make_plan(recipe, target, prices))
     yield first

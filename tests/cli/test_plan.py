@@ -123,3 +123,9 @@ def test_tuning_ends_in_a_table_and_lines_to_paste_even_when_interrupted(
     assert pasted[1].startswith("  xla_flags: # glam plan --tune for v4-16, ")
     assert pasted[2].startswith("    xla_enable_async_all_gather: true # weights")
     assert ("together" in err) is not interrupted
+    calls.clear()
+    code, out, _ = glam("plan", "quickstart", "--target", "v4-16", "--tune", "--json")
+    events = [row for row in map(json.loads, out.splitlines()) if row["event"] in ("tried", "tune")]
+    first, *_, last = events
+    assert (first["event"], first["xla_flags"], last["event"]) == ("tried", {}, "tune")
+    assert "xla_enable_async_all_gather" in last["best"]
