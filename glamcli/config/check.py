@@ -14,6 +14,7 @@ from glamcli.config.files import is_path, shipped
 from glamcli.config.mixtures import Mixture
 from glamcli.config.nearest import Found, divisors, multiples, use
 from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
+from glamcli.config.sizes import FLASH_BLOCKS, MAX_FLASH_TOKENS, flash_block
 from glamcli.config.yaml import shown
 from glamcli.storage import is_url
 
@@ -67,6 +68,14 @@ def _model(recipe: Recipe) -> Found:
             f"`model.position_max_distance` must be above that, not {distance}"
         )
         yield "model.position_max_distance", what, f"use {4 * buckets}"
+    heads, tokens = sharding.device_heads(recipe), recipe.batch.row_tokens
+    if model.attention == "pallas" and flash_block(model, tokens, heads) is None:
+        what = (
+            f"the kernel takes rows of a multiple of {min(FLASH_BLOCKS)} tokens up to "
+            f"{MAX_FLASH_TOKENS}, heads of 128 or, in pairs on a device, 64, and "
+            "`model.position_max_distance` up to a block of 128, 256 or 512 that divides a row"
+        )
+        yield "model.attention", what, "use `auto` or `xla`"
 
 
 def _experts(recipe: Recipe) -> Found:

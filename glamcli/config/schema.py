@@ -46,6 +46,10 @@ class Model(Settings):
     attention_scale: Literal["folded", "sqrt"] = "folded"
     """`folded`: 1/sqrt(D) is part of the query initialisation (the reference code); `sqrt`:
     queries are divided by sqrt(D) at run time. Never both."""
+    attention: Literal["auto", "xla", "pallas"] = "xla"
+    """what computes softmax-weighted sums: `xla`, which forms all logits; `pallas`, a kernel that
+    never does, on TPUs (elsewhere, and in generation, XLA does); `auto`: the kernel for rows that
+    fit it (docs/parallelism.md). `xla` until the kernel, so far only compiled, has run on a TPU."""
     zero_logit: bool = True
     """add a logit of 0.0 to every attention softmax, so that a head may attend to nothing."""
     position_buckets: Count = 32
@@ -163,9 +167,10 @@ class Train(Settings):
 
     steps: Count
     """batches of the whole run, consumed or left out by a rewind."""
-    remat: Literal["none", "attention", "dots", "full"] = "full"
+    remat: Literal["none", "attention", "dots", "projections", "full"] = "full"
     """what the backward pass recomputes in each layer pair: nothing; attention's scores and
-    softmax; all but matrix products, whose results are kept (of attention too); everything."""
+    softmax; all but matrix products, whose results are kept (of attention too); all but
+    attention's queries, keys, values and weighted sums; everything."""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose update was skipped: not finite, or a spike."""
 

@@ -107,6 +107,13 @@ def num_shards(recipe: Recipe, mesh_sizes: Mapping[str, int]) -> int:
     return math.prod(mesh_sizes.get(axis, 1) for axis in table(recipe.mesh).batch)
 
 
+def device_heads(recipe: Recipe) -> int:
+    """Attention heads of a device, as far as the recipe gives the mesh."""
+    sizes = known_sizes(recipe.mesh)
+    split = math.prod(sizes.get(axis, 1) for axis in table(recipe.mesh).act_heads)
+    return recipe.model.num_heads // split
+
+
 def weights(recipe: Recipe) -> dict[str, Axes]:
     """Logical axes of every parameter, by its path."""
     layers = {"dense_layer": {**ATTENTION, **DENSE}}

@@ -6,8 +6,11 @@ as in `model/__init__.py`.
 
 from dataclasses import astuple, dataclass
 
-from glamcli.config.schema import Moe, Recipe
+from glamcli.config.schema import Model, Moe, Recipe
 
+FLASH_HEADS = {64: 2, 128: 1}  # widths, and how many heads a TPU's registers hold side by side
+FLASH_BLOCKS = (256, 128, 512)  # by preference
+MAX_FLASH_TOKENS = 2048  # keys and values of a row are in a TPU's fast memory whole
 MIN_CAPACITY = 4  # slots; also the multiple that capacities are rounded up to
 
 
@@ -136,6 +139,21 @@ def slots_per_expert(group_tokens: int, num_experts: int, factor: float) -> int:
     """[C] slots per expert and group: int(S x factor / E), up to a multiple of 4, at least 4."""
     slots = int(group_tokens * factor / num_experts)
     return max(MIN_CAPACITY, -(-slots // MIN_CAPACITY) * MIN_CAPACITY)
+
+
+def flash_block(model: Model, row_tokens: int, num_heads: int) -> int | None:
+    """Tokens of a block of the Pallas kernel of attention; None for rows that it cannot take.
+
+    It takes heads of 128 or, in pairs, 64, and rows of whole blocks; all distances beyond a block
+    must share one bias. `num_heads` are a device's. 256 comes first: by the schedules compiled
+    for TPU v4 it needs 0.6 of the time that 128 does, and 512 has more masked pairs.
+    """
+    if model.head_dim not in FLASH_HEADS or num_heads % FLASH_HEADS[model.head_dim]:
+        return None
+    if row_tokens > MAX_FLASH_TOKENS:
+        return None
+    fitting = (b for b in FLASH_BLOCKS if row_tokens % b == 0)
+    return next((b for b in fitting if model.position_max_distance <= b), None)
 
 
 def tokens_total(recipe: Recipe) -> int:

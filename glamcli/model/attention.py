@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal
 
 from glamcli.config import schema
 from glamcli.config.sharding import ATTENTION
+from glamcli.config.sizes import flash_block
 from glamcli.model import kv_cache
-from glamcli.model.kernels.attention import attend, attend_rows
-from glamcli.model.kernels.linear import linear
+from glamcli.model.kernels.attention import KEPT, attend, attend_rows
+from glamcli.model.kernels.flash_attention import flash_attention
+from glamcli.model.kernels.linear import linear, platform
 from glamcli.model.params import param
 from glamcli.model.position import RelativeBias
 from glamcli.parallel.axes import GLAM, Layout
@@ -39,6 +42,7 @@ class Attention(nnx.Module):
         self.bias = RelativeBias(rngs, N, model.position_buckets, model.position_max_distance)
         self.scale = None if folded else 1.0 / math.sqrt(D)
         self.zero_logit = model.zero_logit
+        self.flash_block = partial(flash_block, model) if model.attention != "xla" else None
         self.recompute = recompute
         self.layout = layout
 
@@ -46,14 +50,19 @@ class Attention(nnx.Module):
         """Attention over the rows themselves: to no other segment, to no later token."""
         B, S, _ = x_BSM.shape
         with jax.named_scope("attention"):
-            q_BSND, k_BSND, v_BSND = self.project(x_BSM)
+            q_BSND, k_BSND, v_BSND = (checkpoint_name(x, KEPT) for x in self.project(x_BSM))
+            if (block := self._block(q_BSND.shape)) is not None:
+                band_XNw = self.bias.band(self._tables(B), block)
+                core = partial(flash_attention, zero_logit=self.zero_logit, layout=self.layout)
+                return self.merge(core(q_BSND, k_BSND, v_BSND, band_XNw, segments_BS))
             mask_BST = jnp.equal(segments_BS[:, :, None], segments_BS[:, None, :])
             mask_BST &= jnp.tril(jnp.ones((S, S), bool))[None]
             bias_BNST = self._bias(B, S)
             core = partial(attend_rows, zero_logit=self.zero_logit)
             if self.recompute:
                 core = jax.checkpoint(core)
-            return self.merge(core(q_BSND, k_BSND, v_BSND, bias_BNST, mask_BST))
+            a_BSND = core(q_BSND, k_BSND, v_BSND, bias_BNST, mask_BST)
+            return self.merge(checkpoint_name(a_BSND, KEPT))
 
     def extend(
         self, x_BSM: Array, segments_BS: Array, past: kv_cache.Past
@@ -75,17 +84,26 @@ class Attention(nnx.Module):
             a_BSND = attend(q_BSND, k_BTND, v_BTND, bias_BNST, mask_BST, zero_logit=self.zero_logit)
             return self.merge(a_BSND), {"key": k_BSND, "value": v_BSND}
 
-    @jax.named_scope("bias")
-    def _bias(self, B: int, S: int) -> Array:
-        """The bias of queries over keys, [1, N, S, S], or [B, N, S, S] where data is split.
+    def _block(self, q_shape: tuple[int, ...]) -> int | None:
+        """The block of the kernel for TPUs where it serves; None where XLA does."""
+        _, S, N, _ = q_shape
+        if self.flash_block is None or platform() != "tpu":
+            return None
+        return self.flash_block(S, N // self.layout.num_parts((N,), ("act_heads",)))
 
-        There every data shard has its own copy of the table: what the gradient sums over rows is
-        then sent as N x R numbers, not as N x S x S.
-        """
+    @jax.named_scope("bias")
+    def _tables(self, B: int) -> Array:
+        """A copy of the bias's table [X, N, R] for every data shard: what its gradient sums over
+        rows is then sent as N x R numbers, not as N x S x S."""
         X = self.layout.num_parts((B,), ("batch",))
         table_XNR = jnp.broadcast_to(self.bias.table[...], (X, *self.bias.table.shape))
-        table_XNR = self.layout.constrain(table_XNR, "batch", "act_heads", None)
-        bias_XNST = self.bias.of(table_XNR, S, S)
+        return self.layout.constrain(table_XNR, "batch", "act_heads", None)
+
+    @jax.named_scope("bias")
+    def _bias(self, B: int, S: int) -> Array:
+        """The bias of queries over keys, [1, N, S, S], or [B, N, S, S] where data is split."""
+        bias_XNST = self.bias.of(self._tables(B), S, S)
+        X = bias_XNST.shape[0]
         if X == 1:
             return bias_XNST
         bias_XBNST = jnp.broadcast_to(bias_XNST[:, None], (X, B // X, *bias_XNST.shape[1:]))

@@ -18,7 +18,7 @@ from glamcli.model.layers import GatedFfn, RmsNorm
 from glamcli.parallel.axes import Layout
 
 Stats = dict[str, Array]
-Remat = Literal["none", "attention", "dots", "full"]
+Remat = Literal["none", "attention", "dots", "projections", "full"]
 
 
 class Layer(nnx.Module):

@@ -22,6 +22,7 @@ from glamcli.model import kv_cache
 from glamcli.model.block import Block, Layer, Remat, Stats
 from glamcli.model.experts import Dispatch, Routing
 from glamcli.model.kernels import softmax
+from glamcli.model.kernels.attention import KEPT
 from glamcli.model.kernels.linear import platform
 from glamcli.model.layers import Embedding, RmsNorm
 from glamcli.model.params import Blueprint, blueprint, stack, stacked, unstack, unstacked
@@ -275,7 +276,12 @@ class Decoder:
 
     def _rematerialised(self, block: Callable) -> Callable:
         """The scan's body with what the backward pass computes again (`train.remat`)."""
-        policies = {"full": None, "dots": jax.checkpoint_policies.dots_saveable}
+        saveable = jax.checkpoint_policies
+        policies = {
+            "full": None,
+            "dots": saveable.dots_saveable,
+            "projections": saveable.save_only_these_names(KEPT),
+        }
         if self.remat not in policies:
             return block
         return jax.checkpoint(block, prevent_cse=self.is_shallow, policy=policies[self.remat])

@@ -5,6 +5,7 @@ Buckets are decided in integers, never in the activation dtype: in bfloat16 the 
 
 from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,6 +13,7 @@ from jax import Array
 from jax.nn.initializers import normal
 
 from glamcli.config.sharding import ATTENTION
+from glamcli.model.kernels.bias_band import band_distances
 from glamcli.model.params import param
 
 
@@ -62,6 +64,13 @@ class RelativeBias(nnx.Module):
         buckets = bucket_table(self.num_buckets, self.max_distance)
         distance = np.clip(-_offset(num_queries, num_keys), 0, len(buckets) - 1)
         return diagonals(jnp.take(table_XNR, buckets[distance], axis=-1), num_queries, num_keys)
+
+    @jax.named_scope("bias")
+    def band(self, table_XNR: Array, block: int) -> Array:
+        """That of these tables at `band_distances`, [X, N, 2 x block]."""
+        buckets = bucket_table(self.num_buckets, self.max_distance)
+        distance = np.minimum(band_distances(block), len(buckets) - 1)
+        return jnp.take(table_XNR, buckets[distance], axis=-1)
 
 
 def _offset(num_queries: int, num_keys: int) -> np.ndarray:

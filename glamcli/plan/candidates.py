@@ -21,7 +21,7 @@ from glamcli.plan.topology import Target, larger_targets
 
 MAX_MODEL = 64
 TOO_LARGE = "too large by arithmetic"
-REMAT = ("none", "attention", "dots", "full")
+REMAT = ("none", "attention", "dots", "projections", "full")
 SURE = 0.65
 """Share of a device's memory up to which advice trusts the bytes of arithmetic, which err on the
 low side (docs/decisions/0006)."""

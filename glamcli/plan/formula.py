@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from glamcli.config.schema import Recipe
 from glamcli.config.sizes import (
     capacity,
+    count,
     flops_per_token,
     num_blocks,
     num_moe_layers,
@@ -89,15 +90,16 @@ def _once_per_step(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _hardware_flops(recipe: Recipe, network: Network) -> float:
-    """Matrix products of a step: three passes, one more where everything is recomputed, empty
-    slots, and the one-hot products where TPUs dispatch by them."""
+    """Matrix products of a step: three passes, what is recomputed, empty slots, and the one-hot
+    products where TPUs dispatch by them."""
     flops, model, moe = flops_per_token(recipe), recipe.model, recipe.moe
     layers = flops.forward_padded - flops.logits
     if moe is not None and network.target.kind == "tpu" and moe.dispatch in ("auto", "einsum"):
         slots = moe.num_experts * capacity(moe)
         layers += num_moe_layers(recipe) * 4 * slots * model.model_dim
-    passes = 3 + (recipe.train.remat == "full")
-    return float(tokens_per_step(recipe)) * (passes * layers + 4 * flops.logits)
+    of_attention = 2 * count(recipe).attention * 3 // 4 + flops.scores
+    again = {"full": layers, "projections": layers - of_attention}.get(recipe.train.remat, 0)
+    return float(tokens_per_step(recipe)) * (3 * layers + again + 4 * flops.logits)
 
 
 def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
@@ -108,14 +110,16 @@ def _activations(recipe: Recipe, shape: dict[str, int], size: int) -> int:
     M, H, S = model.model_dim, model.ffn_dim, recipe.batch.row_tokens
     residual = t * M * size // (1 if recipe.mesh.residual == "whole" else m)
     scores = 2 * t * S * model.num_heads * FLOAT32 // m
-    block = 4 * t * model.num_heads * model.head_dim * size // m + 2 * residual
+    projections = 4 * t * model.num_heads * model.head_dim * size // m
+    block = projections + 2 * residual
     block += 3 * t * H * size // m
     masks = 0
     if moe is not None:
         slots = t * moe.num_experts * capacity(moe) // moe.group_tokens
         block += slots * (2 * M + H) * size // m
         masks = t * moe.num_experts * capacity(moe) * (size + FLOAT32) + 2 * slots * M * FLOAT32
-    saved = {"none": block + scores, "attention": block, "dots": block + scores // 2, "full": 0}
+    saved = {"none": block + scores, "attention": block, "dots": block + scores // 2}
+    saved |= {"projections": projections * model.num_layers // num_blocks(recipe), "full": 0}
     layout = Layout.of(recipe.mesh)
     dense, experts = _layer_weights(recipe, shape)
     gathered = (layout.parts("embed", shape) > 1) * dense
@@ -146,7 +150,7 @@ def _network(recipe: Recipe, network: Network, size: int) -> dict[str, float]:
     shape, model, moe = network.shape, recipe.model, recipe.moe
     t, m = _tokens(recipe, shape), shape["model"]
     runs, parts = _block_runs(recipe), recipe.batch.accumulate
-    passes = 2 + (recipe.train.remat == "full")
+    passes = 2 + (recipe.train.remat in ("full", "projections"))
     layout, copied = Layout.of(recipe.mesh), _once_per_step(recipe)
 
     def over(axes: tuple[str, ...], moved: float, exchange: bool = False) -> float:

@@ -37,7 +37,7 @@ MAY_DIFFER_BETWEEN_PROCESSES = (
     "data.tokenizer.path",
 )
 # Settings that change only the order of sums and the draws of second experts.
-LAYOUT = ("mesh", "pipeline")
+LAYOUT = ("mesh", "pipeline", "model.attention")
 # All that a resumed run may change: the others change neither a step's rows nor its arithmetic. The
 # mixture and the tokenizer are compared by content, how heads are factored by the shapes of the
 # optimizer's state.

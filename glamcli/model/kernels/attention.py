@@ -11,6 +11,9 @@ from glamcli.model.kernels.linear import einsum32, on_one_cpu
 
 MASKED = -1e9
 
+KEPT = "projections"
+"""What `train.remat: projections` keeps has this name: queries, keys, values, sums of values."""
+
 
 def attend(
     q_BSND: Array,

@@ -24,6 +24,7 @@ CASES = {
     "buckets odd": (["model.position_buckets=7"], "even and at least 4, not 7", "use 6 or 8"),
     "buckets few": (["model.position_buckets=2"], "even and at least 4, not 2", "use 4 or 6"),
     "distance": (["model.position_max_distance=16"], "must be above that, not 16", "use 128"),
+    "kernel": (["model.attention=pallas"], "rows of a multiple of 128 tokens", "`auto` or `xla`"),
     "more per token": (["moe.num_experts=1"], "there is only 1 expert", "moe: null"),
     "no second": (
         ["moe.experts_per_token=1", "moe.second_policy=random"],

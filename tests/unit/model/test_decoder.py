@@ -87,7 +87,7 @@ def test_scanned_equals_blocks_apart():
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["attention", "dots", "full"])
+@pytest.mark.parametrize("remat", ["attention", "dots", "projections", "full"])
 def test_recomputing_changes_no_gradient(remat):
     decoder, params = built(False)
     other = dataclasses.replace(decoder, remat=remat)
@@ -97,13 +97,13 @@ def test_recomputing_changes_no_gradient(remat):
 
 def test_full_remat_keeps_less_for_the_backward_pass_than_none():
     kept = {}
-    for remat in ("none", "attention", "dots", "full"):
+    for remat in ("none", "attention", "dots", "projections", "full"):
         decoder = Decoder(schema.Model(**(SIZES | {"num_layers": 8})), None, remat)
         _, pullback = jax.eval_shape(
             lambda p, decoder=decoder: jax.vjp(lambda p: loss(decoder, p)[0], p), decoder.shapes
         )
         kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pullback))
-    assert kept["full"] < kept["dots"] < kept["attention"] < kept["none"]
+    assert kept["full"] < kept["projections"] < kept["dots"] < kept["attention"] < kept["none"]
 
 
 def products(jaxpr):
@@ -121,6 +121,16 @@ def test_dots_computes_no_matrix_product_again():
         for each in (decoder, other)
     ]
     assert made[0] == made[1]
+
+
+def test_kept_projections_are_not_computed_again():
+    decoder, params = built(False)
+    made = {}
+    for remat in ("full", "projections"):
+        other = dataclasses.replace(decoder, remat=remat)
+        grad = jax.grad(lambda p, other=other: loss(other, p)[0])
+        made[remat] = products(jax.make_jaxpr(grad)(params))
+    assert made["full"] - made["projections"] == 3, "queries, keys and values"
 
 
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
