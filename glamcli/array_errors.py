@@ -31,7 +31,7 @@ def store_error(error: Exception, url: str) -> str | None:
         if isinstance(cause, ValueError | KeyError | TypeError):
             status = _STATUS.match(text)
             if status and not text.startswith(_OF_CONTENT):
-                return one_line(cause)
+                return one_line(cause, url)
         elif isinstance(cause, Exception) and type(cause) is not Exception:  # orbax's own
             known = in_words(cause, url)
             return None if isinstance(known, FileNotFoundError) else f"{url}: {known.strerror}"
@@ -43,12 +43,13 @@ def damage(state: Path, wanted: Mapping[str, Any], error: Exception) -> str:
     not be read: which file or object, and which array."""
     if (fault := _damage_of_metadata(state)) is not None:
         return fault
-    text = f"{error} {error.__cause__}"
+    text = _with_urls(f"{error} {error.__cause__}", str(state))
     stored = re.findall(r'"(\S+)/[^"/]+" in OCDBT', text)
     names = [name for name in wanted if name.replace("/", ".") in stored]
     found = re.findall(r'local file "([^"]+[^/])"', text)
     if is_url(state):
-        found = [url for url in _URL.findall(text) if not url.endswith("/")]
+        urls = (url for url in _URL.findall(text) if url.startswith(str(state)))
+        found = [url for url in urls if not url.endswith("/")]
     code = os_error(error)
     what = "is damaged" if code is None else f"cannot be read: {os.strerror(code)}"
     manifest = state / "manifest.ocdbt"
@@ -96,12 +97,24 @@ def os_error(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, url: str = "") -> str:
     """What went wrong; from the libraries' long lines, which name a file thrice, the reason alone
-    if the operating system gave one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if the operating system gave one. `url` is that of the arrays that were read or written."""
+    text = _with_urls(str(error), url).strip()
+    lines = text.splitlines() or [type(error).__name__]
     if reason := re.search(r"\[(?:os_error_code='|Errno )(\d+)'?\]", lines[0]):
         return os.strerror(int(reason[1]))
     if found := _OF_OBJECT.match(lines[0]):
         return f"{found[1]}: {found[2].strip()}"[:240]
     return lines[0][:240]
+
+
+def _with_urls(text: str, url: str) -> str:
+    """An error of TensorStore's that calls objects by their URL: for buckets of Amazon's kind it
+    gives names in the bucket, in quotes, and of a refusal the status alone."""
+    bucket, _, name = url.removeprefix("s3://").partition("/")
+    if not url.startswith("s3://"):
+        return text
+    text = re.sub(rf'"({re.escape(name)}[^"]*)"', rf"s3://{bucket}/\1", text)
+    status = re.search(r"\[http_response_code='(\d+)'\]", text)
+    return re.sub(r"\bUnknown \[", f"HTTP status {status[1]} [" if status else "no answer [", text)

@@ -261,7 +261,8 @@ class Checkpoints:
         gone = self._retire(FEWEST_KEPT, most=1 if is_full else 0)
         latest = self.latest()
         last = "there is no complete checkpoint" if latest is None else f"step {latest} is complete"
+        arrays = "" if self.in_bucket is None else self.in_bucket.arrays
         if isinstance(self._manager, BucketWriter):  # which may not have all that is in the folder
             last = self._manager.kept()
         last += "".join(f", step {old} was deleted to make room" for old in gone)
-        return SaveFailed(f"saving step {step} failed: {one_line(error)}", hint=last)
+        return SaveFailed(f"saving step {step} failed: {one_line(error, arrays)}", hint=last)

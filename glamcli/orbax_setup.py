@@ -11,8 +11,10 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from glamcli import s3
 from glamcli.storage import prepare_libraries
 
 STORE_RETRIES = 6
@@ -43,11 +45,29 @@ def ignore_abandoned_work() -> None:
 
 def prepare_for_bucket() -> None:
     """Lets TensorStore, of whose context orbax makes one for every read and write from now on, give
-    up a request after `STORE_RETRIES`."""
+    up a request after `STORE_RETRIES`; and orbax find buckets of Amazon's kind."""
     prepare_libraries()
     if module := sys.modules.get("orbax.checkpoint._src.serialization.tensorstore_utils"):
         for name in ("gcs_request_retries", "s3_request_retries"):
             module._DEFAULT_OCDBT_TS_CONTEXT[name] = {"max_retries": STORE_RETRIES}
+        if not hasattr(module.build_kvstore_tspec, "__wrapped__"):
+            known = _knowing_s3(module.build_kvstore_tspec)
+            module.build_kvstore_tspec = known  # pyright: ignore
+
+
+def _knowing_s3(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """What makes the specification of a key-value store for TensorStore, which has a driver for
+    such buckets. Orbax (0.12) takes their URLs for local paths: it is asked for one of Google's."""
+
+    @functools.wraps(build)
+    def built(directory: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not directory.startswith(s3.SCHEME):
+            return build(directory, *args, **kwargs)
+        spec = build(f"gs://{directory.removeprefix(s3.SCHEME)}", *args, **kwargs)
+        spec.get("base", spec).update(s3.options(), driver="s3")
+        return spec
+
+    return built
 
 
 @functools.cache

@@ -32,7 +32,7 @@ FEWEST_KEPT = 2
 
 ARRAYS_URL = "arrays.url"
 """a file of a step folder: the URL of the arrays, when they are in a bucket and not in `state`."""
-_ARRAYS_URL = re.compile(r"gs://[^?#\s]+/arrays/\d+(/[\w-]+)+")
+_ARRAYS_URL = re.compile(r"(gs|s3)://[^?#\s]+/arrays/\d+(/[\w-]+)+")
 
 Meta = dict[str, Any]
 

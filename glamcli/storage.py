@@ -10,18 +10,18 @@ Local paths never come near this module's libraries, which are imported at the f
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import posixpath
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
+from glamcli import conditional
+from glamcli.conditional import ABSENT
 from glamcli.errors import RecipeError, redacted
 
 EXTRA = "pip install 'glamcli[remote]'"
@@ -71,6 +71,9 @@ def prepare_libraries() -> None:
     # for renames of folders, which are not used here.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are raised as well
+    # Unlike Amazon's own tools, its library for Python knows one name of this.
+    if region := os.environ.get("AWS_REGION"):
+        os.environ.setdefault("AWS_DEFAULT_REGION", region)
 
 
 def local_copy(url: str) -> str:
@@ -222,42 +225,24 @@ class Remote(PurePosixPath):
         with suppress(FileNotFoundError), self._asking() as (fs, path):
             fs.rm_file(path)
 
-    def read_at(self, seconds: float | None = None) -> tuple[bytes, int]:
-        """The content of an object in a Google bucket, and its generation, a number that every
-        write changes; nothing and 0 when there is none. In so many seconds, or it has failed."""
+    def read_at(self, seconds: float | None = None) -> tuple[bytes, str]:
+        """The content of an object and its version, which every write of another content changes;
+        nothing and `ABSENT` when there is none. In so many seconds, or it has failed."""
         with suppress(FileNotFoundError), self._asking() as (fs, path):
-            bucket, _, name = path.partition("/")
-            url = fs._location + "/download/storage/v1/b/{}/o/{}"
-            headers, data = fs.call("GET", url, bucket, name, alt="media", timeout=seconds)
-            return data, int(headers["X-Goog-Generation"])
-        return b"", 0
+            return conditional.fetch(fs, path, seconds)
+        return b"", ABSENT
 
-    def write_at(self, data: bytes, generation: int, seconds: float | None = None) -> int:
-        """Replaces an object in a Google bucket if it is at this generation (0: if there is none);
-        its new generation. `data` must be unlike all that others write: when an answer gets lost,
-        it is how a write is known to have been ours. In so many seconds, or it has failed.
+    def write_at(self, data: bytes, version: str, seconds: float | None = None) -> str:
+        """Replaces an object if it is at this version (`ABSENT`: if there is none); the new one.
+        `data` must be unlike all that others write: when an answer gets lost, it is how a write is
+        known to have been ours. In so many seconds, or it has failed.
 
-        Raises: FileExistsError when it is not at this generation.
+        Raises: FileExistsError when it is not at this version.
         """
         with self._asking() as (fs, path):
-            bucket, _, name = path.partition("/")
-            mark = uuid.uuid4().hex
-            part = f"--{mark}\nContent-Type: application/"
-            head = f"{part}json; charset=UTF-8\n\n{json.dumps({'name': name})}\n"
-            head += f"{part}octet-stream\n\n"
+            seconds = seconds or 6 * REQUEST_SECONDS + len(data) / 1e5
             try:
-                written = fs.call(
-                    "POST",
-                    fs._location + "/upload/storage/v1/b/{}/o",
-                    bucket,
-                    uploadType="multipart",
-                    ifGenerationMatch=generation,
-                    headers={"Content-Type": f"multipart/related; boundary={mark}"},
-                    data=head.encode() + data + f"\n--{mark}--".encode(),
-                    json_out=True,
-                    timeout=seconds or 6 * REQUEST_SECONDS + len(data) / 1e5,
-                )
-                return int(written["generation"])
+                return conditional.replace(fs, path, data, version, seconds)
             except FileExistsError:
                 found, at = self.read_at(seconds)
                 if found == data:
@@ -268,24 +253,32 @@ class Remote(PurePosixPath):
     def _asking(self) -> Iterator[tuple[Any, str]]:
         try:
             # Others write to the same bucket: what it held a minute ago is no answer.
-            yield file_system(str(self), use_listings_cache=False, **_limits(str(self)))
+            fs, path = file_system(str(self), use_listings_cache=False, **_limits(str(self)))
+            if str(self).startswith("s3://"):
+                fs.retries = 1  # of its own, each of which would be all of those in `_limits`
+            yield fs, path
         except Exception as error:
             raise in_words(error, str(self)) from error
 
 
 def _limits(url: str) -> dict[str, Any]:
-    """What gcsfs lacks, which else waits for ever; other file systems have limits of their own."""
+    """Of buckets: gcsfs has none, and s3fs asks 25 times. Other file systems have their own."""
+    seconds = REQUEST_SECONDS
+    if url.startswith("s3://"):
+        limits = {"connect_timeout": seconds, "read_timeout": seconds}
+        retries = {"mode": "standard", "total_max_attempts": 6}
+        return {"config_kwargs": {**limits, "retries": retries}}
     if not url.startswith(("gs://", "gcs://")):
         return {}
     from aiohttp import ClientTimeout
 
-    seconds = REQUEST_SECONDS
     return {"requests_timeout": ClientTimeout(sock_connect=seconds, sock_read=seconds)}
 
 
 def in_words(error: Exception, url: str) -> OSError:
     """The OSError for what a library of fsspec raised; each has exceptions of its own."""
-    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+    is_web = url.startswith("http")
+    if is_web and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what any error of a web server is made of
     code = getattr(error, "status", None) or getattr(error, "code", None)
     reason = str(error).strip().split("\n")[0][:240] or type(error).__name__

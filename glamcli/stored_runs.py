@@ -29,6 +29,9 @@ STEPS = "steps.json"
 are, and which are set aside, changes as a whole, and after all other files."""
 MOVED = "moved to"
 """what is in it instead while `--fresh` moves the run: the URL where all of it is by then."""
+WRITTEN = "written"
+"""what each write of it makes anew, so that it has another version (`conditional.py`) even when all
+else is as before."""
 STEPS_FOLDER = "checkpoints"
 OWNER = "lock.json"
 """the object that names who writes to the run (`hosts/lease.py`)."""
@@ -78,6 +81,7 @@ def parse_steps(data: bytes, run: Remote) -> dict[str, str]:
     if MOVED in files:
         what = f"`--fresh` was interrupted when it had copied {run} to {files[MOVED]}"
         raise CheckpointError(what, "go on with the run there, or start anew with `--fresh` again")
+    files.pop(WRITTEN, None)
     for name, text in files.items():
         if not _STEP_FILE.fullmatch(name):
             raise ValueError(f"not a file of a step: `{name[:80]}`")

@@ -18,11 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from glamcli import s3
 from glamcli.storage import place
 from glamcli.train.mirror import Mirror
 from runs import free_port
 
-NAMES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+SERVERS = {"gs": "object_server", "s3": "s3_server"}
+NAMES = {
+    "gs": ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"),
+    "s3": ("AWS_ENDPOINT_URL",),
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +40,7 @@ def object_server() -> Iterator[str]:
     command += ["-port", str(port), "-external-url", url, "-backend", "memory"]
     # The wrapper's own class leaves the log in a pipe that nobody reads, and the server waits.
     with _served(
-        [*command, "-log-level", "error"], f"{url}/storage/v1/b", dict.fromkeys(NAMES, url)
+        [*command, "-log-level", "error"], f"{url}/storage/v1/b", dict.fromkeys(NAMES["gs"], url)
     ):
         yield url
 
@@ -69,17 +74,6 @@ def _served(command: list[str], answers: str, variables: Mapping[str, str]) -> I
         server.wait()
 
 
-@pytest.fixture(params=["gs", "s3"])
-def any_bucket(request) -> str:
-    """The URL of a new bucket, of Google's kind and of Amazon's."""
-    if request.param == "gs":
-        return new_bucket(request.getfixturevalue("object_server"))
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    url = f"{request.getfixturevalue('s3_server')}/{name}"
-    urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
-    return f"s3://{name}"
-
-
 def _await(url: str) -> None:
     for _ in range(600):
         try:
@@ -91,19 +85,24 @@ def _await(url: str) -> None:
 
 
 @pytest.fixture
-def bucket(object_server) -> str:
-    """The URL of a new bucket."""
-    return new_bucket(object_server)
+def bucket(request) -> str:
+    """The URL of a new bucket of Google's, or of the kind that a test asks for (`of_any_kind`)."""
+    return new_bucket(request, getattr(request, "param", "gs"))
 
 
-def new_bucket(object_server: str) -> str:
+of_any_kind = pytest.mark.parametrize("bucket", SERVERS, indirect=True)
+
+
+def new_bucket(request, kind: str = "gs") -> str:
     """The same, for tests that share one."""
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    headers = {"Content-Type": "application/json"}
-    body = json.dumps({"name": name}).encode()
-    request = urllib.request.Request(f"{object_server}/storage/v1/b", body, headers)
-    urllib.request.urlopen(request).close()
-    return f"gs://{name}"
+    server, name = request.getfixturevalue(SERVERS[kind]), f"bucket-{uuid.uuid4().hex[:12]}"
+    if kind == "gs":
+        headers, body = {"Content-Type": "application/json"}, json.dumps({"name": name}).encode()
+        about = urllib.request.Request(f"{server}/storage/v1/b", body, headers)
+    else:
+        about = urllib.request.Request(f"{server}/{name}", method="PUT")
+    urllib.request.urlopen(about).close()
+    return f"{kind}://{name}"
 
 
 def put_run(folder: Path, url: str, working: Path) -> None:
@@ -147,7 +146,8 @@ class Weather:
                 if status := weather.fault(self.command, self.path):
                     self.reply(status, {}, b"")
                     return
-                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                headers = {"Content-Type": "application/octet-stream", **self.headers}
+                headers = {k: v for k, v in headers.items() if k not in ("Host", "Expect")}
                 request = urllib.request.Request(
                     server + self.path, body or None, headers, method=self.command
                 )
@@ -166,7 +166,8 @@ class Weather:
                 for name, value in headers.items():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                         self.send_header(name, value.replace(server, weather.url))
-                self.send_header("Content-Length", str(len(body)))
+                size = headers.get("Content-Length") if self.command == "HEAD" else None
+                self.send_header("Content-Length", size or str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -189,10 +190,27 @@ class Weather:
 
 
 @pytest.fixture
-def weather(object_server, monkeypatch) -> Iterator[Weather]:
-    """Between this process, with those that it starts, and the server of objects."""
-    made = Weather(object_server)
-    for name in NAMES:
-        monkeypatch.setenv(name, made.url)
+def weather(request, monkeypatch) -> Iterator[Weather]:
+    """Between this process, with those that it starts, and the server of the bucket."""
+    kind = request.getfixturevalue("bucket").split(":")[0]
+    made = Weather(request.getfixturevalue(SERVERS[kind]))
+    point_to(made.url, kind, monkeypatch)
     yield made
     made.close()
+    forget_servers()
+
+
+def point_to(url: str, kind: str, patch: pytest.MonkeyPatch) -> None:
+    """Lets clients find servers of this kind at an address."""
+    for name in NAMES[kind]:
+        patch.setenv(name, url)
+    forget_servers()
+
+
+def forget_servers() -> None:
+    """Clients of Amazon's kind remember the address that they were made with."""
+    if fsspec := sys.modules.get("fsspec"):
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    s3.options.cache_clear()
+    if backend := sys.modules.get("etils.epath.backend"):
+        backend._FileSystemSpecBackend._get_filesystem.cache_clear()

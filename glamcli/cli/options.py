@@ -40,7 +40,7 @@ class FileOrUrl(click.Path):
 
 
 class RunFolder(click.Path):
-    """The folder or `gs://` URL of a run, or of one of its checkpoints."""
+    """The folder or URL (`gs://`, `s3://`) of a run, or of one of its checkpoints."""
 
     def __init__(self, **options: Any):
         super().__init__(path_type=Path, **options)

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import glamcli
+from glamcli.conditional import SCHEMES
 from glamcli.config.yaml import shown
 from glamcli.errors import RecipeError
 from glamcli.storage import Remote, place
@@ -81,20 +82,20 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def run_folder(text: str | Path) -> Path:
-    """The path of a run folder, or the URL of a run in a bucket of Google's.
+    """The path of a run folder, or the URL of a run in a bucket.
 
     Raises: RecipeError for other URLs (docs/storage.md), and for what no file can be called.
     """
-    if str(text).startswith("gs://"):
-        if re.fullmatch(r"gs://[^/]+/*", str(text)):
+    if str(text).startswith(SCHEMES):
+        if re.fullmatch(r"\w+://[^/]+/*", str(text)):
             what = f"a run cannot be a whole bucket: {text}"
             raise RecipeError(what, f"name a folder in it: {str(text).rstrip('/')}/NAME")
         return place(str(text))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
-        hint = "runs are on disks or in Google's buckets (gs://), as orbax writes arrays to no"
-        hint += " others: mount a bucket of another kind to use it"
-        if meant := re.match(r"(?i)gc?s:/+(?=[^/])", str(text)):
-            hint = f"did you mean `gs://{str(text)[meant.end() :]}`?"
+        hint = "runs are on disks or in buckets, gs:// and s3://, which write on the condition that"
+        hint += " nobody else has: mount a bucket of another kind to use it"
+        if meant := re.match(r"(?i)(?:gc?s|(s3)a?):/+(?=[^/])", str(text)):
+            hint = f"did you mean `{'s3' if meant[1] else 'gs'}://{str(text)[meant.end() :]}`?"
         raise RecipeError(f"a run folder cannot be a URL: {text}", hint)
     try:
         os.lstat(text)

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from glamcli.conditional import ABSENT
 from glamcli.errors import CheckpointError
 from glamcli.hosts.lock import ANOTHER_RUN
 from glamcli.storage import Remote
@@ -29,6 +30,7 @@ from glamcli.untrusted import parse_json
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 RELEASED = "nobody"
+OTHER_STORE = "give a run folder on a disk, or in a bucket whose server knows conditional writes"
 
 
 def described_owner(data: bytes) -> tuple[str | None, int]:
@@ -65,10 +67,11 @@ class Lease:
         self._beat = 0
         self._over = threading.Event()
         try:
-            holder, generation, process = self._holder()
+            holder, version, process = self._holder()
             if holder != RELEASED and not is_dead(process):
-                generation = self._await_stale(holder, generation, waiting)
-            self._generation = path.write_at(self._content(self._me), generation)
+                version = self._await_stale(holder, version, waiting)
+            self._version = path.write_at(self._content(self._me), version)
+            self._refuse_ignored_conditions()
         except FileExistsError:
             raise self._in_use(self._holder()[0]) from None
         except OSError as error:
@@ -76,6 +79,15 @@ class Lease:
             raise CheckpointError(what, _advice(error)) from error
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
+
+    def _refuse_ignored_conditions(self) -> None:
+        """Raises: CheckpointError when the server writes whatever the condition says, as some do
+        that are like Amazon's; OSError."""
+        for version in (ABSENT, '"0"') if str(self._path).startswith("s3://") else ():
+            with suppress(FileExistsError):
+                self._path.write_at(self._content(RELEASED), version)
+                what = f"{self._path}: its server ignores `If-{'' if version else 'None-'}Match`"
+                raise CheckpointError(f"{what}, so two processes could train one run", OTHER_STORE)
 
     def release(self, seconds: float) -> None:
         """Gives it back, if it is still held and the store answers in so many seconds."""
@@ -88,29 +100,29 @@ class Lease:
             return parse_json(self._path.read_at()[0]).get("token") == self._token
         return False
 
-    def _holder(self) -> tuple[str, int, Any]:
-        """Its name, the generation of the object, and what `this_process` was there."""
-        data, generation = self._path.read_at()
+    def _holder(self) -> tuple[str, str, Any]:
+        """Its name, the version of the object, and what `this_process` was there."""
+        data, version = self._path.read_at()
         process = None
         with suppress(ValueError, AttributeError):
             process = parse_json(data).get("process")
-        return described_owner(data)[0] or RELEASED, generation, process
+        return described_owner(data)[0] or RELEASED, version, process
 
     def _content(self, holder: str) -> bytes:
         self._beat += 1
         content = {"holder": holder, "token": self._token, "beat": self._beat}
         return json.dumps({**content, "process": this_process()}).encode()
 
-    def _await_stale(self, holder: str, seen: int, waiting: Callable[[str], object]) -> int:
-        """The generation that can be taken over."""
+    def _await_stale(self, holder: str, seen: str, waiting: Callable[[str], object]) -> str:
+        """The version that can be taken over."""
         waiting(f"{self._path.parent} was held by {holder}: looking whether it still is")
         until = time.monotonic() + STALE_SECONDS
         while time.monotonic() < until:
             time.sleep(RENEW_SECONDS / 2)
-            holder, generation, _ = self._holder()
+            holder, version, _ = self._holder()
             if holder == RELEASED:
-                return generation
-            if generation != seen:
+                return version
+            if version != seen:
                 raise self._in_use(holder)
         return seen
 
@@ -123,7 +135,7 @@ class Lease:
         while not self._over.wait(RENEW_SECONDS):
             try:
                 # The same again after a failure: it may have been written all the same.
-                self._generation = self._path.write_at(content, self._generation, limit)
+                self._version = self._path.write_at(content, self._version, limit)
                 content = self._content(self._me)
             except FileExistsError:
                 self._lost(f"{self._path.parent} was taken over by {self._last_holder()}")
@@ -136,12 +148,12 @@ class Lease:
     def _give_back(self) -> None:
         content = self._content(RELEASED)
         try:
-            self._path.write_at(content, self._generation)
+            self._path.write_at(content, self._version)
         except FileExistsError:  # perhaps of this one, when an answer to it got lost
-            data, generation = self._path.read_at()
+            data, version = self._path.read_at()
             if parse_json(data).get("token") != self._token:
                 raise
-            self._path.write_at(content, generation)
+            self._path.write_at(content, version)
 
     def _last_holder(self) -> str:
         with suppress(OSError):

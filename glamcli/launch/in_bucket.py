@@ -74,8 +74,8 @@ class LaunchFolder:
         """The record. Raises: LaunchError when there is none."""
         path = self.url / "launch.json"
         try:
-            data, generation = path.read_at()  # as a whole, though it is written meanwhile
-            if generation:
+            data, version = path.read_at()  # as a whole, though it is written meanwhile
+            if version:
                 return parse_as(Launch, data)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -1,9 +1,9 @@
 """A run in a bucket: its lease, its working folder, and where its arrays go.
 
-gs://bucket/run/lock.json            who owns it (`hosts/lease.py`)
-                steps.json           the descriptions of its steps (`mirror.py`)
-                arrays/ATTEMPT/SAVE-STEP/
-                metrics.jsonl, ...   as in a run folder
+URL of the run/lock.json             who owns it (`hosts/lease.py`)
+               steps.json            the descriptions of its steps (`mirror.py`)
+               arrays/ATTEMPT/SAVE-STEP/
+               metrics.jsonl, ...    as in a run folder
 """
 
 import functools
@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from glamcli import s3
 from glamcli.data.cache import ANOTHER_CACHE, json_digest, user_cache_dir
 from glamcli.errors import EXIT_PEER_GONE, CheckpointError, RecipeError, name_folder
 from glamcli.hosts.join import ALONE, Host
@@ -96,6 +97,8 @@ def owned(
     if found := _PATTERN.search(str(url)):
         what = f"no run can be at {url}: libraries take `{found[0]}` in a URL for a pattern"
         raise RecipeError(what, hint="give another URL with `--run`")
+    if str(url).startswith(s3.SCHEME):
+        s3.options()  # what is wrong with them is said now, and not at the first save
     mirror = None
     held, closing = ExitStack(), threading.Lock()
 
@@ -185,7 +188,7 @@ def _move(url: Remote, lease: Lease) -> Remote:
 
     Raises: CheckpointError when another process takes the run meanwhile: what it needs stays.
     """
-    steps, generation = (url / STEPS).read_at()
+    steps, version = (url / STEPS).read_at()
     names = [name for name in objects_of_run(url) if name not in (OWNER, STEPS)]
     arrays = [name for name in names if name.startswith(f"{_ARRAYS}/")]
     plain = [name for name in names if name not in arrays]
@@ -198,7 +201,7 @@ def _move(url: Remote, lease: Lease) -> Remote:
         if steps:
             (target / STEPS).write(steps)
             # An owner writes the steps when it takes the run (`Mirror.open`): then this fails.
-            (url / STEPS).write_at(json.dumps({MOVED: str(target)}).encode(), generation)
+            (url / STEPS).write_at(json.dumps({MOVED: str(target)}).encode(), version)
     names = [*plain, *arrays, *([STEPS] if steps else [])]
     for first in range(0, len(names), _DELETED_AT_ONCE):
         if not lease.holds():

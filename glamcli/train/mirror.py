@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glamcli import atomic
+from glamcli.conditional import ABSENT
 from glamcli.errors import CheckpointError
 from glamcli.progress import duration
 from glamcli.storage import Remote
@@ -23,6 +24,8 @@ from glamcli.stored_runs import STEPS, is_plain
 from glamcli.train.retry import WAITS
 from glamcli.train.working_folder import (
     ELSEWHERE,
+    as_packed,
+    as_written,
     objects_of_run,
     packed_steps,
     refuse_run_of_disk,
@@ -64,9 +67,9 @@ class Mirror:
     ):
         self._url, self._folder, self._waits, self._owns = url, folder, waits, owns
         self._warn, self._lost, self._published = warn, lost, published
-        self._steps = b"{}"
+        self._steps = b""
         self._mark = uuid.uuid4().hex
-        self._generations: dict[str, int] = {}
+        self._versions: dict[str, str] = {}
         self._stamps: dict[str, _Stamp] = {}
         """size and time of change of each file, as it was uploaded last."""
         self._changed = threading.Condition()
@@ -91,7 +94,7 @@ class Mirror:
                     continue
                 if listed.num_bytes > MAX_FILE_BYTES:
                     raise ValueError(f"{name} is larger than {MAX_FILE_BYTES:,} bytes")
-                data, self._generations[name] = (self._url / name).read_at()
+                data, self._versions[name] = (self._url / name).read_at()
                 atomic.write(self._folder / name, data)
                 self._stamps[name] = _stamp(self._folder / name)
         except (OSError, ValueError) as error:
@@ -212,11 +215,12 @@ class Mirror:
         """Writes the steps anew, first of all: an owner before this one that is still at work
         cannot change them any more, nor what belongs to them."""
         while True:
-            data, generation = (self._url / STEPS).read_at()
+            data, version = (self._url / STEPS).read_at()
             with suppress(FileExistsError):
-                self._steps = data or self._steps
+                self._steps = as_packed(data)
                 write_steps(self._folder, self._steps, self._url)
-                self._generations[STEPS] = (self._url / STEPS).write_at(self._steps, generation)
+                written = as_written(self._steps)
+                self._versions[STEPS] = (self._url / STEPS).write_at(written, version)
                 return
 
     def _upload_changed(self) -> bytes | None:
@@ -239,7 +243,7 @@ class Mirror:
         if steps == self._steps:
             return None
         self._look()
-        self._write(STEPS, steps)
+        self._write(STEPS, as_written(steps))
         self._steps = steps
         return steps
 
@@ -262,11 +266,11 @@ class Mirror:
         while True:
             self._go_on()
             try:
-                generation = self._generations.get(name, 0)
-                self._generations[name] = path.write_at(data, generation)
+                version = self._versions.get(name, ABSENT)
+                self._versions[name] = path.write_at(data, version)
                 return
             except FileExistsError:
-                self._generations[name] = path.read_at()[1]
+                self._versions[name] = path.read_at()[1]
                 if not self._owns():
                     raise
 
@@ -279,7 +283,7 @@ class Mirror:
             raise FileExistsError(errno.EEXIST, "another process holds the run", str(path))
         self._go_on()
         path.unlink()
-        del self._stamps[name], self._generations[name]
+        del self._stamps[name], self._versions[name]
 
 
 def _stamp(path: Path) -> _Stamp:

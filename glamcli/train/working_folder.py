@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from glamcli import atomic
 from glamcli.errors import CheckpointError
 from glamcli.step_folders import TRASH
 from glamcli.storage import Listed, Remote
-from glamcli.stored_runs import OWNER, RESULTS, STEPS, STEPS_FOLDER, parse_steps
+from glamcli.stored_runs import OWNER, RESULTS, STEPS, STEPS_FOLDER, WRITTEN, parse_steps
+from glamcli.untrusted import parse_as
 
 ELSEWHERE = ("arrays/", "launch/", "profile/", *(f"{folder}/" for folder in RESULTS), OWNER)
 """not the mirror's: what others write (arrays, a launch, traces, scores), and the owner."""
@@ -50,6 +52,20 @@ def packed_steps(working: Path) -> bytes:
         except FileNotFoundError:
             seen = None
     return json.dumps(texts).encode()
+
+
+def as_written(packed: bytes) -> bytes:
+    """What is written to `STEPS`, so that the object changes each time."""
+    return json.dumps({**json.loads(packed), WRITTEN: uuid.uuid4().hex}).encode()
+
+
+def as_packed(written: bytes) -> bytes:
+    """What `packed_steps` gave; of an object that is not there, no steps.
+
+    Raises: ValueError for something else than steps.
+    """
+    files = parse_as(dict[str, str], written or b"{}")
+    return json.dumps({name: text for name, text in files.items() if name != WRITTEN}).encode()
 
 
 def write_steps(working: Path, packed: bytes, url: Remote) -> None:

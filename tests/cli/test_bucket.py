@@ -29,7 +29,7 @@ from runs import free_port
 
 
 @pytest.fixture(scope="module")
-def runs(object_server, tmp_path_factory):
+def runs(request, tmp_path_factory):
     """A run on a disk with steps 2 and 3, of equal arrays, and the URL of the same."""
     folder = tmp_path_factory.mktemp("bucket")
     run = make_run(folder)
@@ -39,7 +39,7 @@ def runs(object_server, tmp_path_factory):
     description = run / "checkpoints/2/meta/metadata"
     meta = {**json.loads(description.read_text()), "step": 2}
     description.write_text(json.dumps({**meta, "checksum": checksum(meta)}))
-    url = f"{new_bucket(object_server)}/runs/words"
+    url = f"{new_bucket(request)}/runs/words"
     put_run(run, url, folder / "working")
     return run, url
 

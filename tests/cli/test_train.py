@@ -229,7 +229,7 @@ def test_a_run_folder_as_recipe_goes_on_in_that_run(trained, elsewhere, capsys):
     assert [folder for _, folder in trained] == [*[Path("runs/b")] * 3, Path("c")]
 
 
-@pytest.mark.parametrize("url", ["memory://x", "file:///x", "https://host/run", "s3://bucket/run"])
+@pytest.mark.parametrize("url", ["memory://x", "file:///x", "https://host/run", "az://bucket/run"])
 def test_a_run_folder_that_is_a_url_is_refused(trained, elsewhere, capsys, url):
     assert glam("train", "test-tiny", *OFF, "--run", url) == 2
     assert f"a run folder cannot be a URL: {url}" in capsys.readouterr().err

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from bucket import of_any_kind
 from glamcli.storage import place
 from runs_in_bucket import HASTY, outcome, outcome_in_bucket
 
 pytestmark = pytest.mark.slow
 
 
+@of_any_kind
 def test_killed_and_asked_to_stop_it_ends_as_a_run_on_a_disk(train, bucket, tmp_path):
     assert train(tmp_path / "disk").finish()[0] == 0
     url, options = f"{bucket}/run", {"first": HASTY, "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from bucket import of_any_kind
 from glamcli.storage import place
 from runs import LONG, SMALL, finished
 from runs_in_bucket import HASTY, outcome, outcome_in_bucket
@@ -37,6 +38,7 @@ def apart(folder):
     return {"first": HASTY + APART, "XDG_CACHE_HOME": lambda k: str(folder / f"machine-{k}")}
 
 
+@of_any_kind
 def test_two_of_which_each_was_killed_end_as_on_a_shared_disk(several, bucket, tmp_path):
     finished(several(tmp_path / "disk", *SHORT))
     url, options = f"{bucket}/run", apart(tmp_path)

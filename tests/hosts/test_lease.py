@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bucket import of_any_kind
+from glamcli import conditional
 from glamcli.errors import CheckpointError
 from glamcli.hosts import lease
 from glamcli.hosts.lease import Lease
@@ -133,6 +135,7 @@ def test_an_owner_whose_store_is_away_goes_on_and_hears_of_a_successor(bucket, w
     assert b"another" in path.read(99), "what is lost is not given back"
 
 
+@of_any_kind
 def test_an_answer_that_gets_lost_loses_nothing(bucket, weather, monkeypatch):
     async def at_once(seconds: float) -> None:
         return
@@ -167,7 +170,7 @@ def test_an_owner_that_slept_hears_of_its_successor_and_cannot_write(bucket):
     os.kill(owner.pid, signal.SIGSTOP)
     told = []
     mine = Lease(place(f"{bucket}/run/lock.json"), told.append, told.append)
-    place(f"{bucket}/run/counter").write_at(b"successor", 0)
+    place(f"{bucket}/run/counter").write_at(b"successor", conditional.ABSENT)
     os.kill(owner.pid, signal.SIGCONT)
     lines = owner.communicate(timeout=60)[0].split("\n")
     assert lines[0].startswith(f"lost 0 {bucket}/run was taken over by process {os.getpid()} on")
@@ -175,6 +178,23 @@ def test_an_owner_that_slept_hears_of_its_successor_and_cannot_write(bucket):
     assert place(f"{bucket}/run/counter").read(99) == b"successor"
     assert len(told) == 1, "the successor has lost nothing"
     mine.release(9)
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_a_server_that_ignores_a_condition_is_refused(bucket, monkeypatch, header):
+    async def ignoring(fs, bucket, name, data, version):
+        about = {"Bucket": bucket, "Key": name, "Body": data}
+        if ("If-Match" if version else "If-None-Match") == header:
+            return (await fs._call_s3("put_object", **about))["ETag"]
+        return await write(fs, bucket, name, data, version)
+
+    write = conditional._write_s3
+    monkeypatch.setattr(conditional, "_write_s3", ignoring)
+    path = place(f"{bucket}/run/lock.json")
+    with pytest.raises(CheckpointError, match=f"its server ignores `{header}`"):
+        Lease(path, pytest.fail, pytest.fail)
+    assert json.loads(path.read(999))["holder"] == lease.RELEASED
 
 
 def test_it_is_given_back_though_the_answer_to_its_last_renewal_got_lost(bucket, monkeypatch):

@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from lower rows and from its own package. The first matching prefix counts.
 ROWS = (
     ("glamcli.errors", -2),
+    ("glamcli.conditional", -2),
     ("glamcli.storage", -1),
     ("glamcli.atomic", 0),
     ("glamcli.progress", 0),

@@ -78,7 +78,7 @@ def test_a_package_that_was_exchanged_in_the_bucket_is_not_installed(
 
 
 REFUSED = {
-    "a run folder cannot be a URL": {"--run": "s3://bucket/run"},
+    "a bucket of Google's, gs://": {"--run": "s3://bucket/run"},
     "gcloud storage buckets create gs://no-such-bucket --location": {
         "--run": "gs://no-such-bucket/r"
     },

@@ -132,7 +132,7 @@ def test_what_google_refuses_for_good_ends_the_launch_with_advice(scripted, glam
 REFUSED_HERE = {
     "cannot be the name of a slice": ["--name", "Mine"],
     "a relative path is another folder": ["--run", "runs/mine"],
-    "cannot be a URL": ["--run", "s3://bucket/run"],
+    "a bucket of Google's, gs://": ["--run", "s3://bucket/run"],
     "not the name of one": ["--zone", "us central"],
     "not a path in one line": ["--run", "/a\nb"],
     "is no TPU slice": ["--tpu", "8xh100"],

@@ -11,8 +11,10 @@ from threading import Event, Thread
 
 import pytest
 
+from bucket import of_any_kind
 from glamcli import atomic, storage
 from glamcli.cli.main import run
+from glamcli.conditional import ABSENT
 from glamcli.config.load import load_recipe
 from glamcli.config.mixtures import load_mixture
 from glamcli.data.open import open_data
@@ -50,24 +52,24 @@ def test_a_path_that_is_no_url_is_local(text):
     assert place(text) == Path(text)
 
 
-def test_a_recipe_in_a_bucket_is_the_recipe_and_has_the_same_rows(any_bucket, tmp_path):
+@of_any_kind
+def test_a_recipe_in_a_bucket_is_the_recipe_and_has_the_same_rows(bucket, tmp_path):
     (tmp_path / "child.yaml").write_text("extends: ./tiny.yaml\ntrain: {steps: 3}\n")
     write_recipe(tmp_path)
-    upload(tmp_path, f"{any_bucket}/recipes")
+    upload(tmp_path, f"{bucket}/recipes")
     local = load_recipe(tmp_path / "child.yaml")
-    remote = load_recipe(
-        f"{any_bucket}/recipes/child.yaml", [f"data.cache_dir={tmp_path / 'other'}"]
-    )
-    assert remote.recipe.data.mixture == f"{any_bucket}/recipes/mixture.yaml"
-    assert remote.place("train.steps") == f"{any_bucket}/recipes/child.yaml:2"
+    remote = load_recipe(f"{bucket}/recipes/child.yaml", [f"data.cache_dir={tmp_path / 'other'}"])
+    assert remote.recipe.data.mixture == f"{bucket}/recipes/mixture.yaml"
+    assert remote.place("train.steps") == f"{bucket}/recipes/child.yaml:2"
     apart = {"data": {"mixture", "cache_dir"}}
     assert remote.recipe.model_dump(exclude=apart) == local.recipe.model_dump(exclude=apart)
     here, there = (open_data(each.recipe, Silent()).fingerprint for each in (local, remote))
     assert here == there
 
 
-def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(any_bucket):
-    path = place(f"{any_bucket}/tokenizer.model")
+@of_any_kind
+def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(bucket):
+    path = place(f"{bucket}/tokenizer.model")
     trained = train_sentencepiece(["the cat sat on the mat"] * 20, 280, path)
     assert load_sentencepiece(path).fingerprint == trained.fingerprint
     sets = ["data.tokenizer.kind=sentencepiece", f"data.tokenizer.path={path}"]
@@ -77,20 +79,22 @@ def test_a_tokenizer_in_a_bucket_is_the_one_that_was_trained(any_bucket):
     assert found.fingerprint == trained.fingerprint
 
 
-def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(any_bucket, tmp_path):
+@of_any_kind
+def test_a_suite_its_task_and_its_items_are_read_from_a_bucket(bucket, tmp_path):
     (tmp_path / "suite.yaml").write_text("tasks: [mine]\n")
     (tmp_path / "mine.yaml").write_text(TASK)
     (tmp_path / "items.jsonl").write_text('{"q": "1", "choices": ["a", "b"]}\n')
-    upload(tmp_path, f"{any_bucket}/suites")
-    suite = load_suite(f"{any_bucket}/suites/suite.yaml")
+    upload(tmp_path, f"{bucket}/suites")
+    suite = load_suite(f"{bucket}/suites/suite.yaml")
     local = load_suite(str(tmp_path / "suite.yaml"))
     assert [task.sha256 for task in suite.tasks] == [task.sha256 for task in local.tasks]
     items = read_jsonl(suite.path.parent / "items.jsonl")
     assert items[0].fields == read_jsonl(tmp_path / "items.jsonl")[0].fields
 
 
-def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(any_bucket):
-    path = place(f"{any_bucket}/a/b.txt")
+@of_any_kind
+def test_an_object_is_replaced_as_a_whole_and_read_within_bounds(bucket):
+    path = place(f"{bucket}/a/b.txt")
     atomic.write(path, "first")
     atomic.write(path, "second\nline\n")
     assert read_file(path) == b"second\nline\n"
@@ -116,8 +120,9 @@ def test_of_an_object_that_is_replaced_while_it_is_read_nothing_is_mixed(bucket,
     assert (path.read(99), contents) == (b"third", [])
 
 
-def test_objects_are_listed_with_what_changes_when_they_do(any_bucket):
-    url = place(f"{any_bucket}/run")
+@of_any_kind
+def test_objects_are_listed_with_what_changes_when_they_do(bucket):
+    url = place(f"{bucket}/run")
     for name in ("a", "b", "c/d", "c/e/f"):
         atomic.write(url / name, f"of {name}")
     found, tree = url.listed(), url.tree()
@@ -136,6 +141,25 @@ def test_objects_are_listed_with_what_changes_when_they_do(any_bucket):
     assert url.files() == ["b"]
     with pytest.raises(FileNotFoundError):
         (url / "c").listed()
+
+
+@of_any_kind
+def test_an_object_is_replaced_only_at_the_version_that_is_expected(bucket):
+    path = place(f"{bucket}/a")
+    assert path.read_at() == (b"", ABSENT)
+    first = path.write_at(b"first", ABSENT)
+    assert path.read_at() == (b"first", first)
+    second = path.write_at(b"second", first)
+    for other in (ABSENT, first):
+        with pytest.raises(FileExistsError):
+            path.write_at(b"third", other)
+        assert path.write_at(b"second", other) == second, "only the answer to it got lost"
+    path.unlink()
+    with pytest.raises(FileExistsError):
+        path.write_at(b"third", second)
+    assert path.read_at() == (b"", ABSENT)
+    with pytest.raises(FileNotFoundError):
+        place(f"{bucket}-none/a").write_at(b"first", ABSENT)
 
 
 def test_what_is_wrong_with_a_url_is_said_in_words(bucket, capsys):
@@ -207,15 +231,16 @@ def test_names_that_look_like_patterns_are_names(bucket):
     assert len(place(f"{bucket}/run1").files()) == 4
 
 
+@of_any_kind
 def test_a_store_that_accepts_requests_and_does_not_answer_has_failed(bucket, weather, monkeypatch):
     async def at_once(seconds):
         pass
 
     path, answering = place(f"{bucket}/a"), Event()
-    generation = path.write_at(b"first", 0)
+    version = path.write_at(b"first", ABSENT)
     weather.fault = lambda method, path: not answering.wait(60) or None
     with pytest.raises(OSError, match="no answer"):
-        path.write_at(b"second", generation, 0.5)
+        path.write_at(b"second", version, 0.5)
     with pytest.raises(OSError, match="no answer"):
         path.read_at(0.5)
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from bucket import of_any_kind
 from glamcli.config.load import load_recipe
 from glamcli.data import prepare, vocabulary
 from glamcli.data.open import open_data
@@ -53,10 +54,11 @@ def no_work(monkeypatch):
     monkeypatch.setattr(vocabulary, "train_on", None)
 
 
-def test_rows_and_tokenizer_are_made_once(on_with, any_bucket, request):
-    first = on_with(any_bucket, "first", *TRAINED)
+@of_any_kind
+def test_rows_and_tokenizer_are_made_once(on_with, bucket, request):
+    first = on_with(bucket, "first", *TRAINED)
     request.getfixturevalue("no_work")
-    other = on_with(any_bucket, "other", *TRAINED)
+    other = on_with(bucket, "other", *TRAINED)
     assert other.fingerprint == first.fingerprint
     assert other.heldout_documents() == first.heldout_documents()
     for name, rows in first.prepared.train.items():
