@@ -36,10 +36,7 @@ class Generator:
 
     def __init__(self, decoder: Decoder, params: Any, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        if on_one_device(params) and decoder.is_shallow and not decoder.apart:
-            # Or every token would copy each block's weights out of their stack.
-            params = jax.jit(unstack_blocks, static_argnums=1)(params, decoder.num_blocks)
-            decoder = decoder.for_one_device()
+        decoder, params = unlooped(decoder, params)
         self._params = params
         read, following = _programs(decoder)
         self._read, self._next = with_mesh_of(params, read), with_mesh_of(params, following)
@@ -171,6 +168,15 @@ class Generator:
             segments_BT[row, : len(ids)] = 1
         last_B = np.array([len(ids) - 1 for ids in prompts], np.int32)
         return self._read(self._params, tokens_BT, segments_BT, last_B, length=max(length, size))
+
+
+def unlooped(decoder: Decoder, params: Any) -> tuple[Decoder, Any]:
+    """The model as one device reads it fastest: a shallow one's blocks with arrays of their own,
+    which is a copy. Or every token, and every batch, would copy weights out of their stacks."""
+    if not on_one_device(params) or not decoder.is_shallow or decoder.apart:
+        return decoder, params
+    apart = jax.jit(unstack_blocks, static_argnums=1)(params, decoder.num_blocks)
+    return decoder.for_one_device(), apart
 
 
 @lru_cache(maxsize=8)

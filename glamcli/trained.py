@@ -29,7 +29,7 @@ from glamcli.data.open import open_data
 from glamcli.data.tokenizer import TOKENIZER_FILE, Bytes, Tokenizer, load_sentencepiece
 from glamcli.data.vocabulary import open_tokenizer
 from glamcli.errors import CheckpointError, DamagedCheckpoint, DataError
-from glamcli.generate import Generator
+from glamcli.generate import Generator, unlooped
 from glamcli.hosts.join import Host
 from glamcli.model.decoder import Decoder
 from glamcli.model.digest import digest
@@ -74,7 +74,16 @@ class Trained:
 
     @cached_property
     def generator(self) -> Generator:
-        return Generator(self.decoder, self.params, self.tokenizer)
+        return Generator(*self.unlooped, self.tokenizer)
+
+    @cached_property
+    def unlooped(self) -> tuple[Decoder, Any]:
+        """The decoder and its weights in the form that scores and generates (`generate.py`)."""
+        return unlooped(self.decoder, self.params)
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.params)
 
     def at(self, run: Path) -> Trained:
         """The same model as that of a run in this place."""
@@ -85,7 +94,7 @@ class Trained:
         the digest of sharded parameters is one program of all of them."""
         return {
             **self.identity,
-            "params_digest": digest(self.params),
+            "params_digest": self._digest,
             "tokenizer": self.tokenizer.fingerprint,
             "window": self.window,
             "dispatch": self.decoder.eval_dispatch,

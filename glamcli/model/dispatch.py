@@ -155,9 +155,16 @@ def _on_this_device(
 
         past = end_E[None, :] <= jnp.arange(max_blocks, dtype=jnp.int32)[:, None]
         expert_of_block = jnp.minimum(jnp.sum(past, axis=1, dtype=jnp.int32), E - 1)
+        block_of_expert = jnp.arange(max_blocks, dtype=jnp.int32) - jnp.take(
+            end_E - num_blocks_E, expert_of_block
+        )
+        used_of_block = jnp.clip(
+            jnp.take(num_rows_E, expert_of_block) - block_of_expert * block, 0, block
+        )
         x_QM = rows.collect(x_GSM.reshape(F, M), choice_Q, row_FK)
     balanced = math.ceil(F * K * E / chosen_from / block + E / 2)
-    out_QM = experts.on_blocks(x_QM, expert_of_block, end_E[-1], min(balanced, max_blocks))
+    expected_blocks = min(balanced, max_blocks)
+    out_QM = experts.on_blocks(x_QM, expert_of_block, used_of_block, end_E[-1], expected_blocks)
     with jax.named_scope("combine"):
         return rows.combine(out_QM, weight_FK, choice_Q, row_FK).reshape(G, S, M)
 

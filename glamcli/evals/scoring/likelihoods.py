@@ -60,8 +60,7 @@ class Likelihoods:
     def of(cls, trained: Trained, journal: Journal | None = None) -> Self:
         """Those of a trained model; batches that the journal knows are taken from it."""
         return cls(
-            trained.decoder,
-            trained.params,
+            *trained.unlooped,
             window=trained.window,
             batch_tokens=_CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else _BATCH_TOKENS,
             journal=journal,
@@ -190,8 +189,15 @@ def _score(
     positions_BY, targets_BY = (x.reshape(num_rows * num_options, -1) for x in scored)
     x_BYM = jnp.take_along_axis(x_BTM, positions_BY[:, :, None], axis=1)
     logits_BYV = decoder.logits(params, x_BYM).astype(jnp.float32)
-    logp_BYV = jax.nn.log_softmax(logits_BYV, axis=-1)
-    logp_BY = jnp.take_along_axis(logp_BYV, targets_BY[:, :, None], axis=-1)[:, :, 0]
-    greedy_BY = jnp.argmax(logits_BYV, axis=-1).astype(jnp.int32) == targets_BY
+    chosen_BY1 = jnp.take_along_axis(logits_BYV, targets_BY[:, :, None], axis=-1)
+    top_BY1 = jnp.max(logits_BYV, axis=-1, keepdims=True)
+    total_BY1 = jnp.sum(jnp.exp(logits_BYV - top_BY1), axis=-1, keepdims=True)
+    logp_BY = (chosen_BY1 - top_BY1 - jnp.log(total_BY1))[:, :, 0]
+    # The first of the largest, as argmax would say, which is slow on CPU.
+    id_BYV = jax.lax.broadcasted_iota(jnp.int32, logits_BYV.shape, 2)
+    before_BYV = jnp.less(id_BYV, targets_BY[:, :, None])
+    is_tie_BYV = jnp.equal(logits_BYV, chosen_BY1)
+    ahead_BYV = jnp.greater(logits_BYV, chosen_BY1) | (is_tie_BYV & before_BYV)
+    greedy_BY = ~jnp.any(ahead_BYV, axis=-1)
     shape = (num_rows, num_options, -1)
     return logp_BY.reshape(shape), greedy_BY.reshape(shape)

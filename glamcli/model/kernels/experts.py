@@ -8,6 +8,7 @@ to float32 first, copies of all expert weights included. The backward passes are
 JAX's own would multiply float32 by bfloat16.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +20,9 @@ from glamcli.model.kernels.linear import einsum32, on_one_cpu, platform, sum_ove
 from glamcli.parallel.axes import GLAM, Layout
 
 Dropless = Literal["loop", "pallas"]
+
+MIN_PIECE = 8
+"""Rows of the smallest product with an expert's weights: fewer cost as much."""
 
 
 class Experts(NamedTuple):
@@ -41,21 +45,27 @@ class Experts(NamedTuple):
 
     @jax.named_scope("experts")
     def on_blocks(
-        self, x_QM: Array, expert_of_block: Array, num_blocks: Array, expected_blocks: int
+        self,
+        x_QM: Array,
+        expert_of_block: Array,
+        used_of_block: Array,
+        num_blocks: Array,
+        expected_blocks: int,
     ) -> Array:
         """Outputs [Q, M] of equal blocks of rows, each of one expert; zeros past `num_blocks`.
 
+        Of each block the first `used_of_block` rows are in use; outputs of the others mean nothing.
         Rows past `num_blocks` are zeros in x as well. Cost follows the blocks in use, a number
         known only at run time; `expected_blocks` is what compilers are told. What the loop writes
         is float32 throughout: XLA on CPU widens a whole bfloat16 array to change a part of it.
         """
-        arrays = x_QM, self.w_in_EMH, self.w_out_EMH, expert_of_block, num_blocks
+        arrays = x_QM, self.w_in_EMH, self.w_out_EMH, expert_of_block
         if self.dropless == "pallas" and platform() == "tpu":
             from glamcli.model.kernels import blocks  # Pallas takes a while to import
 
             if blocks.tiles_fit(*self.w_in_EMH.shape[1:]):
-                return blocks.on_blocks(self.activation, expected_blocks, *arrays)
-        return _blocked(*arrays, self.activation)
+                return blocks.on_blocks(self.activation, expected_blocks, *arrays, num_blocks)
+        return _blocked(*arrays, used_of_block, num_blocks, self.activation)
 
 
 def _slotted_forward(
@@ -96,9 +106,11 @@ def _blocked_forward(
     w_in_EMH: Array,
     w_out_EMH: Array,
     expert_of_block: Array,
+    used_of_block: Array,
     num_blocks: Array,
     act: Activation,
 ) -> tuple[Array, tuple[Array, ...]]:
+    del used_of_block
     Q, M = x_QM.shape
     H = w_in_EMH.shape[2]
     dtype = x_QM.dtype
@@ -145,10 +157,54 @@ def _blocked_backward(act: Activation, saved: tuple[Array, ...], dout_QM: Array)
 
     nothing = tuple(jnp.zeros(a.shape, jnp.float32) for a in (x_QM, w_in_EMH, w_out_EMH))
     dx_QM, dw_in_EMH, dw_out_EMH = jax.lax.fori_loop(0, num_blocks, run, nothing)
-    return dx_QM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None
+    return dx_QM.astype(dtype), dw_in_EMH, dw_out_EMH, None, None, None
 
 
-_blocked = jax.custom_vjp(lambda *a: _blocked_forward(*a)[0], nondiff_argnums=(5,))
+def _blocked_outputs(
+    x_QM: Array,
+    w_in_EMH: Array,
+    w_out_EMH: Array,
+    expert_of_block: Array,
+    used_of_block: Array,
+    num_blocks: Array,
+    act: Activation,
+) -> Array:
+    """`_blocked_forward` without what a gradient needs; on one CPU of the rows in use alone."""
+    args = x_QM, w_in_EMH, w_out_EMH, expert_of_block, used_of_block, num_blocks
+    if not on_one_cpu():
+        return _blocked_forward(*args, act)[0]
+    dtype, block = x_QM.dtype, x_QM.shape[0] // expert_of_block.shape[0]
+    # A block, its half, quarter and eighth: what is in use is a sum of them.
+    pieces = [piece for piece in (block >> n for n in range(4)) if piece >= MIN_PIECE]
+
+    def run(i, out_QM):
+        expert = expert_of_block[i]
+        # Copied once per block, not once per product.
+        weights = (_one(w_EMH, expert, dtype) for w_EMH in (w_in_EMH, w_out_EMH))
+        w_in_MH, w_out_MH = jax.lax.optimization_barrier(tuple(weights))
+
+        def put(num_rows, start, out_QM):
+            x_bM = _slice(x_QM, start, num_rows)
+            kept_bH = keep(act, _float32("bM,MH->bH", x_bM, w_in_MH)).astype(dtype)
+            # The few rows are turned, or the product would turn the weights.
+            h_Hb = jax.lax.optimization_barrier(activate(act, kept_bH).T)
+            out_Mb = jax.lax.optimization_barrier(_float32("MH,Hb->Mb", w_out_MH, h_Hb))
+            return _put(out_QM, out_Mb.T, start)
+
+        start, left = i * block, -(-used_of_block[i] // pieces[-1]) * pieces[-1]
+        for piece in pieces:
+            fits = left >= piece
+            run_piece = partial(put, piece, start)
+            out_QM = jax.lax.cond(fits, run_piece, lambda out_QM: out_QM, out_QM)
+            done = jnp.where(fits, piece, 0)
+            start, left = start + done, left - done
+        return out_QM
+
+    nothing = jnp.zeros(x_QM.shape, jnp.float32)
+    return jax.lax.fori_loop(0, num_blocks, run, nothing).astype(dtype)
+
+
+_blocked = jax.custom_vjp(_blocked_outputs, nondiff_argnums=(6,))
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
