@@ -100,11 +100,12 @@ def _simulate_devices() -> None:
     """Eight CPU devices in this process, whatever the machine has; must come before jax."""
     if "jax" in sys.modules:
         return
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    from glamcli.config.xla_flags import fast_compilation
+
+    flags = f"{fast_compilation()} --xla_force_host_platform_device_count=8"
     os.environ |= {
-        "XLA_FLAGS": flags.strip(),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         "JAX_PLATFORMS": "cpu",
-        # Programs that run once: compiling is all that takes time.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -4,6 +4,7 @@ A recipe sets others, or these, under `runtime.xla_flags`. None that nobody has 
 on by itself; `glam plan --tune` tries those that are off.
 """
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,3 +107,13 @@ def flags_for(chip: str) -> dict[str, str]:
 def tunable_flags(chip: str) -> list[XlaFlag]:
     """Flags that are off by themselves and not known to be wrong on a chip of `chips.toml`."""
     return [flag for flag in XLA_FLAGS if chip in flag.chips and flag.state == _NOT_RUN]
+
+
+def fast_compilation() -> str:
+    """Flags for programs that run once on a CPU, where compiling is all that takes time."""
+    flags = "--xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        # The emitters of fusions that replaced these, and alone are left in later versions, take
+        # about twice the time to compile a step.
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    return flags

@@ -6,7 +6,7 @@ same batch, and compared: loss, balance loss, every gradient, every updated para
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from glamcli.named_leaves import named_leaves
 from glamcli.parallel.mesh import make_mesh
 from glamcli.train import programs
 from glamcli.train.state import State, init_state, state_shardings
-from glamcli.train.step import gradient, update
+from glamcli.train.step import gradient, make_train_step, update
 
 LIMIT = 1e-5
 """The largest relative error that float32 sums in another order may make."""
@@ -163,6 +163,7 @@ class Parity:
         self._alone = make_mesh(ONE_DEVICE.mesh, jax.devices()[:1])
         self._expected: dict[tuple[str, int], _Values] = {}
         self._starts: dict[int, State] = {}
+        self._updates: dict[tuple[str, int], Callable[..., State]] = {}
 
     def differences(self, cases: tuple[Case, ...] = CASES) -> Iterator[Difference]:
         """Every case with every dispatch, one after the other."""
@@ -178,14 +179,14 @@ class Parity:
         deep = 2 * case.mesh.stage * case.pipeline.repeats
         key = (dispatch, max(self.recipe.model.num_layers, deep))
         if key not in self._expected:
-            self._expected[key] = self._values(self._variant(*key), self._alone)
-        pairs = zip(self._values(self._variant(*key, case), mesh), self._expected[key], strict=True)
+            self._expected[key] = self._values(ONE_DEVICE, self._alone, *key)
+        pairs = zip(self._values(case, mesh, *key), self._expected[key], strict=True)
         (loss, _), (balance, _), gradient, parameter = (_worst(*pair) for pair in pairs)
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         seconds = time.monotonic() - start
         return Difference(case.name, sizes, dispatch, loss, balance, *gradient, *parameter, seconds)
 
-    def _variant(self, dispatch: str, num_layers: int, case: Case = ONE_DEVICE) -> Recipe:
+    def _variant(self, dispatch: str, num_layers: int, case: Case) -> Recipe:
         """The recipe with so many layers on this mesh."""
         model = _with(self.recipe.model, num_layers=num_layers)
         moe = self.recipe.moe and _with(self.recipe.moe, dispatch=dispatch)
@@ -194,28 +195,36 @@ class Parity:
     def _start(self, num_layers: int) -> State:
         """A state after one step, where no second moment is zero any more."""
         if num_layers not in self._starts:
-            recipe = self._variant(dispatches(self.recipe)[0], num_layers)
+            recipe = self._variant(dispatches(self.recipe)[0], num_layers, ONE_DEVICE)
             decoder = _decoder(recipe, self._alone)
             state = init_state(decoder, recipe.optimizer, recipe.seed, self._alone)
             with jax.set_mesh(self._alone):
-                run = jax.jit(lambda state, batch: _step(decoder, recipe, state, batch)[0])
-                self._starts[num_layers] = jax.device_get(run(state, _batch(recipe, 0)))
+                run = jax.jit(make_train_step(decoder, recipe, NUM_SOURCES))
+                self._starts[num_layers] = jax.device_get(run(state, _batch(recipe, 0))[0])
         return self._starts[num_layers]
 
-    def _values(self, recipe: Recipe, mesh: Mesh) -> _Values:
+    def _values(self, case: Case, mesh: Mesh, dispatch: str, num_layers: int) -> _Values:
         """What one step makes, on the host."""
+        recipe = self._variant(dispatch, num_layers, case)
         decoder = _decoder(recipe, mesh)
         where = state_shardings(decoder, recipe.optimizer, mesh)
         layout = programs.abstract_batch(recipe, mesh, recipe.batch.rows)
-        start, batch = self._start(recipe.model.num_layers), _batch(recipe, 1)
+        start, batch = self._start(num_layers), _batch(recipe, 1)
+        differentiate = jax.jit(
+            lambda *args: gradient(decoder, recipe, NUM_SOURCES, *args),
+            out_shardings=(where.params, None),
+        )
+        # Compiled once for every dispatch, for it has no part in the update.
+        apply = self._updates.setdefault(
+            (case.name, num_layers),
+            jax.jit(lambda *args: update(decoder, recipe, *args)[0], out_shardings=where),
+        )
         with jax.set_mesh(mesh):
-            run = jax.jit(
-                lambda state, batch: _step(decoder, recipe, state, batch),
-                out_shardings=(where, where.params, None),
-            )
             state = jax.device_put(start, where)
             batch = {name: jax.device_put(x, layout[name].sharding) for name, x in batch.items()}
-            after, grads, sums = jax.device_get(run(state, batch))
+            grads, sums = differentiate(state, batch)
+            after = apply(state, grads, sums["loss"])
+            after, grads, sums = jax.device_get((after, grads, sums))
         balance = np.sum(sums["routing"]["balance_loss"]) if sums["routing"] else 0.0
         return {"": sums["loss"]}, {"": balance}, _flat(grads), _flat(after.params)
 
@@ -223,11 +232,6 @@ class Parity:
 def _decoder(recipe: Recipe, mesh: Mesh) -> Decoder:
     """Stacked on one device as well, so that parameters have the same names everywhere."""
     return replace(programs.make_decoder(recipe, mesh.shape), apart=False)
-
-
-def _step(decoder: Decoder, recipe: Recipe, state: State, batch: Any) -> tuple[State, Any, Any]:
-    grads, sums = gradient(decoder, recipe, NUM_SOURCES, state, batch)
-    return update(decoder, recipe, state, grads, sums["loss"])[0], grads, sums
 
 
 def _batch(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
