@@ -142,6 +142,13 @@ def _mesh(recipe: Recipe) -> Found:
             if (size := getattr(recipe.mesh, axis)) != getattr(defaults, axis):
                 what = f"`mesh: auto` chooses `mesh.{axis}`, but it is {size}"
                 yield f"mesh.{axis}", what, "remove it, or set `mesh.auto` to false"
+    if recipe.mesh.expert_sums == "bfloat16":
+        key, what = "mesh.expert_sums", "`mesh.expert_sums` is `bfloat16`, but "
+        if recipe.model.activation_dtype == "float32":
+            yield key, what + "`model.activation_dtype` is `float32`", "remove it"
+        elif recipe.moe and recipe.moe.dispatch == "dropless":
+            what += "`moe.dispatch` is `dropless`, which adds up in float32"
+            yield key, what, "remove it, or use another `moe.dispatch`"
     wrong = list(sharding.contradictions(recipe))
     yield from wrong
     if not wrong:

@@ -84,6 +84,10 @@ class Mesh(Settings):
     """TPU, in training: whether XLA may turn a product and its gather or scatter into a loop that
     sends one piece while it multiplies another (GSPMD's windowed einsum). `auto` leaves it to XLA,
     which also does so where pieces are thin and each of them rewrites the whole result."""
+    expert_sums: Literal["float32", "bfloat16"] = "float32"
+    """what experts that are split over `model` send of their outputs and of the gradients of their
+    inputs, to be added up there. `bfloat16` halves these bytes, and rounds before adding, as dense
+    layers do; it has no effect without a `model` axis."""
     rules: Rules = Rules()
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -32,11 +32,13 @@ class Layout:
     """A sharding table. Hashable, so that compiled functions may depend on it."""
 
     rules: Rules
+    expert_sums: Literal["float32", "bfloat16"] = "float32"
+    """`mesh.expert_sums`."""
 
     @classmethod
     def of(cls, mesh: schema.Mesh) -> Layout:
         """The table of a recipe."""
-        return cls(table(mesh))
+        return cls(table(mesh), mesh.expert_sums)
 
     @property
     def data_axes(self) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ class Layout:
         """The table for the inside of an array that is already split over these mesh axes."""
         fields = type(self.rules).model_fields
         left = {name: tuple(a for a in self.split(name) if a not in over) for name in fields}
-        return Layout(self.rules.model_copy(update=left))
+        return replace(self, rules=self.rules.model_copy(update=left))
 
     def split(self, name: str | None) -> tuple[str, ...]:
         """The mesh axes that a logical axis is split over."""

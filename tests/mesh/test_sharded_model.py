@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from glamcli.config import schema
+from glamcli.config.sharding import EXPERTS
 from glamcli.model.decoder import Decoder
 from glamcli.model.experts import MoeLayer, Routing
-from glamcli.parallel.axes import GLAM
+from glamcli.model.kernels.experts import Experts
+from glamcli.parallel.axes import GLAM, Layout
 from glamcli.parallel.mesh import make_mesh
 
 MODEL = schema.Model(
@@ -68,6 +70,35 @@ def test_one_expert_layer_over_two_dimensions_equals_one_device(dispatch):
     with jax.set_mesh(mesh):
         found = jax.jit(run)(jax.device_put(x_BSM, GLAM.sharding(mesh, ("batch", None, None))))
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "rounds"), [({"model": 2}, True), ({"expert": 2}, False)])
+def test_sums_over_model_are_rounded_before_they_are_sent_if_the_recipe_says_so(sizes, rounds):
+    settings = schema.Mesh(data=1, **sizes)
+    mesh = make_mesh(settings, jax.devices()[:2])
+    x_EGCM = jax.random.normal(jax.random.key(1), (4, 4, 8, 16)).astype(jnp.bfloat16)
+    weights = jax.random.normal(jax.random.key(2), (2, 4, 16, 32))
+    weights = [jax.device_put(each, GLAM.sharding(mesh, EXPERTS["ffn.w_in"])) for each in weights]
+
+    def run(expert_sums):
+        layout = Layout.of(settings.model_copy(update={"expert_sums": expert_sums}))
+
+        def both_ways(x_EGCM, w_in_EMH, w_out_EMH):
+            experts = Experts(w_in_EMH, w_out_EMH, "relu", layout)
+            out_EGCM, backward = jax.vjp(experts.on_slots, x_EGCM)
+            return out_EGCM, *backward(out_EGCM)
+
+        with jax.set_mesh(mesh):
+            # XLA for CPU would otherwise leave the rounding out.
+            options = {"xla_allow_excess_precision": False}
+            program = jax.jit(both_ways).lower(x_EGCM, *weights).compile(options)
+            return program(x_EGCM, *weights)
+
+    for one, other in zip(run("float32"), run("bfloat16"), strict=True):
+        assert other.dtype == jnp.bfloat16
+        one, other = (np.asarray(each, np.float32) for each in (one, other))
+        assert (one != other).any() == rounds
+        np.testing.assert_allclose(one, other, atol=2**-6 * np.abs(one).max())
 
 
 def test_initial_values_do_not_depend_on_the_mesh():

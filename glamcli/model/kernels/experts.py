@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from glamcli.model.kernels.activation import Activation, activate, keep, slope
-from glamcli.model.kernels.linear import einsum32, on_one_cpu, platform, sum_over_rows
+from glamcli.model.kernels.linear import on_one_cpu, platform, sum_over_rows
 from glamcli.parallel.axes import GLAM, Layout
 
 Dropless = Literal["loop", "pallas"]
@@ -76,8 +77,8 @@ def _slotted_forward(
     kept_EGCH = keep(act, raw_EGCH).astype(x_EGCM.dtype)
     kept_EGCH = _with_experts(layout, kept_EGCH, "act_expert_mlp")
     h_EGCH = activate(act, kept_EGCH)
-    out_EGCM = _float32("EGCH,EMH->EGCM", h_EGCH, w_out_EMH.astype(x_EGCM.dtype))
-    out_EGCM = _with_experts(layout, out_EGCM.astype(x_EGCM.dtype), "act_expert_embed")
+    out_EGCM = _over_inside(layout, h_EGCH, w_out_EMH)
+    out_EGCM = _with_experts(layout, out_EGCM, "act_expert_embed")
     return out_EGCM, (x_EGCM, kept_EGCH, w_in_EMH, w_out_EMH)
 
 
@@ -93,7 +94,7 @@ def _slotted_backward(
     h_EGCH = activate(act, kept_EGCH)
     dw_out_EMH = _weight_gradient(dout_EGCM, h_EGCH)
     dw_in_EMH = _weight_gradient(x_EGCM, draw_EGCH)
-    dx_EGCM = _float32("EGCH,EMH->EGCM", draw_EGCH, w_in_EMH.astype(dtype)).astype(dtype)
+    dx_EGCM = _over_inside(layout, draw_EGCH, w_in_EMH)
     return _with_experts(layout, dx_EGCM, "act_expert_embed"), dw_in_EMH, dw_out_EMH
 
 
@@ -211,14 +212,29 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 _slice = jax.lax.dynamic_slice_in_dim
 
 
+def _over_inside(layout: Layout, a_EGCH: Array, w_EMH: Array) -> Array:
+    """The product over H, [E, G, C, M] in the dtype of a. Where H is split, what is sent to be
+    added up has the dtype of the product: float32, or bfloat16 by `mesh.expert_sums`."""
+    w_EMH = w_EMH.astype(a_EGCH.dtype)
+    num_parts = layout.num_parts(a_EGCH.shape[-1:], ("act_expert_mlp",))
+    sent = layout.expert_sums if num_parts > 1 else jnp.float32
+    return _product("EGCH,EMH->EGCM", a_EGCH, w_EMH, sent).astype(a_EGCH.dtype)
+
+
 def _float32(spec: str, a: Array, b: Array) -> Array:
     """The einsum, accumulated and returned in float32."""
+    return _product(spec, a, b, jnp.float32)
+
+
+def _product(spec: str, a: Array, b: Array, dtype: DTypeLike) -> Array:
+    """The einsum, returned in this dtype."""
+    product = partial(jnp.einsum, spec, preferred_element_type=dtype)
     if a.dtype == jnp.float32 or platform() != "cpu":
-        return einsum32(spec, a, b)
+        return product(a, b)
     # XLA on CPU folds a neighbour's transpose into a product and then may find that it has no
     # batched bfloat16 product of that layout: an error at run time. The barriers keep it out.
     a, b = jax.lax.optimization_barrier((a, b))
-    return jax.lax.optimization_barrier(einsum32(spec, a, b))
+    return jax.lax.optimization_barrier(product(a, b))
 
 
 def _weight_gradient(outside_EGCM: Array, inside_EGCH: Array) -> Array:

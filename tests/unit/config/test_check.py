@@ -43,6 +43,16 @@ CASES = {
         "less than one slot",
         "use 1 or more",
     ),
+    "sums of float32": (
+        ["mesh.expert_sums=bfloat16", "model.activation_dtype=float32"],
+        "`mesh.expert_sums` is `bfloat16`, but `model.activation_dtype` is `float32`",
+        "remove it",
+    ),
+    "sums without slots": (
+        ["mesh.expert_sums=bfloat16", "moe.dispatch=dropless"],
+        "`moe.dispatch` is `dropless`, which adds up in float32",
+        "use another `moe.dispatch`",
+    ),
     "accumulate": (["batch.accumulate=3"], "does not divide over 3 accumulated", "use 6 or 9"),
     "shards": (["mesh.data=2", "mesh.expert=8"], "over 16 data shards", "use 16"),
     "shards and parts": (
