@@ -99,6 +99,7 @@ _STEP = {
     "mfu": "MFU {:.1%}",
     "seconds_left": "{} left",
     "dropped_frac": "dropped {:.1%}",
+    "capacity_factor": "capacity {:g}",
     "balance": "balance {:.2f}x",
     "learning_rate": "lr {:.2g}",
 }

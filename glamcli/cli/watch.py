@@ -129,6 +129,7 @@ _ROUTERS = {
     "balance": "balance {:.2f}",
     "dropped_first_frac": "first drops {:.1%}",
     "dropped_second_frac": "second drops {:.1%}",
+    "capacity_factor": "capacity {:g}",
     "dead_experts": "dead experts {:.0f}",
     "router_alarms": "alarms {:.0f}",
 }

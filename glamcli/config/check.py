@@ -7,14 +7,21 @@ field to edit, and names the nearest values that work.
 import math
 import os
 from collections.abc import Callable
+from itertools import pairwise
 
 from glamcli.config import sharding, stages
 from glamcli.config.explain import Problem
 from glamcli.config.files import is_path, shipped
 from glamcli.config.mixtures import Mixture
 from glamcli.config.nearest import Found, divisors, multiples, use
-from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Optimizer, Recipe
-from glamcli.config.sizes import FLASH_BLOCKS, MAX_FLASH_TOKENS, flash_block
+from glamcli.config.schema import NUM_BYTE_IDS, Mesh, Moe, Optimizer, Recipe
+from glamcli.config.sizes import (
+    FLASH_BLOCKS,
+    MAX_FLASH_TOKENS,
+    capacity_factors,
+    flash_block,
+    slots_per_expert,
+)
 from glamcli.config.yaml import shown
 from glamcli.storage import is_url
 
@@ -96,8 +103,11 @@ def _experts(recipe: Recipe) -> Found:
             f"`moe.eval_capacity_factor` is {factor:g}"
         )
         yield "moe.eval_capacity_factor", what, "remove it, or set `moe.eval_dispatch` to `gather`"
-    for key in ("capacity_factor", "eval_capacity_factor"):
-        factor = getattr(moe, key)
+    yield from _adaptive_capacity(moe)
+    factors = {key: getattr(moe, key) for key in ("capacity_factor", "eval_capacity_factor")}
+    if moe.adaptive_capacity is not None:
+        factors["adaptive_capacity.lower_factors"] = capacity_factors(moe)[0]
+    for key, factor in factors.items():
         if factor is None or moe.group_tokens * factor >= num:
             continue
         what = (
@@ -108,6 +118,27 @@ def _experts(recipe: Recipe) -> Found:
         if num / factor < 1e9:
             hint = f"use `moe.group_tokens` {1 << math.ceil(math.log2(num / factor))} or more"
         yield f"moe.{key}", what, hint
+
+
+def _adaptive_capacity(moe: Moe) -> Found:
+    key = "moe.adaptive_capacity"
+    if moe.adaptive_capacity is None:
+        return
+    if moe.dispatch == "dropless":
+        what = f"`moe.dispatch` is `dropless`, which has no capacity, but there is `{key}`"
+        yield key, what, "remove it, or use another `moe.dispatch`"
+    lower, most = moe.adaptive_capacity.lower_factors, moe.capacity_factor
+    if not lower or max(lower) >= most:
+        key += ".lower_factors"
+        what = f"`{key}` must be below `moe.capacity_factor` {most:g}, and there must be some"
+        yield key, what, f"for example [{most / 2:g}]"
+        return
+    factors = capacity_factors(moe)
+    slots = [slots_per_expert(moe.group_tokens, moe.num_experts, factor) for factor in factors]
+    for (one, other), (few, more) in zip(pairwise(factors), pairwise(slots), strict=True):
+        if few == more:
+            what = f"capacity factors {one:g} and {other:g} both give an expert {few} slots"
+            yield f"{key}.lower_factors", f"{what} of {moe.group_tokens} tokens", "remove one"
 
 
 def _batch(recipe: Recipe) -> Found:

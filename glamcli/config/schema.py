@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from glamcli.config.capacity import AdaptiveCapacity
 from glamcli.config.devices import Mesh, Pipeline
 from glamcli.config.guard import Guard
 from glamcli.config.run import RunSettings
@@ -70,6 +71,8 @@ class Moe(Settings):
     capacity_factor: Positive = 2.0
     """slots per expert and group: int(S x factor / E), up to a multiple of 4 (GShard counts both
     choices in the factor). The paper does not state it; the reference code uses 2.0."""
+    adaptive_capacity: AdaptiveCapacity | None = None
+    """train with lower factors while they drop little enough; None always has the one above."""
     group_tokens: Count = 1024
     """[S] tokens routed together. Capacity and order are per group, so results depend on it, and
     it never depends on the number of devices."""

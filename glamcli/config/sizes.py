@@ -135,6 +135,12 @@ def capacity(moe: Moe) -> int:
     return slots_per_expert(moe.group_tokens, moe.num_experts, moe.capacity_factor)
 
 
+def capacity_factors(moe: Moe) -> tuple[float, ...]:
+    """The capacity factors that training may use, ascending."""
+    lower = () if moe.adaptive_capacity is None else moe.adaptive_capacity.lower_factors
+    return (*sorted(lower), moe.capacity_factor)
+
+
 def slots_per_expert(group_tokens: int, num_experts: int, factor: float) -> int:
     """[C] slots per expert and group: int(S x factor / E), up to a multiple of 4, at least 4."""
     slots = int(group_tokens * factor / num_experts)

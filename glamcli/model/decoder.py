@@ -49,6 +49,8 @@ class Decoder:
     """Whether `params["blocks"]` is a list, with arrays of its own for every block, and not stacks
     of arrays over all blocks: what few layers on one device train and generate with
     (docs/decisions/0005)."""
+    capacity_factor: float | None = None
+    """of training; None is `moe.capacity_factor`."""
 
     @cached_property
     def _parts(self) -> dict[str, Blueprint[Any]]:
@@ -92,6 +94,10 @@ class Decoder:
         """The same model in the form that is fastest on one device: a shallow one's blocks
         `apart`."""
         return replace(self, apart=self.is_shallow)
+
+    def with_capacity(self, factor: float | None) -> Decoder:
+        """The same model, trained with this capacity factor."""
+        return replace(self, capacity_factor=factor)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -272,7 +278,7 @@ class Decoder:
         chosen = dispatch or (moe.dispatch if training else moe.eval_dispatch)
         if chosen == "auto":
             chosen = "einsum" if platform() == "tpu" else "gather"
-        return Routing(chosen, key, None if training else moe.eval_capacity_factor)
+        return Routing(chosen, key, self.capacity_factor if training else moe.eval_capacity_factor)
 
     def _rematerialised(self, block: Callable) -> Callable:
         """The scan's body with what the backward pass computes again (`train.remat`)."""

@@ -16,7 +16,7 @@ from jax import Array
 
 from glamcli.config.schema import Model, Moe
 from glamcli.config.sharding import EXPERTS
-from glamcli.config.sizes import slots_per_expert
+from glamcli.config.sizes import capacity_factors, slots_per_expert
 from glamcli.model import dispatch as moves
 from glamcli.model import routing
 from glamcli.model.kernels.experts import Experts
@@ -87,6 +87,12 @@ class MoeLayer(nnx.Module):
             )
             route, probs_GSE = routing.decide(logits_GSE, real_GS, self.moe, slots, how.key)
             sums = routing.tally(route, logits_GSE, probs_GSE, real_GS, self.moe.balance_padding)
+            if self.moe.adaptive_capacity is not None:
+                slots_F = [
+                    slots_per_expert(group_tokens, self.moe.num_experts, factor)
+                    for factor in capacity_factors(self.moe)
+                ]
+                sums["dropped_F"] = routing.dropped_of(route, slots_F)
         moe, weights = self.moe, (self.w_in[...], self.w_out[...])
         experts = Experts(*weights, moe.expert_activation, self.layout, moe.dropless_experts)
         with jax.named_scope(f"experts_{how.dispatch}"):

@@ -6,6 +6,7 @@ first and second choice, normalise, then slots, all firsts before any second. Ti
 lowest expert index everywhere.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ class Route(NamedTuple):
 
     expert_GSK: Array  # int32
     weight_GSK: Array  # float32; 0 where the choice was dropped or never wanted
-    slot_GSK: Array  # int32, position in the expert's queue of that group; only valid where kept
+    slot_GSK: Array  # int32, position in the expert's queue of that group; only valid where wanted
     wanted_GSK: Array  # bool; False for padding and for second choices the policy gave up
     kept_GSK: Array  # bool; wanted, and the queue had room
 
@@ -162,6 +163,13 @@ def tally(
     }
 
 
+def dropped_of(route: Route, slots_F: Sequence[int]) -> Array:
+    """How many wanted choices each of these capacities would drop, int32 [F]: queues are counted
+    before capacity cuts them."""
+    late_GSKF = route.slot_GSK[..., None] >= jnp.asarray(slots_F, jnp.int32)[None, None, None, :]
+    return _count(late_GSKF & route.wanted_GSK[..., None], axis=(0, 1, 2))
+
+
 def balance_sums(
     probs_GSE: Array, first_GS: Array, real_GS: Array, padding: str
 ) -> tuple[Array, Array]:
@@ -196,21 +204,23 @@ def summary(sums: dict[str, Array]) -> dict[str, Array]:
     Leading dimensions (layers) stay. Per expert `wanted_E`, its share of choices before capacity,
     and `first_E`, of first choices; `dropped_*_frac` choices turned away for lack of room, of those
     wanted; `served_3` share of real tokens that reached 0, 1, 2 experts; `dead_experts` experts
-    that no token reached.
+    that no token reached. Of `dropped_F` (`dropped_of`), where it is among the tallies, shares.
     """
     tokens, wanted_K = sums["tokens"], sums["wanted_K"]
     wanted_E = sums["wanted_E"]
-    dropped_K = wanted_K - sums["kept_K"]
+    dropped_K, wanted = wanted_K - sums["kept_K"], jnp.sum(wanted_K, axis=-1)
     has_second = wanted_K.shape[-1] > 1
     second_frac = _over(dropped_K[..., -1], wanted_K[..., -1])
-    return {
+    dropped_F = sums.get("dropped_F")
+    of_capacities = {} if dropped_F is None else {"dropped_F": _over(dropped_F, wanted[..., None])}
+    return of_capacities | {
         "balance_loss": _over(sums["balance_sum"], sums["groups"]),
         "router_z_loss": _over(sums["router_z_sum"], tokens),
         "wanted_E": _over(wanted_E, jnp.sum(wanted_E, axis=-1, keepdims=True)),
         "first_E": _over(sums["first_E"], tokens[..., None]),
         "dropped_first_frac": _over(dropped_K[..., 0], wanted_K[..., 0]),
         "dropped_second_frac": second_frac if has_second else jnp.zeros_like(second_frac),
-        "dropped_frac": _over(jnp.sum(dropped_K, axis=-1), jnp.sum(wanted_K, axis=-1)),
+        "dropped_frac": _over(jnp.sum(dropped_K, axis=-1), wanted),
         "served_3": _over(sums["served_3"], tokens[..., None]),
         "router_entropy_nats": _over(sums["entropy_sum"], tokens),
         "dead_experts": jnp.sum(sums["kept_E"] == 0, axis=-1, dtype=jnp.int32).astype(jnp.float32),

@@ -138,7 +138,7 @@ def _variants(recipe: Recipe, target: Target) -> Iterator[tuple[dict[str, object
             for more in (rows // 2, rows * 2):
                 if more:
                     yield {**base, "batch.rows": more}, False
-            if moe is not None:
+            if moe is not None and moe.adaptive_capacity is None:
                 for factor in sorted({1.0, 1.25, 2.0} - {moe.capacity_factor}):
                     yield {**base, "moe.capacity_factor": factor}, False
 

@@ -125,7 +125,10 @@ def flops_rows(plan: Plan) -> _TextRows:
     yield "active per token", short(sizes.active)
     yield "FLOPs, useful", short(flops.training)
     if plan.recipe.moe is not None:
-        yield "FLOPs, with every expert slot", short(flops.training_padded)
+        largest = ""
+        if plan.recipe.moe.adaptive_capacity is not None:
+            largest = f", capacity factor {plan.recipe.moe.capacity_factor:g} (the largest)"
+        yield "FLOPs, with every expert slot" + largest, short(flops.training_padded)
     yield "FLOPs, executed by the hardware", short(plan.hardware_flops_per_token)
 
 

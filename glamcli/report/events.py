@@ -1,5 +1,5 @@
-"""What happened in a run and when: restarts, saves, other weights of the mixture, skipped updates,
-alarms, rewinds, failures."""
+"""What happened in a run and when: restarts, saves, other weights of the mixture, other capacity
+factors, skipped updates, alarms, rewinds, failures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ EVENT_KINDS = {
     "restart": ("R", "restart"),
     "save": ("|", "saved step"),
     "mixture": ("M", "weights of the mixture"),
+    "capacity": ("C", "capacity factor"),
     "alarm": ("A", "alarm"),
     "skipped": ("K", "skipped updates"),
     "rewind": ("W", "rewind"),
@@ -64,6 +65,10 @@ class Noticed:
             self._started, self._heard = started, heard
         if as_number(values.get("bad_steps")):
             self._skip(step, "a spike" if values.get("spike") == 1 else "not finite")
+        if isinstance(switch := values.get("capacity_switch"), dict):
+            from_step, factor = (as_number(switch.get(key)) for key in ("from_step", "factor"))
+            if from_step is not None and factor is not None:
+                self._add(Event(step, "capacity", f"{factor:g} from step {from_step:,.0f} on"))
         alarms = values.get("alarms")
         for text in alarms if isinstance(alarms, list) else ():
             self._add(Event(step, "alarm", str(text)[:500]))

@@ -32,11 +32,14 @@ _Step = Callable[[State, Any], tuple[State, Any]]
 
 
 class Checked:
-    """A compiled step that is checked as often as `guard` says. The state is donated to it."""
+    """Compiled steps that are checked as often as `guard` says. The state is donated to them."""
 
-    def __init__(self, step: _Step, guard: Guard, mesh: Mesh, name: Callable[[int], str]):
-        """`step` is the program (state, batch) -> (state, sums); `name` is that of a process."""
-        self._step, self._guard, self._mesh, self._name = step, guard, mesh, name
+    def __init__(
+        self, program: Callable[[int], _Step], guard: Guard, mesh: Mesh, name: Callable[[int], str]
+    ):
+        """`program` is, by the number of a step, (state, batch) -> (state, sums); `name` is that
+        of a process."""
+        self._program, self._guard, self._mesh, self._name = program, guard, mesh, name
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._sums = PartSums(mesh)
 
@@ -46,10 +49,10 @@ class Checked:
         Raises: TrainError naming the devices that computed or hold other bits than they should.
         """
         if not is_due(number, self._guard.replay_steps):
-            after, sums = self._step(state, batch)
+            after, sums = self._program(number)(state, batch)
         else:
             kept = self._copy(state)
-            after, sums = self._step(state, batch)
+            after, sums = self._program(number)(state, batch)
             self._compare_replay(number, after, kept, batch)
         if is_due(number, self._guard.replica_steps):
             self._compare_replicas(number, after)
@@ -57,7 +60,7 @@ class Checked:
 
     def _compare_replay(self, number: int, after: State, before: State, batch: Any) -> None:
         first = self._sums(after)
-        again, _ = self._step(before, batch)
+        again, _ = self._program(number)(before, batch)
         differs = np.any(first != self._sums(again), axis=-1)
         odd = {
             place: [name for name, here in zip(named_leaves(after), row, strict=True) if here]

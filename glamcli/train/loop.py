@@ -29,7 +29,7 @@ from glamcli.errors import (
 from glamcli.hosts.join import ALONE, Host
 from glamcli.hosts.pace import Pace
 from glamcli.hosts.signals import Stop, listening
-from glamcli.hosts.watchdog import LONG, make_watchdog
+from glamcli.hosts.watchdog import make_watchdog
 from glamcli.parallel.mesh import global_batch, local_rows, make_mesh
 from glamcli.progress import Progress, Silent
 from glamcli.storage import Remote
@@ -47,6 +47,7 @@ from glamcli.train.profile import Profiled
 from glamcli.train.room import check_room
 from glamcli.train.save import Save
 from glamcli.train.state import State, abstract_state
+from glamcli.train.step_programs import StepPrograms
 from glamcli.train.times import Times
 from glamcli.trained import Trained
 
@@ -162,7 +163,8 @@ def _attempt(
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        step_program = times.of("compile", _compiled_step, run, checkpoints)
+        step_programs = StepPrograms(run, start)
+        step_program = times.of("compile", _compiled_step, step_programs, checkpoints)
         place = bucket.url if bucket else run_dir
         traced = Profiled(step_program, run, start, place)  # pyright: ignore[reportArgumentType]
         train_step = stack.enter_context(traced)
@@ -183,7 +185,8 @@ def _attempt(
                 bar.advance()
                 stopping = meter.exchange(stop.requested) and step < last
                 stopping |= damaged is not None
-                if _run_due((train_step, heldout, tasks, save), times, step, state, stopping):
+                events = (step_programs, train_step, heldout, tasks, save)
+                if _run_due(events, times, step, state, stopping):
                     break
         times.of("save", save.finish, step, state)
         if damaged is not None:
@@ -221,26 +224,20 @@ def _next(
         return {}, error
 
 
-def _compiled_step(run: Running, checkpoints: Checkpoints) -> Checked:
-    """The program that every step runs; compiles the one that prepares a checkpoint as well.
+def _compiled_step(step_programs: StepPrograms, checkpoints: Checkpoints) -> Checked:
+    """What every step runs; compiles the program that prepares a checkpoint as well.
 
     Raises: CheckpointError when the disk has no room for a checkpoint.
     """
+    run = step_programs.running
     if run.host.is_first:
         state = abstract_state(run.decoder, run.recipe.optimizer, run.mesh)
         if (warning := check_room(checkpoints, state)) is not None:
             run.progress.warn(warning)
-    run.watchdog.beat("compiling", LONG)
-    with run.progress.phase("compiling"):
-        num_sources = len(run.dataset.source_names)
-        restarts = tuple(stage.from_step for stage in run.dataset.mixture.stages)
-        traced = programs.trace_train_step(run.decoder, run.recipe, num_sources, run.mesh, restarts)
-        _ = run.stacked
-        options = programs.compiler_options(run.recipe, run.mesh)
-        step = programs.compiled(traced.lower(), options)
+    step_programs.compile_first()
     if run.recipe.guard.replica_steps is not None and run.mesh.size == 1:
         run.progress.warn("`guard.replica_steps` compares nothing: there is one device")
-    return Checked(step, run.recipe.guard, run.mesh, run.host.name)
+    return Checked(step_programs, run.recipe.guard, run.mesh, run.host.name)
 
 
 def _catch_up(
@@ -262,7 +259,7 @@ def _catch_up(
 
 
 def _run_due(
-    events: tuple[Profiled, HeldoutLoss, TaskScores, Save],
+    events: tuple[StepPrograms, Profiled, HeldoutLoss, TaskScores, Save],
     times: Times,
     step: int,
     state: State,

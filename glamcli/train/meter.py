@@ -21,6 +21,7 @@ from glamcli.hosts.pace import Pace
 from glamcli.hosts.pulse import Pulse
 from glamcli.progress import Progress
 from glamcli.train import metrics
+from glamcli.train.capacity import Capacity, switch_text
 from glamcli.train.health import Health
 from glamcli.train.loggers import Writer, open_loggers
 from glamcli.train.memory_use import MemoryUse
@@ -62,6 +63,7 @@ class Meter(AbstractContextManager["Meter"]):
         self.times = times or Times()
         self.health = Health(recipe, progress, checkpoints, saved, start)
         self.routers = RouterAlarms(recipe, saved.get("routers", {}))
+        self.capacity = Capacity(recipe, saved.get("capacity", {}))
         self.loss_sums: dict[str, LossSums] = saved.get("loss_sums", {})
         self.recipe = recipe
         self.source_names = source_names
@@ -166,6 +168,7 @@ class Meter(AbstractContextManager["Meter"]):
         self.loss_sums = metrics.add_losses(self.loss_sums, values, self.source_names)
         self._latest = metrics.summarise(values, self.loss_sums, self.recipe)
         alarms = self.routers.notice(self._latest)
+        switch = self.capacity.notice(step, values, self._latest)
         self._steps_timed += 1
         self.health.notice(step, values)
         self._latest["spikes_total"] = self.health.spikes_total
@@ -179,10 +182,12 @@ class Meter(AbstractContextManager["Meter"]):
             # Shown at once, for those who wait; not written, so that a resumed run's file is the
             # same as an uninterrupted one's.
             self.progress.step({**self._latest, "steps": last})
-        if alarms:
-            self._write({"step": step, "alarms": alarms})
+        if alarms or switch:
+            self._write({"step": step, **({"alarms": alarms} if alarms else {}), **switch})
             for alarm in alarms:
                 self.progress.warn(f"step {step}: {alarm}")
+        if switch:
+            self.progress.say(f"step {step}: {switch_text(switch)}")
         self.health.check(step, values)
 
     def _timing(self, step: int) -> dict[str, Any]:

@@ -87,9 +87,14 @@ def _routing(stats: Mapping[str, Any]) -> dict[str, Any]:
     layers |= dict(zip(served, np.asarray(stats["served_3"], np.float64).T, strict=True))
     layers["max_first_frac"] = np.asarray(stats["first_E"], np.float64).max(axis=1)
     load = np.asarray(stats["wanted_E"], np.float64)
+    of_factors = {}
+    if "dropped_F" in stats:
+        worst = np.asarray(stats["dropped_F"], np.float64).max(axis=0)
+        of_factors["dropped_frac_by_factor"] = [finite(value) for value in worst]
     dead = np.sum(load == 0, axis=1)
     return {
         **{name: finite(values.mean()) for name, values in layers.items()},
+        **of_factors,
         "dead_experts": int(dead.sum()),
         **{f"{name}_by_layer": [finite(v) for v in vs] for name, vs in layers.items()},
         "dead_experts_by_layer": [int(count) for count in dead],

@@ -98,6 +98,7 @@ class Save:
         meta = identity.at_step(run.run_identity, run.dataset, step)
         meta |= {"loss_sums": run.meter.loss_sums, **run.meter.health.saved(step)}
         meta["routers"] = run.meter.routers.saved()
+        meta["capacity"] = run.meter.capacity.saved()
         meta["seconds"] = run.meter.times.seconds()
         self._retry.start()
         self._is_saving = True

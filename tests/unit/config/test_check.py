@@ -53,6 +53,31 @@ CASES = {
         "`moe.dispatch` is `dropless`, which adds up in float32",
         "use another `moe.dispatch`",
     ),
+    "no lower factor": (
+        ["moe.adaptive_capacity={lower_factors: [1.0, 2.0]}"],
+        "must be below `moe.capacity_factor` 2",
+        "[1]",
+    ),
+    "factors alike": (
+        ["moe.group_tokens=32", "moe.adaptive_capacity={lower_factors: [1.0, 1.6, 1.9]}"],
+        "capacity factors 1.6 and 1.9 both give an expert 16 slots of 32 tokens",
+        "remove one",
+    ),
+    "tiny lower factor": (
+        ["moe.adaptive_capacity={lower_factors: [0.001]}"],
+        "less than one slot",
+        "use 1 or more",
+    ),
+    "capacity of dropless": (
+        ["moe.dispatch=dropless", "moe.adaptive_capacity={lower_factors: [1.0]}"],
+        "has no capacity, but there is `moe.adaptive_capacity`",
+        "remove it",
+    ),
+    "capacity of dense": (
+        ["moe=null", "moe.adaptive_capacity.lower_factors=[1]"],
+        "`moe.num_experts` is missing",
+        None,
+    ),
     "accumulate": (["batch.accumulate=3"], "does not divide over 3 accumulated", "use 6 or 9"),
     "shards": (["mesh.data=2", "mesh.expert=8"], "over 16 data shards", "use 16"),
     "shards and parts": (

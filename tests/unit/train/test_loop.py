@@ -131,8 +131,8 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
             self.block_until_ready()
             return np.asarray(self.value)
 
-    def compile_and_listen(run, checkpoints):
-        step = compile_step(run, checkpoints)
+    def compile_and_listen(*about):
+        step = compile_step(*about)
 
         def dispatch(number, state, batch):
             state, sums = step(number, state, batch)
