@@ -17,7 +17,7 @@ from glamcli.config.sizes import capacity_factors
 
 LAG = 2
 """A step is dispatched before the numbers of the step before it are read."""
-CLEAR = 0.8
+HEADROOM = 0.8
 """A lower factor has to drop at most so much of what may be dropped."""
 
 
@@ -35,7 +35,7 @@ class Capacity:
         moe = recipe.moe
         self._settings = moe and moe.adaptive_capacity
         self._factors = capacity_factors(moe) if moe else ()
-        first = [(1, self._factors[-1])] if self._settings else []
+        first = [(1, moe.capacity_factor)] if moe and self._settings else []
         self.stages = [CapacityStage(*each) for each in saved.get("stages", first)]
         self._means_LF: Any = np.array(saved.get("means", 0.0))
         self._num_steps: int = saved.get("num_steps", 0)
@@ -71,7 +71,7 @@ class Capacity:
         if self._num_steps < mean_steps:
             return {}
         dropped_F, now = self._means_LF.max(axis=0).tolist(), self.stages[-1].factor
-        factor = choose(self._factors, dropped_F, now, self._settings.max_dropped_frac)
+        factor = factor_within(self._factors, dropped_F, now, self._settings.max_dropped_frac)
         if factor == now:
             return {}
         self.stages.append(CapacityStage(step + LAG, factor))
@@ -86,15 +86,15 @@ def switch_text(switch: Mapping[str, Any]) -> str:
     return f"capacity factor {stage['factor']:g} from step {stage['from_step']} on ({dropped})"
 
 
-def choose(
+def factor_within(
     factors: Sequence[float], dropped: Sequence[float], now: float, max_dropped: float
 ) -> float:
     """The smallest of these ascending factors that drops at most `max_dropped`, the largest where
-    none does; but below the factor `now` only one that drops at most `CLEAR` of it."""
+    none does; but below the factor `now` only one that drops at most `HEADROOM` of it."""
 
     def smallest(limit: float) -> float:
         pairs = zip(factors, dropped, strict=True)
         return next((factor for factor, frac in pairs if frac <= limit), factors[-1])
 
     needed = smallest(max_dropped)
-    return needed if needed > now else min(now, smallest(CLEAR * max_dropped))
+    return needed if needed > now else min(now, smallest(HEADROOM * max_dropped))

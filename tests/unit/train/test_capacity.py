@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from glamcli.config.load import load_recipe
 from glamcli.progress import Silent
 from glamcli.train import loop
-from glamcli.train.capacity import LAG, Capacity, CapacityStage, choose
+from glamcli.train.capacity import LAG, Capacity, CapacityStage, factor_within
 from glamcli.train.loop import train
 from runs import metrics, weights
 
@@ -37,7 +37,7 @@ STEPS = 12
     ],
 )
 def test_the_smallest_factor_within_the_limit_is_chosen(dropped, now, expected):
-    assert choose(FACTORS, dropped, now, 0.2) == expected
+    assert factor_within(FACTORS, dropped, now, 0.2) == expected
 
 
 drops = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(lambda d: sorted(d, reverse=True))
@@ -45,11 +45,11 @@ drops = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(lambda d: sorted(d
 
 @given(drops, st.sampled_from(FACTORS), st.floats(0, 0.999))
 def test_a_choice_keeps_to_the_limit_and_is_not_taken_back(dropped, now, limit):
-    chosen = choose(FACTORS, dropped, now, limit)
+    chosen = factor_within(FACTORS, dropped, now, limit)
     within = [frac <= limit for frac in dropped]
     assert within[FACTORS.index(chosen)] or chosen == FACTORS[-1]
     assert chosen <= now or not within[FACTORS.index(now)]
-    assert choose(FACTORS, dropped, chosen, limit) == chosen
+    assert factor_within(FACTORS, dropped, chosen, limit) == chosen
 
 
 @functools.cache
@@ -116,6 +116,7 @@ def recipe(tmp_path):
         "sources:\n"
         "  many: {kind: text, path: many.txt, separator: line, weight: 1}\n"
         "  one: {kind: text, path: one.txt, separator: line, weight: 0}\n"
+        "heldout_frac: 0\n"
         "stages:\n"
         "  - {from_step: 3, weights: {one: 1}}\n"
         "  - {from_step: 7, weights: {many: 1}}\n"
@@ -125,8 +126,8 @@ def recipe(tmp_path):
         *("model.model_dim=16", "model.ffn_dim=16", "model.num_heads=1", "batch.row_tokens=32"),
         *("model.vocab_size=260", "moe.group_tokens=32", "moe.capacity_factor=4"),
         f"moe.adaptive_capacity={json.dumps(adaptive)}",
-        *(f"train.steps={STEPS}", "every.heldout_steps=5", "every.log_steps=4"),
-        *("every.checkpoint_steps=1", "checkpoints.keep=100", "mesh.data=2", "heldout.rows=2"),
+        *(f"train.steps={STEPS}", "every.log_steps=4"),
+        *("every.checkpoint_steps=1", "checkpoints.keep=100", "mesh.data=2"),
         *(f"data.mixture={tmp_path}/mix.yaml", f"data.cache_dir={tmp_path}/cache"),
     )
     compiled = {
@@ -158,9 +159,9 @@ def test_killed_at_any_switch_a_run_repeats_it_bit_for_bit(recipe, tmp_path, mon
             assert line["capacity_factor"] == in_force[-1]
     expected = weights(tmp_path / "whole", STEPS)
     later = recipe.every.model_copy(update={"checkpoint_steps": None})
-    # Saved when a switch is decided, before its first step and after it.
+    # Saved when a switch is decided, before its first step, and after it.
     first, second, _ = (each["from_step"] for each in switches)
-    for step in (first - 2, first - 1, first, second - 1):
+    for step in (first - 2, first - 1, second):
         folder = tmp_path / f"from {step}"
         shutil.copytree(tmp_path / "whole", folder)
         for number in range(step + 1, STEPS + 1):
