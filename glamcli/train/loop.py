@@ -163,12 +163,12 @@ def _attempt(
         heldout, save = HeldoutLoss(run), Save(run, checkpoints)
         meter.health.unigram_nats = heldout.rows.unigram_nats
         tasks = TaskScores(run, stop, evaluate)
-        step_programs = StepPrograms(run, start)
-        step_program = times.of("compile", _compiled_step, step_programs, checkpoints)
+        step_programs, checked = times.of("compile", _compiled_step, run, checkpoints, start)
         place = bucket.url if bucket else run_dir
-        traced = Profiled(step_program, run, start, place)  # pyright: ignore[reportArgumentType]
+        traced = Profiled(checked, run, start, place)  # pyright: ignore[reportArgumentType]
         train_step = stack.enter_context(traced)
         _catch_up((heldout, tasks), run, stop, saved_step, state)
+        events = (step_programs, train_step, heldout, tasks, save)
         with progress.phase("training", total=last, unit="steps") as bar, times.spent("step"):
             bar.advance(start)
             batch, damaged = next(batches), None
@@ -185,7 +185,6 @@ def _attempt(
                 bar.advance()
                 stopping = meter.exchange(stop.requested) and step < last
                 stopping |= damaged is not None
-                events = (step_programs, train_step, heldout, tasks, save)
                 if _run_due(events, times, step, state, stopping):
                     break
         times.of("save", save.finish, step, state)
@@ -224,20 +223,23 @@ def _next(
         return {}, error
 
 
-def _compiled_step(step_programs: StepPrograms, checkpoints: Checkpoints) -> Checked:
-    """What every step runs; compiles the program that prepares a checkpoint as well.
+def _compiled_step(
+    run: Running, checkpoints: Checkpoints, start: int
+) -> tuple[StepPrograms, Checked]:
+    """The programs of the steps after `start`, the first one compiled, and what every step runs;
+    compiles the program that prepares a checkpoint as well.
 
     Raises: CheckpointError when the disk has no room for a checkpoint.
     """
-    run = step_programs.running
     if run.host.is_first:
         state = abstract_state(run.decoder, run.recipe.optimizer, run.mesh)
         if (warning := check_room(checkpoints, state)) is not None:
             run.progress.warn(warning)
+    step_programs = StepPrograms(run, start)
     step_programs.compile_first()
     if run.recipe.guard.replica_steps is not None and run.mesh.size == 1:
         run.progress.warn("`guard.replica_steps` compares nothing: there is one device")
-    return Checked(step_programs, run.recipe.guard, run.mesh, run.host.name)
+    return step_programs, Checked(step_programs, run.recipe.guard, run.mesh, run.host.name)
 
 
 def _catch_up(

@@ -60,13 +60,13 @@ CASES = {
     ),
     "factors alike": (
         ["moe.group_tokens=32", "moe.adaptive_capacity={lower_factors: [1.0, 1.6, 1.9]}"],
-        "capacity factors 1.6 and 1.9 both give an expert 16 slots of 32 tokens",
+        "capacity factors 1.9 and 2 both give an expert 16 slots of 32 tokens",
         "remove one",
     ),
     "tiny lower factor": (
         ["moe.adaptive_capacity={lower_factors: [0.001]}"],
         "less than one slot",
-        "use 1 or more",
+        "use `moe.group_tokens` 4096 or more",
     ),
     "capacity of dropless": (
         ["moe.dispatch=dropless", "moe.adaptive_capacity={lower_factors: [1.0]}"],

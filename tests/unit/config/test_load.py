@@ -384,6 +384,7 @@ def test_null_is_accepted_exactly_where_absence_has_a_meaning():
     error = refusal("test-tiny", [f"{key}=null" for key, _ in leaves(recipe)])
     refused = re.findall(r"`([a-z0-9_.]+)` must be .*, not `null`", error.what)
     assert set(dict(leaves(recipe))) - set(refused) == {
+        "moe.adaptive_capacity",
         "moe.eval_capacity_factor",
         "optimizer.clip_update_rms",
         "optimizer.clip_grad_norm",

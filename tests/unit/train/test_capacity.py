@@ -126,7 +126,7 @@ def recipe(tmp_path):
         *("model.model_dim=16", "model.ffn_dim=16", "model.num_heads=1", "batch.row_tokens=32"),
         *("model.vocab_size=260", "moe.group_tokens=32", "moe.capacity_factor=4"),
         f"moe.adaptive_capacity={json.dumps(adaptive)}",
-        *(f"train.steps={STEPS}", "every.log_steps=4"),
+        *(f"train.steps={STEPS}", "every.heldout_steps=null", "every.log_steps=4"),
         *("every.checkpoint_steps=1", "checkpoints.keep=100", "mesh.data=2"),
         *(f"data.mixture={tmp_path}/mix.yaml", f"data.cache_dir={tmp_path}/cache"),
     )

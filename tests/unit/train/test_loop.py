@@ -132,14 +132,14 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_step_before_are_read(
             return np.asarray(self.value)
 
     def compile_and_listen(*about):
-        step = compile_step(*about)
+        step_programs, step = compile_step(*about)
 
         def dispatch(number, state, batch):
             state, sums = step(number, state, batch)
             events.append("dispatch")
             return state, {**sums, "loss": Loss(events.count("dispatch"), sums["loss"])}
 
-        return dispatch
+        return step_programs, dispatch
 
     def put_and_listen(batch, *where):
         events.append("put")
