@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from glamcli import hugepages, libtpu
+from glamcli.config import schema
 
 VOCAB, WINDOW = 8192, 1024
 # name: items, tokens of own context, tokens of a beginning (shared: the same for all items),
@@ -80,18 +81,8 @@ def write(name: str, folder: Path) -> int:
     return items * (new or options * each)
 
 
-def glam(num_experts: int, folder: Path) -> Callable[[str], dict[str, float]]:
-    """Evaluates one workload with a model that is kept."""
-    libtpu.quiet()
-    import jax
-
-    from glamcli.config import schema
-    from glamcli.evals.run import evaluate
-    from glamcli.evals.tasks.suites import load_suite
-    from glamcli.model.decoder import Decoder
-    from glamcli.progress import Silent
-    from glamcli.trained import Trained
-
+def workload(num_experts: int) -> schema.Recipe:
+    """The model of `train_step.py`, with a window of 1,024."""
     model = schema.Model(
         num_layers=4,
         model_dim=256,
@@ -103,9 +94,21 @@ def glam(num_experts: int, folder: Path) -> Callable[[str], dict[str, float]]:
     )
     moe = schema.Moe(num_experts=num_experts, group_tokens=2048)
     batch, data = schema.Batch(rows=1, row_tokens=WINDOW), schema.Data(mixture="none")
-    train = schema.Train(steps=1)
-    recipe = schema.Recipe(model=model, moe=moe, batch=batch, train=train, data=data)
-    decoder = Decoder(model, moe)
+    return schema.Recipe(model=model, moe=moe, batch=batch, train=schema.Train(steps=1), data=data)
+
+
+def glam(recipe: schema.Recipe, folder: Path) -> Callable[[str], dict[str, float]]:
+    """Evaluates one workload with a model that is kept."""
+    libtpu.quiet()
+    import jax
+
+    from glamcli.evals.run import evaluate
+    from glamcli.evals.tasks.suites import load_suite
+    from glamcli.model.decoder import Decoder
+    from glamcli.progress import Silent
+    from glamcli.trained import Trained
+
+    decoder = Decoder(recipe.model, recipe.moe)
     params = jax.jit(decoder.init)(jax.random.key(0))
     tokenizer: Any = Words()
     trained = Trained(recipe, decoder, params, tokenizer)
@@ -159,7 +162,7 @@ def least(turns: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, num_experts: int, folder: Path) -> None:
-    ours = glam(num_experts, folder)
+    ours = glam(workload(num_experts), folder)
     rival = None
     if options.rival:
         setting = {

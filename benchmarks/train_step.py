@@ -68,12 +68,11 @@ def useful_flops(recipe) -> float:
     return 6 * active * tokens + 6 * scores
 
 
-def matmul_peak(dtype: str, seconds: float = 2.0) -> float:
-    """Best FLOP/s of a 2048^3 product in this process, with float32 sums."""
+def matmul_peak(dtype: str, seconds: float = 2.0, size: int = 2048) -> float:
+    """Best FLOP/s of a product of square matrices in this process, with float32 sums."""
     import jax
     import jax.numpy as jnp
 
-    size = 2048
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
@@ -227,4 +226,5 @@ def main() -> None:
         print(setting.row(), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -70,5 +70,5 @@ def _shifted(x_bw: Array, *, back: bool) -> Array:
 
 
 def _positions(b: int) -> tuple[Array, Array]:
-    shape = (b, 2 * b)
-    return tuple(jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (b, 2 * b), dim) for dim in (0, 1))
+    return row, column
