@@ -50,6 +50,7 @@ def run(tmp_path):
     heard, clock = Heard(), Hand()
     aside = SimpleNamespace(beat=nothing, flush=nothing, restart_clock=nothing, loss_sums={})
     aside.times, aside.routers = Times(), SimpleNamespace(saved=dict)
+    aside.capacity = SimpleNamespace(saved=list)
     aside.health = SimpleNamespace(is_good=True)
     aside.health.saved = lambda step: {"good": aside.health.is_good}
     data = SimpleNamespace(schedule=SimpleNamespace(history=lambda rows: rows), batch_rows=1)
