@@ -45,7 +45,7 @@ def runs(request, tmp_path_factory):
 
 
 CLOCK = re.compile(
-    r'seconds": [\d.]+|[\d.:]+ s ago|in [\d.]+ s|\d{4}-\d\d-\d\d \d\d:\d\d|\w+: \d+/\d+ \w+ \n'
+    r'seconds": [\d.]+|[\d.:]+(?: s)? ago|in [\d.]+ s|\d{4}-\d\d-\d\d \d\d:\d\d|\w+: \d+/\d+ \w+ \n'
 )
 """what differs with time: also how far a phase is, which is told every 15 seconds."""
 
