@@ -5,7 +5,6 @@ A version is a number of Google's, and the ETag of Amazon's, which is a digest: 
 is written with the content it had before has its version again.
 """
 
-import asyncio
 import json
 import uuid
 from collections.abc import Coroutine
@@ -61,6 +60,8 @@ async def _read_s3(fs: Any, bucket: str, name: str) -> tuple[bytes, str]:
 
 
 async def _write_s3(fs: Any, bucket: str, name: str, data: bytes, version: str) -> str:
+    import asyncio
+
     condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
     about = {"Bucket": bucket, "Key": name, "Body": data, **condition}
     for wait in (*_CONFLICT_WAITS, None):
@@ -79,5 +80,7 @@ async def _write_s3(fs: Any, bucket: str, name: str, data: bytes, version: str) 
 
 
 def _in_time(fs: Any, request: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
+    import asyncio  # which every command would wait for, as all import this module
+
     request = asyncio.wait_for(request, seconds)
     return asyncio.run_coroutine_threadsafe(request, fs.loop).result()

@@ -19,7 +19,6 @@ from glamcli.config.sharding import ATTENTION
 from glamcli.config.sizes import flash_block
 from glamcli.model import kv_cache
 from glamcli.model.kernels.attention import KEPT, attend, attend_rows
-from glamcli.model.kernels.flash_attention import flash_attention
 from glamcli.model.kernels.linear import linear, platform
 from glamcli.model.params import param
 from glamcli.model.position import RelativeBias
@@ -52,6 +51,9 @@ class Attention(nnx.Module):
         with jax.named_scope("attention"):
             q_BSND, k_BSND, v_BSND = (checkpoint_name(x, KEPT) for x in self.project(x_BSM))
             if (block := self._block(q_BSND.shape)) is not None:
+                # Pallas takes a while to import.
+                from glamcli.model.kernels.flash_attention import flash_attention
+
                 band_XNw = self.bias.band(self._tables(B), block)
                 core = partial(flash_attention, zero_logit=self.zero_logit, layout=self.layout)
                 return self.merge(core(q_BSND, k_BSND, v_BSND, band_XNw, segments_BS))

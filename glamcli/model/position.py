@@ -13,7 +13,6 @@ from jax import Array
 from jax.nn.initializers import normal
 
 from glamcli.config.sharding import ATTENTION
-from glamcli.model.kernels.bias_band import band_distances
 from glamcli.model.params import param
 
 
@@ -68,6 +67,8 @@ class RelativeBias(nnx.Module):
     @jax.named_scope("bias")
     def band(self, table_XNR: Array, block: int) -> Array:
         """That of these tables at `band_distances`, [X, N, 2 x block]."""
+        from glamcli.model.kernels.bias_band import band_distances  # Pallas takes a while to import
+
         buckets = bucket_table(self.num_buckets, self.max_distance)
         distance = np.minimum(band_distances(block), len(buckets) - 1)
         return jnp.take(table_XNR, buckets[distance], axis=-1)

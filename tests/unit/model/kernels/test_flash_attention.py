@@ -17,6 +17,7 @@ from glamcli.config.sizes import flash_block
 from glamcli.model import attention
 from glamcli.model.attention import Attention
 from glamcli.model.kernels.attention import KEPT, attend
+from glamcli.model.kernels.flash_attention import flash_attention
 from glamcli.model.params import blueprint
 from glamcli.model.position import RelativeBias
 from glamcli.parallel.axes import GLAM
@@ -51,7 +52,7 @@ def by_kernel(q, k, v, table, segments, zero_logit, layout=GLAM):
     bias = RelativeBias(nnx.Rngs(0), table.shape[0], 32, 128)
     X = layout.num_parts((q.shape[0],), ("batch",))
     band = bias.band(jnp.broadcast_to(table, (X, *table.shape)), BLOCK)
-    return attention.flash_attention(q, k, v, band, segments, zero_logit=zero_logit, layout=layout)
+    return flash_attention(q, k, v, band, segments, zero_logit=zero_logit, layout=layout)
 
 
 def by_logits(q, k, v, table, segments, zero_logit):
